@@ -1,0 +1,228 @@
+"""What a run is told (`RunConfig`) and where things are kept (`Settings`): checked once, then frozen."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field, ValidationError, validator
+
+from finetuner.excepts import ConfigError, unknown_name
+
+OPTIMIZERS = (
+    'Adadelta',
+    'Adafactor',
+    'Adagrad',
+    'Adam',
+    'AdamW',
+    'Adamax',
+    'ASGD',
+    'LBFGS',
+    'Muon',
+    'NAdam',
+    'RAdam',
+    'RMSprop',
+    'Rprop',
+    'SGD',
+)
+SCHEDULERS = (
+    'linear',
+    'cosine',
+    'cosine_with_restarts',
+    'polynomial',
+    'constant',
+    'constant_with_warmup',
+)
+
+
+class WholeNumber(int):
+    """An int that also accepts the floats protobuf and JSON make of ints: 5.0 is 5, 5.5 is refused."""
+
+    @classmethod
+    def __get_validators__(cls) -> Generator[Callable[[Any], int], None, None]:
+        """Hand pydantic the check."""
+        yield whole_number
+
+
+def whole_number(value: Any) -> int:
+    """Make an int of an int, or of a float that is one.
+
+    Raises:
+        TypeError: it is no number.
+        ValueError: it has a fraction, or is infinite or not a number.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f'{value!r} is not a whole number')
+    if isinstance(value, float) and not value.is_integer():
+        raise ValueError(f'{value!r} is not a whole number')
+    return int(value)
+
+
+class CallbackConfig(BaseModel):
+    """A callback by name with its options; Documents in options stand there as data references."""
+
+    name: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    class Config:
+        """Frozen, nothing unknown."""
+
+        frozen = True
+        extra = 'forbid'
+
+
+class RunConfig(BaseModel):
+    """All a run needs to know, in plain JSON values: the arguments of `fit`, validated and frozen.
+
+    `train_data`, `eval_data` and the `query_data`/`index_data` options of callbacks are references
+    to stored Documents (`sha256:...` or a pushed name), never the Documents themselves.
+    """
+
+    model: str = 'efficientnet-lite0'
+    train_data: str
+    eval_data: str | None = None
+    val_split: float = Field(0.0, ge=0.0, lt=1.0)
+    model_artifact: str | None = None
+    run_name: str | None = None
+    description: str = ''
+    experiment_name: str = 'default'
+    model_options: dict[str, Any] = Field(default_factory=dict)
+    loss: str = 'TripletMarginLoss'
+    loss_options: dict[str, Any] = Field(default_factory=dict)
+    miner: str | None = None
+    miner_options: dict[str, Any] = Field(default_factory=dict)
+    optimizer: str = 'Adam'
+    optimizer_options: dict[str, Any] = Field(default_factory=dict)
+    learning_rate: float | None = Field(None, gt=0.0)
+    epochs: WholeNumber = Field(WholeNumber(5), ge=1)
+    batch_size: WholeNumber | None = Field(None, ge=2)
+    callbacks: tuple[CallbackConfig, ...] = ()
+    scheduler: str | None = None
+    scheduler_options: dict[str, Any] = Field(default_factory=dict)
+    freeze: bool = False
+    output_dim: WholeNumber | None = Field(None, ge=1)
+    device: Literal['cuda', 'cpu'] = 'cuda'
+    num_workers: WholeNumber = Field(WholeNumber(4), ge=0)
+    to_onnx: bool = False
+    public: bool = False
+    num_items_per_class: WholeNumber = Field(WholeNumber(4), ge=1)
+    sampler: Literal['auto', 'class', 'random'] = 'auto'
+    loss_optimizer: str | None = None
+    loss_optimizer_options: dict[str, Any] = Field(default_factory=dict)
+    freeze_batch_norm: bool | None = None
+    seed: WholeNumber = WholeNumber(0)
+
+    class Config:
+        """Frozen, nothing unknown."""
+
+        frozen = True
+        extra = 'forbid'
+
+    @validator(
+        'model_options',
+        'loss_options',
+        'miner_options',
+        'optimizer_options',
+        'scheduler_options',
+        'loss_optimizer_options',
+        pre=True,
+    )
+    def _none_is_no_options(cls, value: Any) -> Any:  # noqa: N805
+        return {} if value is None else whole_numbers(value)
+
+    @validator('description', 'experiment_name', 'callbacks', pre=True)
+    def _none_is_the_default(cls, value: Any, field: Any) -> Any:  # noqa: N805
+        return field.default if value is None else value
+
+    @validator('optimizer', 'loss_optimizer')
+    def _optimizer_is_known(cls, value: str | None) -> str | None:  # noqa: N805
+        if value is not None and value not in OPTIMIZERS:
+            raise ValueError(unknown_name('optimizer', value, OPTIMIZERS))
+        return value
+
+    @validator('scheduler')
+    def _scheduler_is_known(cls, value: str | None) -> str | None:  # noqa: N805
+        if value is not None and value not in SCHEDULERS:
+            raise ValueError(unknown_name('scheduler', value, SCHEDULERS))
+        return value
+
+    @classmethod
+    def from_parameters(cls, parameters: Mapping[str, Any]) -> RunConfig:
+        """Validate the arguments of `fit`, as Python or a request gave them.
+
+        Args:
+            parameters: names and plain JSON values.
+
+        Returns:
+            The frozen config.
+
+        Raises:
+            ConfigError: a name is unknown (the nearest is suggested) or a value out of range.
+        """
+        for name in parameters:
+            if name not in cls.__fields__:
+                raise ConfigError(unknown_name('parameter', name, cls.__fields__))
+        try:
+            return cls(**parameters)
+        except ValidationError as error:
+            raise ConfigError(explain(error)) from error
+
+
+def explain(error: ValidationError) -> str:
+    """One line for each thing pydantic found wrong, with the argument's name first."""
+    lines = []
+    for problem in error.errors():
+        where = '.'.join(str(part) for part in problem['loc'])
+        permitted = problem.get('ctx', {}).get('permitted')
+        allowed = f' (allowed: {", ".join(map(str, permitted))})' if permitted else ''
+        message = 'unexpected value' if permitted else problem['msg']
+        lines.append(f'{where}: {message}{allowed}')
+    return '; '.join(lines)
+
+
+def whole_numbers(value: Any) -> Any:
+    """Turn floats that are whole numbers back to ints, deep in options.
+
+    Protobuf knows no ints: 4 arrives as 4.0, and most options that are floats take an int as well.
+    """
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, Mapping):
+        return {key: whole_numbers(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [whole_numbers(item) for item in value]
+    return value
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where runs, data and artifacts are kept.
+
+    Attributes:
+        home: directory of everything that has no address of its own.
+        database_url: SQLAlchemy address of the run store.
+        artifacts_url: fsspec address of the artifacts and pushed data.
+    """
+
+    home: Path
+    database_url: str
+    artifacts_url: str
+
+    @classmethod
+    def from_environment(cls, home: str | Path | None = None) -> Settings:
+        """Read FINETUNER_HOME, FINETUNER_DATABASE_URL and FINETUNER_ARTIFACTS_URL.
+
+        Args:
+            home: overrides FINETUNER_HOME, whose default is `~/.finetuner`.
+        """
+        where = Path(home or os.environ.get('FINETUNER_HOME') or '~/.finetuner')
+        where = where.expanduser().absolute()
+        return cls(
+            home=where,
+            database_url=os.environ.get('FINETUNER_DATABASE_URL')
+            or f'sqlite:///{where / "finetuner.db"}',
+            artifacts_url=os.environ.get('FINETUNER_ARTIFACTS_URL') or str(where / 'artifacts'),
+        )

@@ -1,0 +1,73 @@
+"""Every error this library raises on purpose, and the words it uses for unknown names."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class FinetunerError(Exception):
+    """Base of all errors raised on purpose: its message is meant for the user's eyes."""
+
+
+class ConfigError(FinetunerError, ValueError):
+    """An argument of `fit`, an option or a setting is unknown or out of range."""
+
+
+class DataError(FinetunerError, ValueError):
+    """Documents cannot be trained on, evaluated or encoded as they are."""
+
+
+class PictureError(DataError):
+    """A picture cannot be opened: unreadable, empty, too large or of a format not allowed."""
+
+
+class ArtifactError(FinetunerError, ValueError):
+    """An artifact is missing, incomplete, tampered with or not an artifact at all."""
+
+
+class NotFoundError(FinetunerError, LookupError):
+    """A run, experiment, artifact or data set of that name does not exist."""
+
+
+class ConflictError(FinetunerError, ValueError):
+    """The request contradicts what is already there: a name taken, a run still going."""
+
+
+class TrainingError(FinetunerError):
+    """Training cannot go on: the loss is not a number, the process was ended."""
+
+
+class RunPreparingError(FinetunerError):
+    """The run has not started yet, so there is nothing of it to read."""
+
+
+class RunInProgressError(FinetunerError):
+    """The run has not finished yet, so its artifact and metrics do not exist."""
+
+
+class RunFailedError(FinetunerError):
+    """The run failed, so its artifact and metrics do not exist."""
+
+
+def unknown_name(kind: str, name: object, choices: Iterable[str]) -> str:
+    """Say that a name is unknown, with the nearest known names first.
+
+    Args:
+        kind: what the name stands for, such as `'loss'`.
+        name: what came.
+        choices: all that is allowed.
+
+    Returns:
+        One sentence: what came, the nearest names, and all of them when they are few.
+    """
+    known = sorted(choices)
+    by_lower_case = {choice.lower(): choice for choice in known}
+    nearest = [
+        by_lower_case[match]
+        for match in get_close_matches(str(name).lower(), list(by_lower_case), n=3, cutoff=0.5)
+    ]
+    message = f'unknown {kind} {name!r}'
+    hint = ' or '.join(repr(match) for match in nearest)
+    message += f': did you mean {hint}?' if nearest else '.'
+    if len(known) <= 40:
+        message += f' Known: {", ".join(known) or "none"}.'
+    return message
