@@ -1,0 +1,1 @@
+"""Backbones (`zoo`, `vision`) and what makes embedding models of them (`tailor`)."""
