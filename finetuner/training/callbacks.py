@@ -1,0 +1,256 @@
+"""The callbacks at work: retrieval evaluation, best weights, early stopping."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from finetuner.evaluation import evaluate_embeddings, search
+from finetuner.training.trainer import BaseCallback, Trainer, to_device
+
+logger = logging.getLogger('finetuner.training')
+
+Label = int | str
+ReportMetrics = Callable[[Literal['before', 'after'], dict[str, float]], None]
+ReportExamples = Callable[[Literal['before', 'after'], dict[str, list[str]]], None]
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """Documents of one side of a retrieval evaluation, ready to be embedded.
+
+    Attributes:
+        loader: yields (inputs, anything) in the order of the Documents.
+        labels: one for each Document.
+        ids: of the Documents, to leave a query out of its own results.
+        names: what to call each Document in example results.
+    """
+
+    loader: Iterable[Any]
+    labels: Sequence[Label]
+    ids: Sequence[str]
+    names: Sequence[str]
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """How to search and what to keep; see `finetuner.callback.EvaluationCallback`."""
+
+    limit: int = 20
+    distance: str = 'cosine'
+    exclude_self: bool = True
+    steps_per_interval: int | None = None
+    num_examples: int = 0
+
+
+class RetrievalEvaluation(BaseCallback):
+    """Embeds queries and index with the current weights and measures the search between them."""
+
+    def __init__(
+        self,
+        caption: str,
+        queries: EvaluationSet,
+        index: EvaluationSet | None,
+        options: EvaluationOptions,
+        report: ReportMetrics,
+        report_examples: ReportExamples,
+    ) -> None:
+        """Say what to evaluate and whom to tell.
+
+        Args:
+            caption: put before the metrics' names in reports.
+            queries: the Documents to search with.
+            index: the Documents to find; None searches among the queries.
+            options: how.
+            report: told the metrics before and after training.
+            report_examples: told example results before and after training.
+        """
+        self._caption = caption
+        self._queries = queries
+        self._index = index
+        self._options = options
+        self._report = report
+        self._report_examples = report_examples
+        self._by_epoch: dict[int, tuple[dict[str, float], dict[str, list[str]]]] = {}
+
+    def on_fit_begin(self, trainer: Trainer) -> None:
+        """Measure the model as it comes."""
+        self._tell('before', trainer)
+
+    def on_train_batch_end(self, trainer: Trainer) -> None:
+        """Measure within an epoch, when asked to."""
+        interval = self._options.steps_per_interval
+        if interval and trainer.state.step % interval == 0:
+            metrics, _ = self._evaluate(trainer)
+            self._log(f'batch {trainer.state.step}', metrics)
+            trainer.set_training_mode()
+
+    def on_epoch_end(self, trainer: Trainer) -> None:
+        """Measure and add the metrics to the epoch's."""
+        metrics, _ = self._current(trainer)
+        trainer.state.metrics.update(metrics)
+        self._log(f'epoch {trainer.state.epoch + 1}', metrics)
+
+    def on_fit_end(self, trainer: Trainer) -> None:
+        """Report the metrics of the weights that are kept."""
+        self._tell('after', trainer)
+
+    def _tell(self, stage: Literal['before', 'after'], trainer: Trainer) -> None:
+        metrics, examples = self._current(trainer)
+        self._log(f'{stage} training', metrics)
+        self._report(stage, {f'{self._caption}_{name}': v for name, v in metrics.items()})
+        if examples:
+            self._report_examples(stage, examples)
+
+    def _log(self, when: str, metrics: dict[str, float]) -> None:
+        shown = ', '.join(f'{name} {value:.3f}' for name, value in metrics.items())
+        logger.info('Evaluation, %s: %s', when, shown)
+
+    def _current(self, trainer: Trainer) -> tuple[dict[str, float], dict[str, list[str]]]:
+        """Metrics of the weights the model has now, measured at most once for each epoch."""
+        epoch = trainer.state.weights_epoch
+        if epoch not in self._by_epoch:
+            self._by_epoch[epoch] = self._evaluate(trainer)
+        return self._by_epoch[epoch]
+
+    def _evaluate(self, trainer: Trainer) -> tuple[dict[str, float], dict[str, list[str]]]:
+        query_embeddings = embed_all(trainer.model, self._queries.loader, trainer.device)
+        index = self._index or self._queries
+        index_embeddings = (
+            query_embeddings
+            if self._index is None
+            else embed_all(trainer.model, index.loader, trainer.device)
+        )
+        exclude = self._options.exclude_self
+        metrics = evaluate_embeddings(
+            query_embeddings,
+            self._queries.labels,
+            index_embeddings,
+            index.labels,
+            limit=self._options.limit,
+            distance=self._options.distance,
+            query_ids=self._queries.ids if exclude else None,
+            index_ids=index.ids if exclude else None,
+        )
+        count = min(self._options.num_examples, len(query_embeddings))
+        if not count:
+            return metrics, {}
+        _, positions = search(
+            query_embeddings[:count],
+            index_embeddings,
+            min(self._options.limit, len(index_embeddings)),
+            self._options.distance,
+        )
+        examples = {
+            self._queries.names[query]: [index.names[position] for position in row]
+            for query, row in enumerate(positions)
+        }
+        return metrics, examples
+
+
+def embed_all(
+    model: torch.nn.Module, loader: Iterable[Any], device: torch.device | str
+) -> np.ndarray:
+    """Embed everything a loader yields, in order.
+
+    Args:
+        model: maps inputs to `[batch, dimension]`; its training mode is restored.
+        loader: yields (inputs, anything).
+        device: where the model is.
+
+    Returns:
+        float32 `[n, dimension]`.
+    """
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        batches = [
+            model(to_device(inputs, torch.device(device))).float().cpu().numpy()
+            for inputs, _ in loader
+        ]
+    model.train(was_training)
+    return np.concatenate(batches)
+
+
+class _Best:
+    """Remembers the best value of a monitored quantity."""
+
+    def __init__(
+        self, monitor: str, mode: str, min_delta: float = 0, baseline: float | None = None
+    ) -> None:
+        falling = mode == 'min' or (mode == 'auto' and monitor.endswith('loss'))
+        self._sign = -1.0 if falling else 1.0
+        self._min_delta = min_delta
+        self.monitor = monitor
+        self.value = baseline
+
+    def improved(self, trainer: Trainer) -> bool:
+        """Whether the last epoch beat the best so far, which it then becomes."""
+        current = trainer.state.metrics[self.monitor]
+        if self.value is not None and self._sign * (current - self.value) <= self._min_delta:
+            return False
+        self.value = current
+        return True
+
+
+class BestWeights(BaseCallback):
+    """Keeps a copy of the weights of the best epoch and puts them back at the end."""
+
+    def __init__(self, monitor: str, mode: str) -> None:
+        """See `finetuner.callback.BestModelCheckpoint`."""
+        self._best = _Best(monitor, mode)
+        self._state: dict[str, torch.Tensor] = {}
+        self._epoch = -1
+
+    def on_epoch_end(self, trainer: Trainer) -> None:
+        """Copy the weights when they are the best so far."""
+        if self._best.improved(trainer):
+            self._epoch = trainer.state.epoch
+            self._state = {
+                name: tensor.detach().cpu().clone()
+                for name, tensor in trainer.model.state_dict().items()
+            }
+
+    def on_train_end(self, trainer: Trainer) -> None:
+        """Put the best weights back, unless the model still has them."""
+        if self._state and self._epoch != trainer.state.weights_epoch:
+            trainer.model.load_state_dict(self._state)
+            trainer.state.weights_epoch = self._epoch
+            logger.info(
+                'Kept the weights of epoch %d: %s was %.4f',
+                self._epoch + 1,
+                self._best.monitor,
+                self._best.value,
+            )
+
+
+class Stopping(BaseCallback):
+    """Ends training after `patience` epochs without improvement."""
+
+    def __init__(
+        self, monitor: str, mode: str, patience: int, min_delta: float, baseline: float | None
+    ) -> None:
+        """See `finetuner.callback.EarlyStopping`."""
+        self._best = _Best(monitor, mode, min_delta, baseline)
+        self._patience = patience
+        self._waited = 0
+
+    def on_epoch_end(self, trainer: Trainer) -> None:
+        """Count the epochs without improvement."""
+        if self._best.improved(trainer):
+            self._waited = 0
+            return
+        self._waited += 1
+        if self._waited >= self._patience:
+            trainer.state.should_stop = True
+            logger.info(
+                'No improvement of %s over %s in %d epochs',
+                self._best.monitor,
+                self._best.value,
+                self._waited,
+            )

@@ -1,0 +1,165 @@
+"""Optimizers and learning-rate schedules by name, with their options checked."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, Field, ValidationError
+
+from finetuner.config import OPTIMIZERS, SCHEDULERS, WholeNumber, explain
+from finetuner.excepts import ConfigError, unknown_name
+
+
+def build_optimizer(
+    name: str,
+    parameters: Iterable[torch.nn.Parameter] | list[dict[str, Any]],
+    learning_rate: float,
+    options: Mapping[str, Any] | None = None,
+) -> torch.optim.Optimizer:
+    """Construct an optimizer of torch.
+
+    Args:
+        name: its class name in `torch.optim`.
+        parameters: what it optimizes.
+        learning_rate: its `lr`.
+        options: its other arguments.
+
+    Raises:
+        ConfigError: the name, an option or a value is not allowed, or nothing is left to train.
+    """
+    if name not in OPTIMIZERS:
+        raise ConfigError(unknown_name('optimizer', name, OPTIMIZERS))
+    class_ = getattr(torch.optim, name)
+    taken = [p for p in inspect.signature(class_).parameters if p not in ('params', 'lr')]
+    for option in options or {}:
+        if option == 'lr':
+            raise ConfigError("option 'lr' of the optimizer: say it as learning_rate")
+        if option not in taken:
+            raise ConfigError(unknown_name(f'option of optimizer {name}', option, taken))
+    trained = list(parameters)
+    if not trained:
+        raise ConfigError('nothing is left to train: every parameter of the model is frozen')
+    try:
+        return class_(trained, lr=learning_rate, **(options or {}))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f'optimizer {name} does not accept {dict(options or {})}: {error}') from error
+
+
+class SchedulerOptions(BaseModel):
+    """`scheduler_options`.
+
+    Attributes:
+        num_warmup_steps: steps over which the rate rises from 0; below 1, a share of all steps.
+        num_training_steps: steps until the schedule ends; None takes those of the run.
+        scheduler_step: whether a step is a batch or an epoch.
+        num_cycles: waves of `cosine` (0.5: once from the top to 0) or restarts.
+        power: exponent of `polynomial`.
+    """
+
+    num_warmup_steps: float = Field(0, ge=0)
+    num_training_steps: WholeNumber | None = Field(None, ge=1)
+    scheduler_step: Literal['batch', 'epoch'] = 'batch'
+    num_cycles: float | None = Field(None, gt=0)
+    power: float = Field(1.0, gt=0)
+
+    class Config:
+        """Frozen, nothing unknown."""
+
+        frozen = True
+        extra = 'forbid'
+
+
+@dataclass
+class Schedule:
+    """A scheduler and when to step it."""
+
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    step_on: Literal['batch', 'epoch']
+
+
+def parse_scheduler_options(options: Mapping[str, Any] | None) -> SchedulerOptions:
+    """Validate `scheduler_options`.
+
+    Raises:
+        ConfigError: an option is unknown or out of range.
+    """
+    for option in options or {}:
+        if option not in SchedulerOptions.__fields__:
+            raise ConfigError(
+                unknown_name('option of the scheduler', option, SchedulerOptions.__fields__)
+            )
+    try:
+        return SchedulerOptions(**(options or {}))
+    except ValidationError as error:
+        raise ConfigError(f'scheduler_options: {explain(error)}') from error
+
+
+def build_schedule(
+    name: str | None,
+    optimizer: torch.optim.Optimizer,
+    options: Mapping[str, Any] | None,
+    num_epochs: int,
+    batches_per_epoch: int,
+) -> Schedule | None:
+    """Construct a learning-rate schedule, or None for a constant rate.
+
+    Args:
+        name: one of `SCHEDULERS`.
+        optimizer: whose rate it multiplies by a factor in 0..1.
+        options: see `SchedulerOptions`.
+        num_epochs: epochs of the run.
+        batches_per_epoch: batches in each.
+
+    Raises:
+        ConfigError: the name or an option is not allowed.
+    """
+    if name is None:
+        if options:
+            raise ConfigError('scheduler_options are given but no scheduler: name one')
+        return None
+    if name not in SCHEDULERS:
+        raise ConfigError(unknown_name('scheduler', name, SCHEDULERS))
+    parsed = parse_scheduler_options(options)
+    steps = num_epochs * (batches_per_epoch if parsed.scheduler_step == 'batch' else 1)
+    total = parsed.num_training_steps or steps
+    warmup = parsed.num_warmup_steps
+    factor = schedule_factor(name, round(warmup * total if warmup < 1 else warmup), total, parsed)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    return Schedule(scheduler, parsed.scheduler_step)
+
+
+def schedule_factor(
+    name: str, num_warmup: int, num_total: int, options: SchedulerOptions
+) -> Callable[[int], float]:
+    """The factor of the learning rate at each step, for one of `SCHEDULERS`.
+
+    It rises linearly to 1 over the warm-up (`constant` has none), then follows the named shape
+    over what is left and stays at its end.
+    """
+
+    def shape(progress: float) -> float:
+        if name in ('constant', 'constant_with_warmup'):
+            return 1.0
+        if name == 'linear':
+            return 1.0 - progress
+        if name == 'polynomial':
+            return (1.0 - progress) ** options.power
+        if name == 'cosine':
+            cycles = options.num_cycles or 0.5
+            return 0.5 * (1.0 + math.cos(2 * math.pi * cycles * progress))
+        cycles = options.num_cycles or 1.0
+        within = 1.0 if progress >= 1.0 else (cycles * progress) % 1.0
+        return 0.5 * (1.0 + math.cos(math.pi * within))
+
+    def factor(step: int) -> float:
+        # the first step of a warm-up would do nothing at a rate of exactly 0
+        if step < num_warmup and name != 'constant':
+            return (step + 1) / (num_warmup + 1)
+        return shape(min(1.0, (step - num_warmup) / max(1, num_total - num_warmup)))
+
+    return factor
