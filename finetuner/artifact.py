@@ -1,0 +1,379 @@
+"""Artifacts: a fine-tuned model as a directory of plain files, each with its hash, no pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from finetuner.excepts import ArtifactError, ConfigError
+from finetuner.models.zoo import Backbone, PictureSpec, get_backbone
+from finetuner.storage.archives import unzip
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from finetuner.models.tailor import EmbeddingModel
+
+logger = logging.getLogger('finetuner.artifact')
+
+SCHEMA_VERSION = 1
+MANIFEST = 'artifact.json'
+WEIGHTS = 'model.safetensors'
+ONNX = 'model.onnx'
+CARD = 'README.md'
+LEAST_COSINE = 0.9999
+_PACKAGES = ('finetuner', 'torch', 'torchvision', 'onnxruntime', 'pytorch-metric-learning', 'numpy')
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """All that is needed to build an embedding model again, its weights aside.
+
+    Attributes:
+        backbone: its name in the zoo.
+        dimension: length of the embedding.
+        picture: how a picture becomes the model's input.
+        output_dim: length asked of the projection head, None without one.
+    """
+
+    backbone: str
+    dimension: int
+    picture: PictureSpec
+    output_dim: int | None = None
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> ModelSpec:
+        """Read what `asdict` gave.
+
+        Raises:
+            ArtifactError: a field is missing or of the wrong kind.
+        """
+        try:
+            picture = values['picture']
+            return cls(
+                backbone=str(values['backbone']),
+                dimension=int(values['dimension']),
+                picture=PictureSpec(
+                    int(picture['input_size']), tuple(picture['mean']), tuple(picture['std'])
+                ),
+                output_dim=None if values['output_dim'] is None else int(values['output_dim']),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(f'{MANIFEST} does not describe its model: {error!r}') from error
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """Where a model comes from; kept in the artifact and shown in its card.
+
+    Attributes:
+        config: the run's `RunConfig` as JSON values, None for a model that was not trained here.
+        metrics: retrieval metrics by stage, `before` and `after`.
+        parent: id of the artifact that training went on from.
+        num_documents: training Documents.
+    """
+
+    config: dict[str, Any] | None = None
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    parent: str | None = None
+    num_documents: int | None = None
+
+
+class Artifact:
+    """A verified artifact on disk."""
+
+    def __init__(
+        self, directory: Path, manifest: dict[str, Any], keep: tempfile.TemporaryDirectory | None
+    ) -> None:
+        """Use `load_artifact`; this only holds what it found."""
+        self.directory = directory
+        self.manifest = manifest
+        self.spec = ModelSpec.from_json(manifest.get('model') or {})
+        self._keep = keep  # an unzipped artifact lives as long as this object
+
+    @property
+    def onnx_path(self) -> Path | None:
+        """The ONNX graph, None when it was not exported."""
+        return self.directory / ONNX if ONNX in self.manifest['files'] else None
+
+    @property
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """Retrieval metrics by stage."""
+        return self.manifest.get('metrics') or {}
+
+    def build_model(self) -> EmbeddingModel:
+        """Build the embedding model with the artifact's weights, in evaluation mode.
+
+        Raises:
+            ArtifactError: the weights do not fit the description.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        from finetuner.models.tailor import build_embedding_model
+
+        try:
+            model = build_embedding_model(
+                self.backbone,
+                {'weights': 'none', 'input_size': self.spec.picture.input_size},
+                self.spec.output_dim,
+            )
+            model.load_state_dict(load_file(self.directory / WEIGHTS))
+        except (ConfigError, RuntimeError, SafetensorError) as error:
+            raise ArtifactError(f'the weights in {WEIGHTS} do not fit: {error}') from error
+        return model.eval()
+
+    @property
+    def backbone(self) -> Backbone:
+        """The zoo's entry of its backbone.
+
+        Raises:
+            ArtifactError: this version does not know it.
+        """
+        try:
+            return get_backbone(self.spec.backbone)
+        except ConfigError as error:
+            raise ArtifactError(f'the artifact needs another backbone: {error}') from error
+
+
+def save_artifact(
+    directory: Path,
+    model: EmbeddingModel,
+    spec: ModelSpec,
+    record: TrainingRecord | None = None,
+    onnx_pictures: np.ndarray | None = None,
+    onnx_required: bool = False,
+) -> None:
+    """Write a complete artifact; the manifest comes last, so a broken-off one is none.
+
+    Args:
+        directory: empty or not there yet.
+        model: what to keep.
+        spec: its description.
+        record: where it comes from.
+        onnx_pictures: real inputs, uint8 `[n, size, size, 3]`; when given the model is also
+            exported to ONNX and compared with torch on them.
+        onnx_required: fail when the export does, instead of leaving the graph out.
+
+    Raises:
+        ArtifactError: the directory holds something already, or the required export failed.
+    """
+    from safetensors.torch import save_file
+
+    if directory.exists() and any(directory.iterdir()):
+        raise ArtifactError(f'{directory.name} is not empty: an artifact takes a new directory')
+    directory.mkdir(parents=True, exist_ok=True)
+    record = record or TrainingRecord()
+    model = model.eval().cpu()
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(state, directory / WEIGHTS)
+    if onnx_pictures is not None:
+        try:
+            export_onnx(model, directory / ONNX, onnx_pictures)
+        except ArtifactError as error:
+            if onnx_required:
+                raise
+            logger.warning('The artifact has no ONNX graph: %s', error)
+    (directory / CARD).write_text(_model_card(spec, record), encoding='utf-8')
+    manifest = {
+        'schema_version': SCHEMA_VERSION,
+        'model': asdict(spec),
+        'config': record.config,
+        'metrics': record.metrics,
+        'parent': record.parent,
+        'num_documents': record.num_documents,
+        'versions': {'python': platform.python_version(), **_versions()},
+        'files': {path.name: hash_file(path) for path in sorted(directory.iterdir())},
+    }
+    partial = directory / f'.{MANIFEST}'
+    with partial.open('w', encoding='utf-8') as file:
+        json.dump(manifest, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.rename(directory / MANIFEST)
+
+
+def export_onnx(model: EmbeddingModel, path: Path, pictures: np.ndarray) -> None:
+    """Export to ONNX with a dynamic batch and compare with torch on real pictures.
+
+    Args:
+        model: in evaluation mode, on the CPU.
+        path: of the file to write.
+        pictures: uint8 `[n, size, size, 3]`.
+
+    Raises:
+        ArtifactError: the model cannot be exported, or an embedding's cosine with torch's is below
+            `LEAST_COSINE`; no file is left.
+    """
+    import warnings
+
+    import numpy as np
+    import onnxruntime
+    import torch
+
+    inputs = torch.from_numpy(np.ascontiguousarray(pictures))
+    with torch.inference_mode():
+        expected = model(inputs).numpy()
+    with warnings.catch_warnings():
+        # the exporter through TorchScript is deprecated, but takes a tenth of the other's time
+        warnings.simplefilter('ignore', DeprecationWarning)
+        warnings.filterwarnings('ignore', category=torch.jit.TracerWarning)
+        warnings.filterwarnings('ignore', 'Constant folding', UserWarning)
+        try:
+            torch.onnx.export(
+                model,
+                (inputs[:2],),
+                str(path),
+                input_names=['pictures'],
+                output_names=['embeddings'],
+                dynamic_axes={'pictures': {0: 'batch'}, 'embeddings': {0: 'batch'}},
+                opset_version=17,
+                dynamo=False,
+            )
+        except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
+            path.unlink(missing_ok=True)
+            raise ArtifactError(f'the model cannot be exported to ONNX: {error}') from error
+    session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
+    (actual,) = session.run(None, {'pictures': pictures})
+    lengths = np.linalg.norm(expected, axis=1) * np.linalg.norm(actual, axis=1)
+    cosine = float(np.min(np.sum(expected * actual, axis=1) / np.maximum(lengths, 1e-12)))
+    if not cosine >= LEAST_COSINE:
+        path.unlink()
+        raise ArtifactError(
+            f'the ONNX export differs from torch: cosine {cosine:.6f} on {len(pictures)} pictures, '
+            f'at least {LEAST_COSINE} is needed'
+        )
+
+
+def load_artifact(path: str | Path) -> Artifact:
+    """Open an artifact and verify every file in it.
+
+    Args:
+        path: its directory, or a zip of it.
+
+    Raises:
+        ArtifactError: there is none, it is incomplete, it was changed after it was written, or
+            the zip holds what does not belong there.
+    """
+    source = Path(path).expanduser()
+    keep = None
+    if source.is_file():
+        keep = tempfile.TemporaryDirectory(prefix='finetuner-artifact-')
+        directory = Path(keep.name)
+        unzip(source, directory)
+    elif source.is_dir():
+        directory = source
+    else:
+        raise ArtifactError(
+            f'no artifact at {str(path)!r}: give the artifact_id of a finished run, or the path '
+            'of an artifact directory or its zip'
+        )
+    return Artifact(directory, _verify(directory), keep)
+
+
+def _verify(directory: Path) -> dict[str, Any]:
+    manifest_path = directory / MANIFEST
+    if not manifest_path.is_file() or manifest_path.is_symlink():
+        raise ArtifactError(f'{directory.name!r} is no artifact: it has no {MANIFEST}')
+    try:
+        manifest = json.loads(manifest_path.read_text(encoding='utf-8'))
+        schema, files = manifest['schema_version'], dict(manifest['files'])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f'{MANIFEST} in {directory.name!r} cannot be read: {error!r}') from error
+    if schema != SCHEMA_VERSION:
+        raise ArtifactError(
+            f'the artifact has schema version {schema!r}, this library reads {SCHEMA_VERSION}: '
+            'update finetuner'
+        )
+    if WEIGHTS not in files:
+        raise ArtifactError(f'{MANIFEST} in {directory.name!r} names no {WEIGHTS}')
+    for name, expected in files.items():
+        file = directory / name
+        if PurePosixPath(name).name != name or file.is_symlink():
+            raise ArtifactError(f'file {name!r} of the artifact is not a plain file of its own')
+        if not file.is_file():
+            raise ArtifactError(f'the artifact is incomplete: {name} is missing')
+        if hash_file(file) != expected:
+            raise ArtifactError(f'{name} was changed after the artifact was written: hash differs')
+    return manifest
+
+
+def zip_artifact(directory: Path, path: Path) -> Path:
+    """Zip a verified artifact; the zip appears under its name only when complete.
+
+    Raises:
+        ArtifactError: the directory is no intact artifact.
+    """
+    manifest = _verify(directory)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f'.{path.name}.{os.getpid()}')
+    # weights hardly compress: storing them is many times faster
+    with zipfile.ZipFile(partial, 'w', zipfile.ZIP_STORED) as archive:
+        for name in (MANIFEST, *manifest['files']):
+            archive.write(directory / name, f'{path.stem}/{name}')
+    partial.rename(path)
+    return path
+
+
+def copy_artifact(source: Path, target: Path) -> None:
+    """Copy a verified artifact to a directory that is not there yet.
+
+    Raises:
+        ArtifactError: the source is no intact artifact.
+    """
+    _verify(source)
+    shutil.copytree(source, target)
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open('rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _model_card(spec: ModelSpec, record: TrainingRecord) -> str:
+    config = record.config or {}
+    lines = [
+        f'# Embedding model from {spec.backbone}',
+        '',
+        f'Maps pictures, resized to {spec.picture.input_size} x {spec.picture.input_size} pixels, '
+        f'to embeddings of length {spec.dimension}. Compare them by cosine.',
+        '',
+        '```python',
+        'import finetuner',
+        "model = finetuner.get_model('<this directory>')",
+        "embeddings = finetuner.encode(model=model, data=['picture.jpg'])",
+        '```',
+    ]
+    if record.num_documents is not None:
+        named = ('loss', 'optimizer', 'learning_rate', 'epochs', 'batch_size', 'scheduler', 'seed')
+        settings = ', '.join(f'{name} {config[name]}' for name in named if config.get(name))
+        lines += ['', f'Trained on {record.num_documents} labelled Documents: {settings}.']
+    if record.metrics:
+        stages = [stage for stage in ('before', 'after') if stage in record.metrics]
+        lines += ['', f'| metric | {" | ".join(stages)} |', '|---' * (len(stages) + 1) + '|']
+        for name in record.metrics[stages[-1]]:
+            values = [f'{record.metrics[stage].get(name, float("nan")):.4f}' for stage in stages]
+            lines.append(f'| {name} | {" | ".join(values)} |')
+    return '\n'.join(lines) + '\n'

@@ -1,0 +1,401 @@
+"""From a run's config to its artifact: check it, train, evaluate, export. No database, no Jina."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+from docarray import DocumentArray
+
+from finetuner.artifact import Artifact, ModelSpec, TrainingRecord, load_artifact, save_artifact
+from finetuner.config import RunConfig
+from finetuner.data.documents import check_class_data, require_class_data
+from finetuner.data.splitting import split_by_class
+from finetuner.excepts import ConfigError, DataError, PictureError
+from finetuner.images import picture_of
+from finetuner.models.zoo import Backbone, get_backbone, parse_options, picture_spec
+from finetuner.training.losses import build_loss, build_miner
+from finetuner.training.optimization import build_optimizer, build_schedule
+from finetuner.training.setup import (
+    Description,
+    Pipeline,
+    build_callbacks,
+    check_callbacks,
+    parse_callback,
+    resolve_batch_size,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from finetuner.models.tailor import EmbeddingModel
+
+logger = logging.getLogger('finetuner.run')
+
+DEFAULT_LEARNING_RATE = 1e-4
+# opening every picture of a large set would keep the caller waiting; training opens the others
+MAX_PICTURES_CHECKED = 10_000
+_NUM_EXPORT_PICTURES = 16
+
+
+class RunObserver(Protocol):
+    """Whoever watches a run; the runner knows no more of it than this."""
+
+    def progress(self, values: dict[str, Any]) -> None:
+        """Epoch, num_epochs, batch, num_batches, loss, images_per_second, seconds_left."""
+
+    def step_metrics(self, step: int, epoch: int, values: dict[str, float]) -> None:
+        """Named values of one step."""
+
+    def epoch_metrics(self, epoch: int, values: dict[str, float]) -> None:
+        """Named values of one epoch."""
+
+    def evaluation(self, stage: Literal['before', 'after'], metrics: dict[str, float]) -> None:
+        """Retrieval metrics before and after training."""
+
+    def examples(self, stage: Literal['before', 'after'], results: dict[str, list[str]]) -> None:
+        """Example results before and after training."""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A config with everything it leaves open decided, and its data at hand."""
+
+    backbone: Backbone
+    spec: ModelSpec
+    train_docs: DocumentArray
+    eval_docs: DocumentArray | None
+    callbacks: list[Description]
+    batch_size: int
+    eval_batch_size: int
+    learning_rate: float
+    parent: Artifact | None
+
+    @property
+    def num_items(self) -> int:
+        """Training Documents."""
+        return len(self.train_docs)
+
+
+def validate_run(config: RunConfig, data: Mapping[str, DocumentArray]) -> None:
+    """Check everything about a run that can be known before it exists.
+
+    Args:
+        config: its `model_artifact`, if any, being a path.
+        data: Documents under 'train_data', 'eval_data', 'callbacks.<i>.query_data' and
+            'callbacks.<i>.index_data'.
+
+    Raises:
+        ConfigError: a name, option or combination in the config is wrong.
+        DataError: the Documents cannot be trained or evaluated on; positions are named.
+        ArtifactError: the artifact to continue from is damaged.
+    """
+    plan = _make_plan(config, data)
+    _build_training(config, plan, _NoModel())
+    for key, docs in data.items():
+        check_pictures(docs, plan.spec.picture.input_size, key)
+
+
+def check_pictures(docs: DocumentArray, size: int, name: str) -> None:
+    """Open the pictures of Documents, up to 10,000 spread over all of them.
+
+    Raises:
+        PictureError: one cannot be opened; says which and why.
+    """
+    chosen = np.linspace(0, len(docs) - 1, min(len(docs), MAX_PICTURES_CHECKED)).astype(int)
+
+    def check(position: int) -> None:
+        picture_of(docs[position], size, position)
+
+    with ThreadPoolExecutor() as pool:
+        try:
+            for _ in pool.map(check, chosen.tolist()):
+                pass
+        except PictureError as error:
+            pool.shutdown(cancel_futures=True)
+            raise PictureError(f'{name}: {error}') from error
+
+
+def execute_run(
+    config: RunConfig,
+    load_data: Callable[[str], DocumentArray],
+    artifact_directory: Path,
+    observer: RunObserver,
+) -> None:
+    """Train what a config says and write the artifact.
+
+    Args:
+        config: its `model_artifact`, if any, being a path.
+        load_data: gives the Documents behind a reference.
+        artifact_directory: where the artifact goes; complete when this returns.
+        observer: told how it goes.
+
+    Raises:
+        FinetunerError: the config, the data or the training failed; says why.
+    """
+    from finetuner.training.trainer import resolve_device, seed_everything
+
+    seed_everything(config.seed)
+    plan = _make_plan(config, {key: load_data(ref) for key, ref in data_references(config).items()})
+    device = resolve_device(config.device)
+    _log_plan(config, plan, device)
+    model = _build_model(config, plan)
+    metrics: dict[str, dict[str, float]] = {}
+
+    def report(stage: Literal['before', 'after'], values: dict[str, float]) -> None:
+        # several evaluations each bring metrics under names of their own
+        metrics.setdefault(stage, {}).update(values)
+        observer.evaluation(stage, metrics[stage])
+
+    _train(config, plan, model, device, observer, report)
+    logger.info('Writing the artifact')
+    record = TrainingRecord(
+        config={
+            **config.dict(),
+            'batch_size': plan.batch_size,
+            'learning_rate': plan.learning_rate,
+        },
+        metrics=metrics,
+        parent=config.model_artifact and Path(config.model_artifact).name,
+        num_documents=plan.num_items,
+    )
+    _save(config, plan, model, record, artifact_directory)
+
+
+def data_references(config: RunConfig) -> dict[str, str]:
+    """The references to stored Documents in a config, under the keys of `validate_run`."""
+    references = {'train_data': config.train_data}
+    if config.eval_data is not None:
+        references['eval_data'] = config.eval_data
+    for position, callback in enumerate(config.callbacks):
+        for option in ('query_data', 'index_data'):
+            if callback.options.get(option) is not None:
+                references[f'callbacks.{position}.{option}'] = callback.options[option]
+    return references
+
+
+def _make_plan(config: RunConfig, data: Mapping[str, DocumentArray]) -> _Plan:
+    parent = load_artifact(config.model_artifact) if config.model_artifact else None
+    backbone = parent.backbone if parent else get_backbone(config.model)
+    options = parse_options(backbone, config.model_options)
+    if parent is not None and (config.model_options or config.output_dim is not None):
+        raise ConfigError(
+            'model_options and output_dim are those of the artifact that training goes on from: '
+            'leave them out together with model_artifact'
+        )
+    spec = (
+        parent.spec
+        if parent
+        else ModelSpec(
+            backbone.name,
+            config.output_dim or backbone.dimension,
+            picture_spec(backbone, options),
+            config.output_dim,
+        )
+    )
+    train_docs, eval_docs = data['train_data'], data.get('eval_data')
+    require_class_data(train_docs)
+    if eval_docs is None and config.val_split:
+        train_docs, eval_docs = split_by_class(train_docs, config.val_split, config.seed)
+    items = config.num_items_per_class
+    random = config.sampler == 'random'
+    batch_size = resolve_batch_size(config.batch_size, items, train_docs)
+    check_class_data(train_docs, None if random else batch_size, items)
+    eval_batch_size = batch_size
+    if eval_docs is not None:
+        eval_batch_size = min(batch_size, resolve_batch_size(None, items, eval_docs))
+        try:
+            check_class_data(eval_docs, None if random else eval_batch_size, items)
+        except DataError as error:
+            raise DataError(f'validation data: {error}') from error
+    callbacks = [
+        parse_callback(
+            callback.name,
+            dict(callback.options),
+            {
+                option: data.get(f'callbacks.{position}.{option}')
+                for option in ('query_data', 'index_data')
+                if callback.options.get(option) is not None
+            },
+        )
+        for position, callback in enumerate(config.callbacks)
+    ]
+    check_callbacks(callbacks, eval_docs is not None)
+    return _Plan(
+        backbone=backbone,
+        spec=spec,
+        train_docs=train_docs,
+        eval_docs=eval_docs,
+        callbacks=callbacks,
+        batch_size=batch_size,
+        eval_batch_size=eval_batch_size,
+        learning_rate=config.learning_rate or DEFAULT_LEARNING_RATE,
+        parent=parent,
+    )
+
+
+def _build_model(config: RunConfig, plan: _Plan) -> EmbeddingModel:
+    from finetuner.models.tailor import build_embedding_model, freeze_all_but_last
+
+    if plan.parent is None:
+        return build_embedding_model(
+            plan.backbone, config.model_options, config.output_dim, config.freeze
+        )
+    model = plan.parent.build_model()
+    if config.freeze:
+        freeze_all_but_last(model.backbone, keep_last=plan.spec.output_dim is None)
+    return model
+
+
+class _NoModel:
+    """Stands in for a model while options are checked: a single parameter."""
+
+    def parameters(self) -> list[Any]:
+        """One parameter, two-dimensional as most are."""
+        import torch
+
+        return [torch.nn.Parameter(torch.zeros(2, 2))]
+
+
+@dataclass(frozen=True)
+class _Training:
+    """What the trainer is made of, built once to check it and once to use it."""
+
+    loss: torch.nn.Module
+    miner: torch.nn.Module | None
+    optimizers: list[torch.optim.Optimizer]
+    schedule: Any
+
+
+def _build_training(
+    config: RunConfig, plan: _Plan, model: Any, batches_per_epoch: int = 1
+) -> _Training:
+    from finetuner.data.contents import read_label
+
+    num_classes = len({read_label(doc) for doc in plan.train_docs})
+    loss = build_loss(config.loss, config.loss_options, plan.spec.dimension, num_classes)
+    miner = build_miner(config.miner, config.miner_options)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizers = [
+        build_optimizer(config.optimizer, trained, plan.learning_rate, config.optimizer_options)
+    ]
+    of_loss = list(loss.parameters())
+    if of_loss:
+        # a loss with weights of its own learns them beside the model's
+        named = config.loss_optimizer or config.optimizer
+        options = config.loss_optimizer_options or (
+            {} if config.loss_optimizer else config.optimizer_options
+        )
+        options = dict(options)
+        rate = options.pop('lr', plan.learning_rate)
+        optimizers.append(build_optimizer(named, of_loss, rate, options))
+    elif config.loss_optimizer or config.loss_optimizer_options:
+        raise ConfigError(
+            f'loss {config.loss} has no parameters to optimize: leave out loss_optimizer and '
+            'loss_optimizer_options'
+        )
+    schedule = build_schedule(
+        config.scheduler,
+        optimizers[0],
+        config.scheduler_options,
+        config.epochs,
+        batches_per_epoch,
+    )
+    return _Training(loss, miner, optimizers, schedule)
+
+
+def _train(
+    config: RunConfig,
+    plan: _Plan,
+    model: EmbeddingModel,
+    device: str,
+    observer: RunObserver,
+    report: Callable[[Literal['before', 'after'], dict[str, float]], None],
+) -> None:
+    from finetuner.training.progress import ProgressReport
+    from finetuner.training.trainer import Trainer
+
+    pipeline = Pipeline(
+        functools.partial(picture_of, size=plan.spec.picture.input_size),
+        num_workers=config.num_workers,
+        seed=config.seed,
+    )
+    loader = pipeline.training_loader(
+        plan.train_docs, plan.batch_size, config.num_items_per_class, config.sampler
+    )
+    val_loader = None
+    if plan.eval_docs is not None:
+        val_loader = pipeline.training_loader(
+            plan.eval_docs, plan.eval_batch_size, config.num_items_per_class, config.sampler
+        )
+    training = _build_training(config, plan, model, len(loader))
+    callbacks = build_callbacks(
+        plan.callbacks, plan.backbone.name, pipeline, report, observer.examples
+    )
+    watch = ProgressReport(observer.progress, observer.step_metrics, observer.epoch_metrics)
+    trainer = Trainer(
+        model,
+        training.loss,
+        training.optimizers,
+        miner=training.miner,
+        schedule=training.schedule,
+        callbacks=[*callbacks, watch],
+        device=device,
+        freeze_batch_norm=_freezes_batch_norm(config),
+    )
+    trainer.fit(loader, config.epochs, val_loader)
+
+
+def _freezes_batch_norm(config: RunConfig) -> bool:
+    """Keep pretrained statistics, which small batches would ruin; an untrained net has none."""
+    if config.freeze_batch_norm is not None:
+        return config.freeze_batch_norm
+    return config.model_options.get('weights') != 'none'
+
+
+def _save(
+    config: RunConfig,
+    plan: _Plan,
+    model: EmbeddingModel,
+    record: TrainingRecord,
+    directory: Path,
+) -> None:
+    size = plan.spec.picture.input_size
+    pictures = np.stack(
+        [
+            picture_of(doc, size, position)
+            for position, doc in enumerate(plan.train_docs[:_NUM_EXPORT_PICTURES])
+        ]
+    )
+    save_artifact(
+        directory, model, plan.spec, record, onnx_pictures=pictures, onnx_required=config.to_onnx
+    )
+
+
+def _log_plan(config: RunConfig, plan: _Plan, device: str) -> None:
+    picture = plan.spec.picture
+    logger.info(
+        'Model %s at %d x %d pixels, embeddings of length %d, on %s',
+        plan.backbone.name,
+        picture.input_size,
+        picture.input_size,
+        plan.spec.dimension,
+        device,
+    )
+    logger.info(
+        'Training on %d Documents: %s, %s, learning rate %g%s, batches of %d, %d epochs, seed %d',
+        plan.num_items,
+        config.loss,
+        config.optimizer,
+        plan.learning_rate,
+        f' ({config.scheduler})' if config.scheduler else '',
+        plan.batch_size,
+        config.epochs,
+        config.seed,
+    )

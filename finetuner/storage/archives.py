@@ -1,0 +1,62 @@
+"""Zips from outside: unpacked without trusting what they say of themselves."""
+
+from __future__ import annotations
+
+import stat
+import zipfile
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from finetuner.excepts import ArtifactError
+
+MAX_BYTES = 8 * 1024**3
+MAX_FILES = 64
+
+
+def unzip(path: Path, target: Path) -> None:
+    """Unzip one folder of plain files into an empty directory, refusing what could do harm.
+
+    Args:
+        path: the zip.
+        target: where to; exists and is empty.
+
+    Raises:
+        ArtifactError: no zip, more than one folder, links, paths that leave it, or too large.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [member for member in archive.infolist() if not member.is_dir()]
+            _check_members(path.name, members)
+            for member in members:
+                out = target / PurePosixPath(member.filename).name
+                with archive.open(member) as source, out.open('wb') as file:
+                    # sizes in the zip's directory can lie: never write more than was declared
+                    _copy_at_most(source, file, member.file_size)
+    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError) as error:
+        raise ArtifactError(f'{path.name} is no artifact: {error}') from error
+
+
+def _check_members(name: str, members: list[zipfile.ZipInfo]) -> None:
+    if len(members) > MAX_FILES or sum(member.file_size for member in members) > MAX_BYTES:
+        raise ArtifactError(
+            f'{name} holds more than {MAX_FILES} files or {MAX_BYTES // 1024**3} GiB'
+        )
+    folders = set()
+    for member in members:
+        parts = PurePosixPath(member.filename.replace('\\', '/')).parts
+        if '..' in parts or member.filename.startswith(('/', '\\')) or ':' in parts[0]:
+            raise ArtifactError(f'{name} is refused: path {member.filename!r} leaves the artifact')
+        if stat.S_ISLNK(member.external_attr >> 16):
+            raise ArtifactError(f'{name} is refused: {member.filename!r} is a link')
+        folders.add(parts[:-1])
+    if len(folders) != 1 or len(next(iter(folders))) > 1:
+        raise ArtifactError(f'{name} is no artifact: its files do not lie in one folder')
+
+
+def _copy_at_most(source: IO[bytes], file: IO[bytes], size: int) -> None:
+    left = size
+    while chunk := source.read(min(1 << 20, left + 1)):
+        left -= len(chunk)
+        if left < 0:
+            raise ArtifactError('the zip holds more bytes than it declares')
+        file.write(chunk)
