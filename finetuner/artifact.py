@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import platform
-import shutil
 import tempfile
 import zipfile
 from collections.abc import Mapping
@@ -22,7 +21,9 @@ from finetuner.storage.archives import unzip
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
+    from finetuner.inference import InferenceEngine
     from finetuner.models.tailor import EmbeddingModel
 
 logger = logging.getLogger('finetuner.artifact')
@@ -290,7 +291,9 @@ def _verify(directory: Path) -> dict[str, Any]:
         manifest = json.loads(manifest_path.read_text(encoding='utf-8'))
         schema, files = manifest['schema_version'], dict(manifest['files'])
     except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f'{MANIFEST} in {directory.name!r} cannot be read: {error!r}') from error
+        raise ArtifactError(
+            f'{MANIFEST} in {directory.name!r} cannot be read: {error!r}'
+        ) from error
     if schema != SCHEMA_VERSION:
         raise ArtifactError(
             f'the artifact has schema version {schema!r}, this library reads {SCHEMA_VERSION}: '
@@ -326,14 +329,29 @@ def zip_artifact(directory: Path, path: Path) -> Path:
     return path
 
 
-def copy_artifact(source: Path, target: Path) -> None:
-    """Copy a verified artifact to a directory that is not there yet.
+def save_model(model: torch.nn.Module | InferenceEngine, path: Path) -> None:
+    """Save a module's state dict as safetensors, or a picture model as an artifact directory.
+
+    Args:
+        model: a torch module, or a `TorchEngine`.
+        path: the file or directory.
 
     Raises:
-        ArtifactError: the source is no intact artifact.
+        ArtifactError: the directory is not empty, or the engine has no torch model to save.
     """
-    _verify(source)
-    shutil.copytree(source, target)
+    import torch
+    from safetensors.torch import save_model as save_module
+
+    if isinstance(model, torch.nn.Module):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f'.{path.name}.{os.getpid()}')
+        save_module(model, str(partial))
+        partial.rename(path)
+        return
+    network = getattr(model, 'model', None)
+    if network is None:
+        raise ArtifactError('a model run by ONNX Runtime is not saved again: copy its artifact')
+    save_artifact(path, network, model.spec)
 
 
 def hash_file(path: Path) -> str:

@@ -130,21 +130,21 @@ class RunConfig(BaseModel):
         'loss_optimizer_options',
         pre=True,
     )
-    def _none_is_no_options(cls, value: Any) -> Any:  # noqa: N805
+    def _none_is_no_options(cls, value: Any) -> Any:
         return {} if value is None else whole_numbers(value)
 
     @validator('description', 'experiment_name', 'callbacks', pre=True)
-    def _none_is_the_default(cls, value: Any, field: Any) -> Any:  # noqa: N805
+    def _none_is_the_default(cls, value: Any, field: Any) -> Any:
         return field.default if value is None else value
 
     @validator('optimizer', 'loss_optimizer')
-    def _optimizer_is_known(cls, value: str | None) -> str | None:  # noqa: N805
+    def _optimizer_is_known(cls, value: str | None) -> str | None:
         if value is not None and value not in OPTIMIZERS:
             raise ValueError(unknown_name('optimizer', value, OPTIMIZERS))
         return value
 
     @validator('scheduler')
-    def _scheduler_is_known(cls, value: str | None) -> str | None:  # noqa: N805
+    def _scheduler_is_known(cls, value: str | None) -> str | None:
         if value is not None and value not in SCHEDULERS:
             raise ValueError(unknown_name('scheduler', value, SCHEDULERS))
         return value

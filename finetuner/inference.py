@@ -187,7 +187,7 @@ class OnnxEngine(InferenceEngine):
             self._session = onnxruntime.InferenceSession(
                 graph if isinstance(graph, bytes) else str(graph), options, providers=providers
             )
-        except Exception as error:  # noqa: BLE001 its errors share no base class
+        except Exception as error:
             raise ArtifactError(f'ONNX Runtime cannot load the graph: {error}') from error
         self._input = self._session.get_inputs()[0].name
 
@@ -236,9 +236,7 @@ def load_engine(
             raise ArtifactError(
                 'the artifact has no ONNX graph: train with to_onnx=True, or pass is_onnx=False'
             )
-        return OnnxEngine(
-            opened.onnx_path, opened.spec, device, batch_size, num_threads, policy
-        )
+        return OnnxEngine(opened.onnx_path, opened.spec, device, batch_size, num_threads, policy)
     _set_torch_threads(num_threads)
     return TorchEngine(opened.build_model(), opened.spec, device, batch_size, policy)
 
@@ -331,4 +329,3 @@ def _set_torch_threads(num_threads: int | None) -> None:
         import torch
 
         torch.set_num_threads(num_threads)
-

@@ -256,7 +256,9 @@ def to_embedding_model(
 def _choose_layer(layers: list[Layer], layer_name: str | None) -> Layer:
     candidates = [layer for layer in layers if layer.is_embedding_layer]
     if not candidates:
-        raise ConfigError('no layer of this model gives a two-dimensional output [batch, dimension]')
+        raise ConfigError(
+            'no layer of this model gives a two-dimensional output [batch, dimension]'
+        )
     if layer_name is None:
         return candidates[-1]
     for layer in candidates:
@@ -299,7 +301,9 @@ def _random_input(
 ) -> torch.Tensor:
     dtype = getattr(torch, input_dtype, None)
     if not isinstance(dtype, torch.dtype):
-        raise ConfigError(f'input_dtype {input_dtype!r} is no torch dtype, such as float32 or int64')
+        raise ConfigError(
+            f'input_dtype {input_dtype!r} is no torch dtype, such as float32 or int64'
+        )
     device = next((p.device for p in model.parameters()), torch.device('cpu'))
     generator = torch.Generator().manual_seed(0)
     if dtype.is_floating_point:

@@ -53,7 +53,7 @@ def build_torchvision(backbone: Backbone, options: PictureOptions) -> torch.nn.M
         except (URLError, OSError, RuntimeError) as error:
             raise ConfigError(
                 f'the weights of {backbone.name} could not be downloaded ({error}). Without a '
-                f"network, save {weights.url.rsplit('/', 1)[-1]} yourself and pass model_options="
+                f'network, save {weights.url.rsplit("/", 1)[-1]} yourself and pass model_options='
                 "{'weights': '<path of the file>'}, start untrained with {'weights': 'none'}, "
                 "or take 'efficientnet-lite0', whose weights are installed with this package"
             ) from error

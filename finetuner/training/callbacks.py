@@ -10,7 +10,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from finetuner.evaluation import evaluate_embeddings, search
+from finetuner.evaluation import evaluate_embeddings, own_positions
+from finetuner.search import search
 from finetuner.training.trainer import BaseCallback, Trainer, to_device
 
 logger = logging.getLogger('finetuner.training')
@@ -143,12 +144,13 @@ class RetrievalEvaluation(BaseCallback):
         _, positions = search(
             query_embeddings[:count],
             index_embeddings,
-            min(self._options.limit, len(index_embeddings)),
+            self._options.limit,
             self._options.distance,
+            own_positions(self._queries.ids[:count], index.ids) if exclude else None,
         )
         examples = {
             self._queries.names[query]: [index.names[position] for position in row]
-            for query, row in enumerate(positions)
+            for query, row in enumerate(positions.tolist())
         }
         return metrics, examples
 

@@ -47,7 +47,9 @@ def build_optimizer(
     try:
         return class_(trained, lr=learning_rate, **(options or {}))
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(f'optimizer {name} does not accept {dict(options or {})}: {error}') from error
+        raise ConfigError(
+            f'optimizer {name} does not accept {dict(options or {})}: {error}'
+        ) from error
 
 
 class SchedulerOptions(BaseModel):

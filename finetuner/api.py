@@ -1,0 +1,390 @@
+"""The functions of `import finetuner`, at the names Finetuner gave them."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from docarray import Document, DocumentArray
+
+from finetuner import callback
+from finetuner.client import get_client
+from finetuner.console import print_model_table
+from finetuner.excepts import ConfigError, DataError
+from finetuner.experiment import Experiment
+from finetuner.fitting import fit
+from finetuner.models.zoo import BACKBONES, PictureOptions
+from finetuner.run import Run
+
+if TYPE_CHECKING:
+    import torch
+
+    from finetuner.inference import InferenceEngine
+
+create_run = create_training_run = fit
+_ARTIFACT_ID = re.compile(r'[0-9a-f]{24}')
+
+
+def login(
+    force: bool = False,
+    interactive: bool | None = None,
+    host: str | None = None,
+    token: str | None = None,
+) -> None:
+    """Accept the login of published scripts: everything runs on this machine without one.
+
+    Args:
+        force: accepted for Finetuner's scripts.
+        interactive: accepted for Finetuner's scripts.
+        host: a server to send runs to; not there yet.
+        token: for that server; not there yet.
+
+    Raises:
+        ConfigError: a host or token is given.
+    """
+    if host is not None or token is not None:
+        raise ConfigError(
+            'login to a server of your own is not there yet: leave host and token out, and runs '
+            'go on this machine'
+        )
+
+
+def get_token() -> str:
+    """The token in FINETUNER_TOKEN, empty where none is set: local runs need none."""
+    return os.environ.get('FINETUNER_TOKEN', '')
+
+
+def list_callbacks() -> dict[str, type]:
+    """The classes that `fit(callbacks=[...])` takes, by name."""
+    return {
+        name: value
+        for name, value in vars(callback).items()
+        if inspect.isclass(value) and value.__module__ == callback.__name__
+    }
+
+
+def list_models() -> list[str]:
+    """The names that `fit` and `build_model` know."""
+    return list(BACKBONES)
+
+
+def list_model_options() -> dict[str, list[dict[str, Any]]]:
+    """What `model_options` takes, for each model: name, type, required, default."""
+    options = [
+        {
+            'name': field.name,
+            'type': field.outer_type_,
+            'required': bool(field.required),
+            'default': field.default,
+        }
+        for field in PictureOptions.__fields__.values()
+    ]
+    return {name: [dict(option) for option in options] for name in BACKBONES}
+
+
+def describe_models(task: str | None = None) -> None:
+    """Print a table of the models.
+
+    Args:
+        task: only those for this task, such as `image-to-image`.
+    """
+    print_model_table(
+        [
+            {
+                'name': backbone.name,
+                'task': backbone.task,
+                'output_dim': backbone.dimension,
+                'input_size': backbone.input_size,
+                'architecture': backbone.architecture,
+                'weights': backbone.weights,
+            }
+            for backbone in BACKBONES.values()
+            if task in (None, backbone.task)
+        ],
+        task,
+    )
+
+
+def get_run(run_name: str, experiment_name: str | None = None) -> Run:
+    """Get a run by its name.
+
+    Args:
+        run_name: its name.
+        experiment_name: its experiment; `default` when None.
+
+    Raises:
+        NotFoundError: no such run; the nearest names are given.
+    """
+    client = get_client()
+    return Run.from_dict(client, client.get_run(experiment_name or 'default', run_name))
+
+
+def list_runs(experiment_name: str | None = None, page: int = 1, size: int = 50) -> list[Run]:
+    """List runs, newest first.
+
+    Args:
+        experiment_name: only its runs; those of all experiments when None.
+        page: 1 is the first.
+        size: runs on a page, 1 to 100.
+    """
+    client = get_client()
+    return [Run.from_dict(client, run) for run in client.list_runs(experiment_name, page, size)]
+
+
+def delete_run(run_name: str, experiment_name: str | None = None) -> None:
+    """Delete an ended run with its artifact, log and metrics.
+
+    Raises:
+        ConflictError: the run is still going.
+        NotFoundError: no such run.
+    """
+    get_client().delete_run(experiment_name or 'default', run_name)
+
+
+def delete_runs(experiment_name: str | None = None) -> None:
+    """Delete all runs, of one experiment or of all.
+
+    Raises:
+        ConflictError: one is still going; then none is deleted.
+    """
+    get_client().delete_runs(experiment_name)
+
+
+def create_experiment(name: str = 'default') -> Experiment:
+    """Create an experiment.
+
+    Raises:
+        ConflictError: the name is taken.
+    """
+    client = get_client()
+    return Experiment.from_dict(client, client.create_experiment(name))
+
+
+def get_experiment(name: str) -> Experiment:
+    """Get an experiment by its name.
+
+    Raises:
+        NotFoundError: no such experiment; the nearest names are given.
+    """
+    client = get_client()
+    return Experiment.from_dict(client, client.get_experiment(name))
+
+
+def list_experiments(page: int = 1, size: int = 50) -> list[Experiment]:
+    """List experiments, newest first; `size` of 1 to 100 a page."""
+    client = get_client()
+    return [Experiment.from_dict(client, e) for e in client.list_experiments(page, size)]
+
+
+def delete_experiment(name: str) -> Experiment:
+    """Delete an experiment and all its runs; returns what it was.
+
+    Raises:
+        ConflictError: one of its runs is still going.
+    """
+    client = get_client()
+    return Experiment.from_dict(client, client.delete_experiment(name))
+
+
+def delete_experiments() -> list[Experiment]:
+    """Delete all experiments and all runs; returns what they were.
+
+    Raises:
+        ConflictError: a run is still going.
+    """
+    client = get_client()
+    return [Experiment.from_dict(client, e) for e in client.delete_experiments()]
+
+
+def build_model(
+    name: str,
+    model_options: dict[str, Any] | None = None,
+    batch_size: int = 32,
+    select_model: str | None = None,
+    device: str | None = None,
+    is_onnx: bool = False,
+) -> InferenceEngine:
+    """Build a pretrained model, as it was before any fine-tuning.
+
+    Args:
+        name: see `list_models()`.
+        model_options: see `list_model_options()`.
+        batch_size: inputs embedded at a time.
+        select_model: for models with several towers; these have one.
+        device: `cpu` or `cuda`; None takes a GPU where there is one.
+        is_onnx: export it and run it in ONNX Runtime.
+
+    Returns:
+        An engine for `encode`.
+
+    Raises:
+        ConfigError: a name or option is wrong, or the weights cannot be had.
+    """
+    from finetuner.inference import build_engine
+
+    if select_model is not None:
+        raise ConfigError(f'select_model={select_model!r}: {name} is a single model')
+    return build_engine(name, model_options, batch_size, device, is_onnx)
+
+
+def get_model(
+    artifact: str | Path,
+    token: str | None = None,
+    batch_size: int = 32,
+    select_model: str | None = None,
+    device: str | None = None,
+    logging_level: str = 'WARNING',
+    is_onnx: bool = False,
+) -> InferenceEngine:
+    """Load a fine-tuned model.
+
+    Args:
+        artifact: `run.artifact_id`, or the path of an artifact directory or its zip.
+        token: accepted for Finetuner's scripts; local artifacts need none.
+        batch_size: inputs embedded at a time.
+        select_model: for artifacts with several models; these have one.
+        device: `cpu` or `cuda`; None takes a GPU where there is one.
+        logging_level: accepted for Finetuner's scripts; see Python's `logging`.
+        is_onnx: run the artifact's ONNX graph, several times faster on a CPU.
+
+    Returns:
+        An engine for `encode`.
+
+    Raises:
+        ArtifactError: there is none, or it is damaged.
+        NotFoundError: no artifact of that id.
+        ConfigError: an argument is out of range.
+    """
+    from finetuner.inference import load_engine
+
+    return load_engine(find_artifact(artifact), batch_size, select_model, device, is_onnx)
+
+
+def find_artifact(artifact: str | Path) -> Path:
+    """The path of an artifact given by its id or by its path.
+
+    Raises:
+        NotFoundError: no artifact of that id.
+    """
+    path = Path(artifact).expanduser()
+    if not path.exists() and _ARTIFACT_ID.fullmatch(str(artifact)):
+        return get_client().find_artifact(str(artifact))
+    return path
+
+
+def encode(
+    model: InferenceEngine, data: DocumentArray | Sequence[str], batch_size: int = 32
+) -> DocumentArray | np.ndarray:
+    """Embed Documents or pictures.
+
+    Args:
+        model: from `get_model` or `build_model`.
+        data: Documents with a picture each; or paths and URIs of pictures.
+        batch_size: embedded at a time.
+
+    Returns:
+        The DocumentArray with its embeddings filled; for a list, float32 `[n, dimension]`.
+
+    Raises:
+        DataError: a picture could not be opened; all others of a DocumentArray are embedded.
+        ConfigError: `model` is not such an engine.
+    """
+    from finetuner.inference import InferenceEngine
+
+    if not isinstance(model, InferenceEngine):
+        raise ConfigError(
+            f'model is {type(model).__name__}: encode takes what get_model or build_model gave; '
+            'for a torch module of your own there is finetuner.embed'
+        )
+    if isinstance(data, str):
+        raise ConfigError(f'data is the text {data!r}: put it in a list')
+    documents = (
+        data if isinstance(data, DocumentArray) else DocumentArray(Document(uri=u) for u in data)
+    )
+    failures = model.encode_documents(documents, batch_size)
+    if failures:
+        others = f' (and {len(failures) - 1} others failed)' if len(failures) > 1 else ''
+        raise DataError(f'{failures[0][1]}{others}') from failures[0][1]
+    if isinstance(data, DocumentArray):
+        return data
+    if not len(documents):
+        return np.empty((0, model.dimension), np.float32)
+    return np.asarray(documents.embeddings)
+
+
+def embed(
+    docs: DocumentArray,
+    embed_model: torch.nn.Module,
+    device: str = 'cpu',
+    batch_size: int = 64,
+    preprocess_fn: Callable[[Document], Any] | None = None,
+    collate_fn: Callable[[list[Any]], Any] | None = None,
+) -> None:
+    """Fill the embeddings of Documents with a torch module of one's own.
+
+    Args:
+        docs: changed in place.
+        embed_model: maps a batch to `[batch, dimension]`; its training mode is restored.
+        device: `cpu` or `cuda`.
+        batch_size: Documents embedded at a time.
+        preprocess_fn: takes a Document, returns one input; None takes its content.
+        collate_fn: makes a batch of a list of inputs; None stacks them.
+
+    Raises:
+        DataError: a Document cannot be made into an input; says which.
+    """
+    from finetuner.data.datasets import LabelledDataset
+    from finetuner.data.loading import build_loader
+    from finetuner.data.samplers import SequentialSampler
+    from finetuner.training.callbacks import embed_all
+
+    if not len(docs):
+        return
+    dataset = LabelledDataset(docs, list(range(len(docs))), preprocess_fn)
+    loader = build_loader(dataset, SequentialSampler(len(docs), batch_size), collate_fn)
+    docs.embeddings = embed_all(embed_model.to(device), loader, device)
+
+
+def display(
+    model: torch.nn.Module, input_size: tuple[int, ...], input_dtype: str = 'float32'
+) -> None:
+    """Print the layers of a model, as `to_embedding_model` and `freeze` name them.
+
+    Args:
+        model: any module.
+        input_size: shape of one input, without the batch.
+        input_dtype: its torch dtype.
+
+    Raises:
+        ConfigError: the model does not run on such an input.
+    """
+    from finetuner.console import print_layers
+    from finetuner.models.tailor import summary
+
+    print_layers(summary(model, input_size, input_dtype))
+
+
+def save(embed_model: torch.nn.Module | InferenceEngine, model_path: str | Path) -> None:
+    """Save a model without pickle.
+
+    Args:
+        embed_model: a module, whose state dict is written as safetensors; or what `get_model` and
+            `build_model` gave, written as an artifact directory.
+        model_path: the file or directory; a file is replaced only when it is complete.
+
+    Raises:
+        ArtifactError: the directory is not empty.
+    """
+    from finetuner.artifact import save_model
+
+    save_model(embed_model, Path(model_path))
+
+
+def cos_sim(a: np.ndarray, b: np.ndarray) -> float:
+    """Cosine of two vectors of the same length."""
+    return np.dot(a, b) / (np.linalg.norm(a) * np.linalg.norm(b))

@@ -1,0 +1,244 @@
+"""The two `fit`s of Finetuner: a backbone by name gives a run, a module of one's own is trained."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, overload
+
+from docarray import DocumentArray
+
+from finetuner.client import callback_parameters, get_client
+from finetuner.excepts import ConfigError, unknown_name
+from finetuner.run import Run
+
+if TYPE_CHECKING:
+    import torch
+
+    from finetuner.callback import BestModelCheckpoint, EarlyStopping, EvaluationCallback
+
+    CallbackDescription = EvaluationCallback | BestModelCheckpoint | EarlyStopping
+
+
+def fit_backbone(
+    model: str,
+    train_data: str | DocumentArray,
+    eval_data: str | DocumentArray | None = None,
+    val_split: float = 0.0,
+    model_artifact: str | None = None,
+    run_name: str | None = None,
+    description: str | None = None,
+    experiment_name: str | None = None,
+    model_options: dict[str, Any] | None = None,
+    loss: str = 'TripletMarginLoss',
+    miner: str | None = None,
+    miner_options: dict[str, Any] | None = None,
+    optimizer: str = 'Adam',
+    optimizer_options: dict[str, Any] | None = None,
+    learning_rate: float | None = None,
+    epochs: int = 5,
+    batch_size: int | None = None,
+    callbacks: list[CallbackDescription] | None = None,
+    scheduler: str | None = None,
+    scheduler_options: dict[str, Any] | None = None,
+    freeze: bool = False,
+    output_dim: int | None = None,
+    device: str = 'cuda',
+    num_workers: int = 4,
+    to_onnx: bool = False,
+    csv_options: Any = None,
+    public: bool = False,
+    num_items_per_class: int = 4,
+    sampler: str = 'auto',
+    loss_optimizer: str | None = None,
+    loss_optimizer_options: dict[str, Any] | None = None,
+    loss_options: dict[str, Any] | None = None,
+    freeze_batch_norm: bool | None = None,
+    seed: int = 0,
+) -> Run:
+    """Start a run that fine-tunes a backbone, in a process of its own, and return at once.
+
+    Args:
+        model: name of the backbone; see `list_models()`.
+        train_data: labelled Documents, or the name of pushed ones.
+        eval_data: Documents for the validation loss.
+        val_split: share of the classes in `train_data` held out for the validation loss when
+            there is no `eval_data`.
+        model_artifact: id or path of an artifact to go on from.
+        run_name: made up when None; unique within the experiment.
+        description: free text.
+        experiment_name: group of runs; `default` when None.
+        model_options: see `list_model_options()`; `input_size` and `weights` for pictures.
+        loss: class in pytorch-metric-learning's losses.
+        miner: class in its miners, None for none.
+        miner_options: arguments of the miner.
+        optimizer: class in `torch.optim`.
+        optimizer_options: arguments of the optimizer.
+        learning_rate: None takes 1e-4.
+        epochs: times the data is gone through.
+        batch_size: Documents in a batch; None takes up to 128, as the classes allow.
+        callbacks: instances of the classes in `finetuner.callback`.
+        scheduler: `linear`, `cosine`, `cosine_with_restarts`, `polynomial`, `constant`,
+            `constant_with_warmup`; None keeps the rate.
+        scheduler_options: `num_warmup_steps`, `num_training_steps`, `scheduler_step`,
+            `num_cycles`, `power`.
+        freeze: train the last layer only, or the projection head when there is one.
+        output_dim: length of the embedding; attaches a projection head.
+        device: `cuda`, where there is a GPU, or `cpu`.
+        num_workers: processes that decode, at most the cores there are.
+        to_onnx: fail when the ONNX graph cannot be exported; it is exported anyway where it can.
+        csv_options: for training data in CSV files; not there yet.
+        public: kept in the run's config; it shares nothing while there is one user.
+        num_items_per_class: Documents of each class in a batch.
+        sampler: `class`, `random`, or `auto`, which is `class` for labelled data.
+        loss_optimizer: for losses with weights of their own; None takes `optimizer`.
+        loss_optimizer_options: its arguments; `lr` too.
+        loss_options: arguments of the loss.
+        freeze_batch_norm: keep the statistics of batch normalisation; None does with pretrained
+            weights.
+        seed: of everything drawn at random.
+
+    Returns:
+        The run, CREATED or STARTED.
+
+    Raises:
+        ConfigError: an argument is unknown, out of range or contradicts another.
+        DataError: the Documents cannot be trained or evaluated on; says which and why.
+        NotFoundError: pushed data or the artifact does not exist.
+    """
+    parameters = dict(locals())
+    if parameters.pop('csv_options') is not None:
+        raise ConfigError('csv_options: CSV files are not read yet; give a DocumentArray')
+    configs, data = callback_parameters(parameters.pop('callbacks'))
+    data['train_data'] = parameters.pop('train_data')
+    if parameters.pop('eval_data') is not None:
+        data['eval_data'] = eval_data  # type: ignore[assignment]
+    client = get_client()
+    return Run.from_dict(client, client.fit({**parameters, 'callbacks': configs}, data))
+
+
+def fit_own_model(
+    model: torch.nn.Module,
+    train_data: DocumentArray,
+    eval_data: DocumentArray | None = None,
+    epochs: int = 10,
+    batch_size: int = 256,
+    loss: str | torch.nn.Module = 'SiameseLoss',
+    configure_optimizer: Callable[[torch.nn.Module], Any] | None = None,
+    learning_rate: float = 1e-3,
+    scheduler_step: str = 'batch',
+    device: str = 'cpu',
+    preprocess_fn: Callable[[Any], Any] | None = None,
+    collate_fn: Callable[[list[Any]], Any] | None = None,
+    num_items_per_class: int | None = None,
+    callbacks: Sequence[Any] | None = None,
+    num_workers: int = 0,
+    to_embedding_model: bool = False,
+    input_size: tuple[int, ...] | None = None,
+    input_dtype: str = 'float32',
+    layer_name: str | None = None,
+    freeze: bool | list[str] = False,
+    projection_head: torch.nn.Module | None = None,
+    output_dim: int | None = None,
+    freeze_batch_norm: bool = False,
+    seed: int = 0,
+) -> torch.nn.Module:
+    """Train a model of one's own in this process.
+
+    Args:
+        model: maps a batch to embeddings; or any model, with `to_embedding_model`.
+        train_data: labelled Documents.
+        eval_data: Documents for the validation loss.
+        epochs: times the data is gone through.
+        batch_size: Documents in a batch.
+        loss: class in pytorch-metric-learning's losses (`SiameseLoss` and `TripletLoss` are known
+            too), or a loss module.
+        configure_optimizer: takes the model, returns an optimizer, or one and a scheduler.
+        learning_rate: of Adam, without `configure_optimizer`.
+        scheduler_step: `batch` or `epoch`.
+        device: `cpu` or `cuda`.
+        preprocess_fn: takes a Document, returns one input; called at each access.
+        collate_fn: makes a batch of a list of inputs; None stacks them.
+        num_items_per_class: Documents of each class in a batch; None divides the batch among all.
+        callbacks: instances of the classes in `finetuner.callback`, or of
+            `finetuner.training.trainer.BaseCallback`.
+        num_workers: processes that preprocess.
+        to_embedding_model: cut the model after a layer first; see
+            `finetuner.models.tailor.to_embedding_model` for this and the next arguments.
+        input_size: shape of one input.
+        input_dtype: its torch dtype.
+        layer_name: layer whose output is the embedding.
+        freeze: freeze the backbone, or the layers named.
+        projection_head: attached at the end.
+        output_dim: attaches a linear projection head of that length instead.
+        freeze_batch_norm: keep the statistics of batch normalisation.
+        seed: of everything drawn at random.
+
+    Returns:
+        The trained model: the one given, unless it was cut.
+
+    Raises:
+        ConfigError: an argument is out of range, or the model does not fit the data.
+        DataError: the Documents cannot be trained on; says which and why.
+        TrainingError: the loss became infinite or not a number.
+    """
+    from finetuner.models import tailor
+    from finetuner.training.module_fit import ModuleFitOptions, fit_module
+
+    if to_embedding_model:
+        model = tailor.to_embedding_model(
+            model, input_size, input_dtype, layer_name, freeze, projection_head, output_dim
+        )
+    elif layer_name or freeze or projection_head or output_dim:
+        raise ConfigError(
+            'layer_name, freeze, projection_head and output_dim change the model: they need '
+            'to_embedding_model=True and input_size'
+        )
+    options = ModuleFitOptions(
+        epochs=epochs,
+        # the default is no demand: data smaller than it makes one batch
+        batch_size=min(batch_size, len(train_data))
+        if batch_size == ModuleFitOptions.batch_size
+        else batch_size,
+        loss=loss,
+        configure_optimizer=configure_optimizer,
+        learning_rate=learning_rate,
+        scheduler_step=scheduler_step,  # type: ignore[arg-type]
+        device=device,
+        preprocess_fn=preprocess_fn,
+        collate_fn=collate_fn,
+        num_items_per_class=num_items_per_class,
+        callbacks=tuple(callbacks or ()),
+        num_workers=num_workers,
+        freeze_batch_norm=freeze_batch_norm,
+        seed=seed,
+    )
+    fit_module(model, train_data, eval_data, options)
+    return model
+
+
+@overload
+def fit(model: str, train_data: str | DocumentArray, *args: Any, **kwargs: Any) -> Run: ...
+@overload
+def fit(
+    model: torch.nn.Module, train_data: DocumentArray, *args: Any, **kwargs: Any
+) -> torch.nn.Module: ...
+
+
+def fit(*args: Any, **kwargs: Any) -> Run | torch.nn.Module:
+    """Fine-tune a backbone by name (`fit_backbone`), or a model of one's own (`fit_own_model`).
+
+    Which one is decided by `model`, the first argument: a name starts a run in a process of its
+    own and returns its `Run`; a `torch.nn.Module` is trained here and returned.
+    """
+    model = args[0] if args else kwargs.get('model')
+    target = fit_backbone if model is None or isinstance(model, str) else fit_own_model
+    known = inspect.signature(target).parameters
+    for name in kwargs:
+        if name not in known:
+            raise ConfigError(unknown_name('parameter', name, known))
+    return target(*args, **kwargs)
+
+
+# what tools and people see: the signature of the published function
+fit.__signature__ = inspect.signature(fit_backbone)  # type: ignore[attr-defined]
