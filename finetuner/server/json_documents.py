@@ -1,0 +1,159 @@
+"""Documents as JSON and back: what HTTP carries, checked at the door.
+
+Jina's own reading ignores unknown fields, takes broken base64 for an empty blob and turns the
+labels 0 and 1 into false and true; so HTTP requests are read here.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from docarray import Document, DocumentArray
+from docarray.math.ndarray import to_list
+
+from finetuner.excepts import ConfigError, DataError, unknown_name
+
+_TEXTS = ('id', 'text', 'uri', 'mime_type', 'modality', 'parent_id')
+_NUMBERS = ('weight', 'offset', 'granularity', 'adjacency')
+_ARRAYS = ('tensor', 'embedding')
+_NESTED = ('chunks', 'matches')
+_FIELDS = (*_TEXTS, *_NUMBERS, *_ARRAYS, *_NESTED, 'blob', 'tags')
+_IGNORED = ('location', 'evaluations', 'scores', '_metadata')  # Jina's client sends them
+_BODY_KEYS = (
+    'data',
+    'parameters',
+    'exec_endpoint',
+    'execEndpoint',
+    'target_executor',
+    'targetExecutor',
+)
+_BODY_IGNORED = ('header', 'routes', 'request_id')
+
+
+def read_body(raw: bytes) -> tuple[DocumentArray, dict[str, Any], str | None, str | None]:
+    """Read the JSON body of a request.
+
+    Args:
+        raw: an object with `data` (a list of Documents, or `{"docs": [...]}`), `parameters`,
+            and for `/post` the `exec_endpoint`.
+
+    Returns:
+        The Documents, the parameters, the endpoint and the Executor the body names (or None).
+
+    Raises:
+        ConfigError: the body is no such object.
+        DataError: a Document cannot be read; the message names its position.
+    """
+    try:
+        body = json.loads(raw or b'{}')
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f'the body is not JSON: {error}') from error
+    if not isinstance(body, dict):
+        raise ConfigError('the body is not a JSON object such as {"data": [...]}')
+    for key in body:
+        if key not in _BODY_KEYS and key not in _BODY_IGNORED:
+            raise ConfigError(unknown_name('key of the body', key, _BODY_KEYS))
+    parameters = body.get('parameters') or {}
+    if not isinstance(parameters, dict):
+        raise ConfigError('`parameters` is not a JSON object')
+    endpoint = body.get('exec_endpoint') or body.get('execEndpoint')
+    target = body.get('target_executor') or body.get('targetExecutor')
+    for name, value in (('exec_endpoint', endpoint), ('target_executor', target)):
+        if value is not None and not isinstance(value, str):
+            raise ConfigError(f'`{name}` is {value!r}: it takes a text')
+    return _read_documents(body.get('data')), parameters, endpoint, target
+
+
+def _read_documents(data: Any) -> DocumentArray:
+    if isinstance(data, dict):
+        if set(data) != {'docs'}:
+            raise ConfigError('`data` is a list of Documents, or an object with the key "docs"')
+        data = data['docs']
+    if data is None:
+        return DocumentArray()
+    if not isinstance(data, list):
+        raise ConfigError('`data` is not a list of Documents')
+    return DocumentArray([_read_document(item, str(i)) for i, item in enumerate(data)])
+
+
+def _read_document(item: Any, position: str) -> Document:
+    if not isinstance(item, Mapping):
+        raise DataError(
+            f'document {position} is not a JSON object such as {{"text": "..."}} or '
+            '{"blob": "<base64>"}'
+        )
+    fields: dict[str, Any] = {}
+    for name, value in item.items():
+        if name in _IGNORED or value is None:
+            continue
+        if name not in _FIELDS:
+            raise DataError(f'document {position}: {unknown_name("field", name, _FIELDS)}')
+        fields[name] = _read_field(name, value, position)
+    return Document(**fields)
+
+
+def _read_field(name: str, value: Any, position: str) -> Any:
+    if name == 'blob':
+        return _read_blob(value, position)
+    if name in _NESTED:
+        if not isinstance(value, list):
+            raise DataError(f'document {position}: {name!r} is not a list of Documents')
+        return [_read_document(part, f'{position}.{name}[{i}]') for i, part in enumerate(value)]
+    if name in _ARRAYS:
+        try:
+            array = np.asarray(value)
+        except ValueError as error:
+            raise DataError(f'document {position}: {name!r} is ragged: {error}') from error
+        if array.dtype.kind not in 'fiub':
+            raise DataError(f'document {position}: {name!r} holds more than numbers')
+        return array
+    expected: type | tuple[type, ...] = str
+    if name == 'tags':
+        expected = dict
+    elif name in _NUMBERS:
+        expected = (int, float)
+    if not isinstance(value, expected):
+        raise DataError(f'document {position}: {name!r} is {str(value)[:60]!r}, of a wrong type')
+    return value
+
+
+def _read_blob(value: Any, position: str) -> bytes:
+    mend = 'it takes standard base64, such as the command `base64` writes'
+    if not isinstance(value, str):
+        raise DataError(f'document {position}: blob is not a text: {mend}')
+    try:
+        return base64.b64decode(''.join(value.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise DataError(f'document {position}: blob is not base64 ({error}): {mend}') from error
+
+
+def write_documents(docs: DocumentArray) -> list[dict[str, Any]]:
+    """Turn Documents into JSON values, empty fields left out.
+
+    Args:
+        docs: the Documents of an answer.
+
+    Returns:
+        One object a Document; arrays as lists, blobs as standard base64.
+    """
+    return [_write_document(doc) for doc in docs]
+
+
+def _write_document(doc: Document) -> dict[str, Any]:
+    written: dict[str, Any] = {'id': doc.id}
+    for name in doc.non_empty_fields:
+        value = getattr(doc, name)
+        if name == 'blob':
+            written[name] = base64.b64encode(value).decode()
+        elif name in _NESTED:
+            written[name] = write_documents(value)
+        elif name in _ARRAYS:
+            written[name] = to_list(value)
+        elif name in _TEXTS or name in _NUMBERS or name == 'tags':
+            written[name] = value
+    return written

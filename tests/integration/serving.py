@@ -1,0 +1,118 @@
+"""Real servers for the tests: `finetuner serve` in a process of its own, on free ports."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+from jina import Client
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@dataclass
+class Server:
+    """A server and how to talk to it."""
+
+    process: subprocess.Popen
+    grpc_port: int
+    http_port: int
+    log: Path
+
+    @property
+    def url(self) -> str:
+        return f'http://127.0.0.1:{self.http_port}'
+
+    def client(self, protocol: str = 'grpc') -> Client:
+        port = self.grpc_port if protocol == 'grpc' else self.http_port
+        return Client(host='127.0.0.1', port=port, protocol=protocol)
+
+    def post(self, path: str, body: dict | None = None, **options) -> httpx.Response:
+        return httpx.post(f'{self.url}{path}', json=body or {}, timeout=120, **options)
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(('127.0.0.1', 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def flow_on_free_ports(source: str, folder: Path) -> tuple[Path, int, int]:
+    """Copy a Flow's YAML with other ports; what it refers to stays where it is."""
+    grpc_port, http_port = free_ports(2)
+    text = source.replace('../executors', str(REPOSITORY / 'executors'))
+    text, found = re.subn(r'port: \[.*\]', f'port: [{grpc_port}, {http_port}]', text)
+    assert found == 1
+    path = folder / 'flow.yml'
+    path.write_text(text)
+    return path, grpc_port, http_port
+
+
+@contextmanager
+def serve(source: str, folder: Path, **environment: str) -> Iterator[Server]:
+    """Start `finetuner serve` on a Flow's YAML and end it with SIGTERM."""
+    path, grpc_port, http_port = flow_on_free_ports(source, folder)
+    log = folder / 'server.log'
+    variables = {
+        **os.environ,
+        'FINETUNER_HOME': str(folder / 'home'),
+        'PYTHONPATH': os.pathsep.join([str(REPOSITORY), os.environ.get('PYTHONPATH', '')]),
+        'OMP_NUM_THREADS': '1',
+        **environment,
+    }
+    with log.open('w') as output:
+        process = subprocess.Popen(
+            [sys.executable, '-m', 'finetuner.cli', 'serve', str(path)],
+            env=variables,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    server = Server(process, grpc_port, http_port, log)
+    try:
+        wait_until_ready(server)
+        yield server
+    finally:
+        end(process)
+
+
+def wait_until_ready(server: Server, seconds: float = 90) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        assert server.process.poll() is None, server.log.read_text()
+        try:
+            answer = httpx.get(f'{server.url}/dry_run', timeout=10)
+        except httpx.TransportError:
+            time.sleep(0.2)
+            continue
+        if answer.status_code == 200:
+            return
+        time.sleep(0.2)
+    raise AssertionError(f'not ready after {seconds} s: {server.log.read_text()}')
+
+
+def end(process: subprocess.Popen, seconds: float = 30) -> int:
+    """SIGTERM, as a service manager sends it; whatever is left after that is killed."""
+    if process.poll() is not None:
+        return process.returncode
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGTERM)
+    try:
+        return process.wait(seconds)
+    finally:
+        for child in family:
+            if child.is_running():
+                child.kill()
+        process.kill()
