@@ -1,0 +1,84 @@
+"""The emoji data set of this folder as Documents: four pictures each of 500 concepts."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Literal
+
+from docarray import Document, DocumentArray
+
+ARTISTS = ('noto', 'twemoji', 'fluent-emoji-flat', 'emojione')
+QUERY_ARTIST = 'noto'
+
+Split = Literal['train', 'test']
+
+
+def load_emoji(
+    split: Split = 'train', root: str | Path | None = None, blobs: bool = False
+) -> DocumentArray:
+    """Make one Document a picture, 1,000 in a split, of 250 concepts.
+
+    Args:
+        split: no concept is in both.
+        root: the data set's folder; by default `emoji` beside this file.
+        blobs: read the files into `blob`, to send them; otherwise `uri` is the file's path.
+
+    Returns:
+        Concepts in alphabetical order, each with its four artists in the order of `ARTISTS`. Tags:
+        `finetuner_label` (the concept's number from 0), `concept`, `artist`; with `blobs` also
+        `file`. The ids are the same each time.
+
+    Raises:
+        ValueError: there is no such split.
+        FileNotFoundError: a picture is not where it should be.
+    """
+    folder = _root(root)
+    docs = DocumentArray()
+    for label, concept in enumerate(_concepts(folder, split)):
+        for artist in ARTISTS:
+            file = folder / split / concept / f'{artist}.webp'
+            if not file.is_file():
+                raise FileNotFoundError(f'{file} is missing: is {folder} the emoji data set?')
+            doc = Document(
+                id=f'emoji-{split}-{concept}-{artist}',
+                tags={'finetuner_label': label, 'concept': concept, 'artist': artist},
+            )
+            if blobs:
+                doc.blob = file.read_bytes()
+                doc.tags['file'] = str(file)
+            else:
+                doc.uri = str(file)
+            docs.append(doc)
+    return docs
+
+
+def load_emoji_queries_and_index(
+    split: Split = 'test', root: str | Path | None = None, blobs: bool = False
+) -> tuple[DocumentArray, DocumentArray]:
+    """Split the pictures into queries and index: one artist is looked for among the other three.
+
+    Args:
+        split: as for `load_emoji`.
+        root: as for `load_emoji`.
+        blobs: as for `load_emoji`.
+
+    Returns:
+        250 queries (artist `noto`) and 750 Documents of the index; each query has 3 right answers.
+    """
+    docs = load_emoji(split, root, blobs)
+    queries = DocumentArray(doc for doc in docs if doc.tags['artist'] == QUERY_ARTIST)
+    index = DocumentArray(doc for doc in docs if doc.tags['artist'] != QUERY_ARTIST)
+    return queries, index
+
+
+def _root(root: str | Path | None) -> Path:
+    return Path(root) if root is not None else Path(__file__).resolve().parent / 'emoji'
+
+
+def _concepts(root: Path, split: str) -> list[str]:
+    with (root / 'concepts.csv').open(encoding='utf-8', newline='') as file:
+        concepts = sorted(row['concept'] for row in csv.DictReader(file) if row['split'] == split)
+    if not concepts:
+        raise ValueError(f"split must be 'train' or 'test', not {split!r}")
+    return concepts

@@ -1,0 +1,231 @@
+"""What one Document holds: its label, its content, and where it stands among the others."""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from collections.abc import Iterable, Sequence
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+from docarray import Document, DocumentArray
+
+from finetuner.excepts import DataError, PictureError
+from finetuner.uris import read_uri
+
+LABEL_TAG = 'finetuner_label'
+SCORE_TAG = 'finetuner_score'
+
+# Tags travel as doubles: beyond this two different labels may arrive as one.
+_LARGEST_EXACT_INT = 2**53
+_ELSEWHERE = re.compile(r'(?:data|https?):|[a-z][a-z0-9+.-]+://', re.IGNORECASE)
+
+
+def positions_text(positions: Sequence[int], shown: int = 5) -> str:
+    """Name Documents by their positions: the first few, and how many more there are.
+
+    Args:
+        positions: from 0, in order, at least one.
+        shown: how many are named at most.
+    """
+    names = ', '.join(str(position) for position in positions[:shown])
+    more = f' and {len(positions) - shown} more' if len(positions) > shown else ''
+    return f'Document{"s" if len(positions) > 1 else ""} {names}{more}'
+
+
+def normalise_label(value: Any) -> int | str:
+    """Bring a label to the one form it is compared in.
+
+    Protobuf turns ints into floats and HTTP turns 1 into true, so 1, 1.0 and True are one label.
+    Strings stay strings: `'1'` is not 1.
+
+    Raises:
+        DataError: the value is neither a whole number nor a non-empty string.
+    """
+    if isinstance(value, str):
+        if not value:
+            raise DataError("label '' is empty")
+        return value
+    if isinstance(value, (Real, np.bool_)):
+        number = int(value) if isinstance(value, (Integral, np.bool_)) else float(value)
+        if isinstance(number, float) and not number.is_integer():
+            raise DataError(f'label {value!r} is not a whole number')
+        if abs(number) > _LARGEST_EXACT_INT:
+            raise DataError(f'label {value!r} is beyond 2**53, where tags are not exact: use a str')
+        return int(number)
+    raise DataError(f'label {value!r} is neither an int nor a str')
+
+
+def has_label(doc: Document) -> bool:
+    """Say whether the Document has a label tag, whatever stands in it."""
+    tags = doc.tags
+    return LABEL_TAG in tags or 'label' in _older_tags(tags)
+
+
+def raw_label(doc: Document) -> Any:
+    """Return the label tag as it came, in the present form or the older nested one; None without."""
+    tags = doc.tags
+    return tags[LABEL_TAG] if LABEL_TAG in tags else _older_tags(tags).get('label')
+
+
+def read_label(doc: Document, position: int | None = None) -> int | str | None:
+    """Read a Document's label from `tags['finetuner_label']`, or from the older nested form.
+
+    Args:
+        doc: the Document.
+        position: named in the error, where known.
+
+    Returns:
+        An int or a str as `normalise_label` makes it; None when there is no such tag.
+
+    Raises:
+        DataError: the label is there but is no label.
+    """
+    if not has_label(doc):
+        return None
+    try:
+        return normalise_label(raw_label(doc))
+    except DataError as error:
+        where = 'Document' if position is None else f'Document {position}'
+        raise DataError(
+            f'{where}: {error}; `{LABEL_TAG}` takes an int or a str; see docs/data.md#class'
+        ) from None
+
+
+def has_score(doc: Document) -> bool:
+    """Say whether the Document has the tag of a scored pair, whatever stands in it."""
+    return SCORE_TAG in doc.tags
+
+
+def _older_tags(tags: dict[str, Any]) -> dict[str, Any]:
+    older = tags.get('finetuner')
+    return older if isinstance(older, dict) else {}
+
+
+def nested_documents(doc: Document, name: str) -> Sequence[Document]:
+    """Return a Document's `matches` or `chunks` without making empty ones.
+
+    Reading `doc.matches` builds an array of 400 bytes in every Document that has none.
+    """
+    return getattr(doc._data, name) or ()
+
+
+def content_of(doc: Document) -> Any:
+    """Return what a Document holds: its text, tensor, blob or uri, the first that is not empty.
+
+    Unlike `doc.content` it takes an ndarray for a blob, as old Jina wrote it, and gives the uri
+    of a Document that has nothing else.
+
+    Returns:
+        str, array, tensor or bytes; None when there is nothing.
+    """
+    content = _own_content(doc)
+    return content if content is not None else doc.uri or None
+
+
+def _own_content(doc: Document) -> Any:
+    if doc.text:
+        return doc.text
+    for value in (doc.tensor, doc.blob):
+        if value is not None and _num_elements(value):
+            return value
+    return None
+
+
+def has_content(doc: Document) -> bool:
+    """Say whether text, tensor, blob or uri holds anything."""
+    return content_of(doc) is not None
+
+
+def _num_elements(value: Any) -> int:
+    shape = getattr(value, 'shape', None)
+    return len(value) if shape is None else int(np.prod(tuple(shape)))
+
+
+def copy_document(doc: Document) -> Document:
+    """Copy a Document without copying its arrays: fields set on the copy leave the original alone.
+
+    docarray's own copy is deep, ten times slower, and fails on a blob that is an ndarray.
+    """
+    twin = copy.copy(doc)
+    twin._data = copy.copy(doc._data)
+    twin._data._reference_doc = twin
+    twin._data.tags = dict(doc.tags)
+    return twin
+
+
+def is_local_file(uri: str) -> bool:
+    """Say whether a uri means a file of this machine, and not `https:`, `data:`, `s3:` ..."""
+    return uri[:5].lower() == 'file:' or not _ELSEWHERE.match(uri)
+
+
+def load_contents(docs: Iterable[Document]) -> DocumentArray:
+    """Read local files into blobs, so that Documents can be sent to another machine.
+
+    Args:
+        docs: left as they are.
+
+    Returns:
+        Copies as `portable_document` makes them. Those whose only content is the uri of a local
+        file (a path or `file:...`) hold its bytes as `blob` instead, and no uri: a path of this
+        machine means nothing elsewhere. The same goes for their matches and chunks.
+
+    Raises:
+        DataError: a file cannot be read or is empty; the Document's position is named.
+    """
+    return DocumentArray(
+        portable_document(doc, f'Document {position}', load_file=True)
+        for position, doc in enumerate(docs)
+    )
+
+
+def portable_document(doc: Document, where: str = 'Document', load_file: bool = False) -> Document:
+    """Copy a Document into what protobuf can carry, its matches and chunks included.
+
+    Args:
+        doc: left as it is.
+        where: what errors call it.
+        load_file: whether a local file becomes a blob, see `load_contents`.
+
+    Returns:
+        A copy: a blob that is an ndarray becomes the tensor, numpy values in tags plain ones.
+
+    Raises:
+        DataError: a tag holds a number that is not finite, or a file cannot be read.
+    """
+    twin = copy_document(doc)
+    twin._data.tags = {key: _plain(value, where) for key, value in doc.tags.items()}
+    if isinstance(doc.blob, np.ndarray):
+        twin.blob = None
+        if twin.tensor is None:
+            twin.tensor = doc.blob
+    if load_file and doc.uri and _own_content(doc) is None and is_local_file(doc.uri):
+        try:
+            twin.blob = read_uri(doc.uri)
+        except PictureError as error:
+            raise DataError(f'{where}: {error}; its uri must be a file on this machine') from error
+        twin.uri = None
+    for name, kind in (('matches', 'match'), ('chunks', 'chunk')):
+        inner = nested_documents(doc, name)
+        if inner:
+            copies = [
+                portable_document(d, f'{where}, {kind} {number}', load_file)
+                for number, d in enumerate(inner)
+            ]
+            setattr(twin, name, copies)
+    return twin
+
+
+def _plain(value: Any, where: str) -> Any:
+    if isinstance(value, (np.ndarray, np.generic)):
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {key: _plain(item, where) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, where) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        # Protobuf writes it without a word, and then cannot read the Document back.
+        raise DataError(f'{where}: a tag holds {value}, and tags take finite numbers only')
+    return value
