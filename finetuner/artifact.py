@@ -62,14 +62,21 @@ class ModelSpec:
         """
         try:
             picture = values['picture']
-            return cls(
+            spec = cls(
                 backbone=str(values['backbone']),
                 dimension=int(values['dimension']),
                 picture=PictureSpec(
-                    int(picture['input_size']), tuple(picture['mean']), tuple(picture['std'])
+                    int(picture['input_size']),
+                    tuple(float(value) for value in picture['mean']),
+                    tuple(float(value) for value in picture['std']),
                 ),
                 output_dim=None if values['output_dim'] is None else int(values['output_dim']),
             )
+            if spec.dimension < 1 or not 1 <= spec.picture.input_size <= 1024:
+                raise ValueError(f'dimension {spec.dimension}, {spec.picture.input_size} pixels')
+            if len(spec.picture.mean) != 3 or len(spec.picture.std) != 3:
+                raise ValueError('mean and std have three values each')
+            return spec
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f'{MANIFEST} does not describe its model: {error!r}') from error
 
@@ -122,7 +129,7 @@ class Artifact:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        from finetuner.models.tailor import build_embedding_model
+        from finetuner.models.tailor import PictureNormalizer, build_embedding_model
 
         try:
             model = build_embedding_model(
@@ -130,6 +137,8 @@ class Artifact:
                 {'weights': 'none', 'input_size': self.spec.picture.input_size},
                 self.spec.output_dim,
             )
+            # as it was trained, whatever the zoo's entry says by now
+            model.normalizer = PictureNormalizer(self.spec.picture)
             model.load_state_dict(load_file(self.directory / WEIGHTS))
         except (ConfigError, RuntimeError, SafetensorError) as error:
             raise ArtifactError(f'the weights in {WEIGHTS} do not fit: {error}') from error
@@ -290,7 +299,7 @@ def _verify(directory: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(manifest_path.read_text(encoding='utf-8'))
         schema, files = manifest['schema_version'], dict(manifest['files'])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ArtifactError(
             f'{MANIFEST} in {directory.name!r} cannot be read: {error!r}'
         ) from error

@@ -19,8 +19,13 @@ def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
 
 
 def _check_at_least(name: str, value: Any, minimum: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value < minimum:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= minimum:
         raise ConfigError(f'{name}: {value!r} is not a number of at least {minimum}')
+
+
+def _check_whole(name: str, value: Any, minimum: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ConfigError(f'{name}: {value!r} is not a whole number of at least {minimum}')
 
 
 @dataclass
@@ -73,11 +78,11 @@ class EvaluationCallback:
         """
         _check_choice('distance', self.distance, ('cosine', 'euclidean', 'sqeuclidean'))
         for name in ('batch_size', 'limit', 'num_example_queries'):
-            _check_at_least(name, getattr(self, name), 1)
-        _check_at_least('num_workers', self.num_workers, 0)
+            _check_whole(name, getattr(self, name), 1)
+        _check_whole('num_workers', self.num_workers, 0)
         for name in ('steps_per_interval', 'query_sample_size'):
             if getattr(self, name) is not None:
-                _check_at_least(name, getattr(self, name), 1)
+                _check_whole(name, getattr(self, name), 1)
 
 
 @dataclass
@@ -126,5 +131,7 @@ class EarlyStopping:
             ConfigError: an option is out of range.
         """
         _check_choice('mode', self.mode, ('auto', 'min', 'max'))
-        _check_at_least('patience', self.patience, 1)
+        _check_whole('patience', self.patience, 1)
         _check_at_least('min_delta', self.min_delta, 0)
+        if self.baseline is not None:
+            _check_at_least('baseline', self.baseline, float('-inf'))

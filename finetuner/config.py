@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
 
 from pydantic import BaseModel, Field, ValidationError, validator
 
@@ -38,15 +39,6 @@ SCHEDULERS = (
 )
 
 
-class WholeNumber(int):
-    """An int that also accepts the floats protobuf and JSON make of ints: 5.0 is 5, 5.5 is refused."""
-
-    @classmethod
-    def __get_validators__(cls) -> Generator[Callable[[Any], int], None, None]:
-        """Hand pydantic the check."""
-        yield whole_number
-
-
 def whole_number(value: Any) -> int:
     """Make an int of an int, or of a float that is one.
 
@@ -61,6 +53,18 @@ def whole_number(value: Any) -> int:
     return int(value)
 
 
+def whole_number_fields(*names: str) -> Any:
+    """Make a pydantic validator of int fields: 5.0, as protobuf gives ints, is 5; 5.5 is refused.
+
+    Left to itself, pydantic cuts 5.5 to 5 and takes True for 1.
+    """
+
+    def check(value: Any) -> int | None:
+        return None if value is None else whole_number(value)
+
+    return validator(*names, pre=True, allow_reuse=True)(check)
+
+
 class CallbackConfig(BaseModel):
     """A callback by name with its options; Documents in options stand there as data references."""
 
@@ -72,6 +76,10 @@ class CallbackConfig(BaseModel):
 
         frozen = True
         extra = 'forbid'
+
+    @validator('options', pre=True)
+    def _floats_that_are_whole(cls, value: Any) -> Any:
+        return {} if value is None else whole_numbers(value)
 
 
 class RunConfig(BaseModel):
@@ -96,30 +104,34 @@ class RunConfig(BaseModel):
     miner_options: dict[str, Any] = Field(default_factory=dict)
     optimizer: str = 'Adam'
     optimizer_options: dict[str, Any] = Field(default_factory=dict)
-    learning_rate: float | None = Field(None, gt=0.0)
-    epochs: WholeNumber = Field(WholeNumber(5), ge=1)
-    batch_size: WholeNumber | None = Field(None, ge=2)
+    learning_rate: float | None = Field(None, gt=0.0, lt=float('inf'))
+    epochs: int = Field(5, ge=1)
+    batch_size: int | None = Field(None, ge=2)
     callbacks: tuple[CallbackConfig, ...] = ()
     scheduler: str | None = None
     scheduler_options: dict[str, Any] = Field(default_factory=dict)
     freeze: bool = False
-    output_dim: WholeNumber | None = Field(None, ge=1)
+    output_dim: int | None = Field(None, ge=1)
     device: Literal['cuda', 'cpu'] = 'cuda'
-    num_workers: WholeNumber = Field(WholeNumber(4), ge=0)
+    num_workers: int = Field(4, ge=0)
     to_onnx: bool = False
     public: bool = False
-    num_items_per_class: WholeNumber = Field(WholeNumber(4), ge=1)
+    num_items_per_class: int = Field(4, ge=1)
     sampler: Literal['auto', 'class', 'random'] = 'auto'
     loss_optimizer: str | None = None
     loss_optimizer_options: dict[str, Any] = Field(default_factory=dict)
     freeze_batch_norm: bool | None = None
-    seed: WholeNumber = WholeNumber(0)
+    seed: int = Field(0, ge=0, lt=2**32)
 
     class Config:
         """Frozen, nothing unknown."""
 
         frozen = True
         extra = 'forbid'
+
+    _whole_numbers = whole_number_fields(
+        'epochs', 'batch_size', 'output_dim', 'num_workers', 'num_items_per_class', 'seed'
+    )
 
     @validator(
         'model_options',
@@ -223,6 +235,6 @@ class Settings:
         return cls(
             home=where,
             database_url=os.environ.get('FINETUNER_DATABASE_URL')
-            or f'sqlite:///{where / "finetuner.db"}',
+            or 'sqlite:///' + quote(str(where / 'finetuner.db')),
             artifacts_url=os.environ.get('FINETUNER_ARTIFACTS_URL') or str(where / 'artifacts'),
         )

@@ -112,7 +112,7 @@ def fit_backbone(
     configs, data = callback_parameters(parameters.pop('callbacks'))
     data['train_data'] = parameters.pop('train_data')
     if parameters.pop('eval_data') is not None:
-        data['eval_data'] = eval_data  # type: ignore[assignment]
+        data['eval_data'] = eval_data
     client = get_client()
     return Run.from_dict(client, client.fit({**parameters, 'callbacks': configs}, data))
 

@@ -50,7 +50,7 @@ class InferenceEngine(abc.ABC):
         self.name = spec.backbone
         self.dimension = spec.dimension
         self.device = device
-        self.batch_size = batch_size
+        self.batch_size = _at_least_one('batch_size', batch_size)
         self.policy = policy
 
     @abc.abstractmethod
@@ -78,9 +78,12 @@ class InferenceEngine(abc.ABC):
 
         Returns:
             (position, error) of each Document that failed.
+
+        Raises:
+            ConfigError: `batch_size` is no whole number of at least 1.
         """
         failures: list[tuple[int, FinetunerError]] = []
-        size = batch_size or self.batch_size
+        size = self.batch_size if batch_size is None else _at_least_one('batch_size', batch_size)
         for start, results in self._decoded(docs, size):
             good = [i for i, result in enumerate(results) if isinstance(result, np.ndarray)]
             for offset, result in enumerate(results):
@@ -88,7 +91,7 @@ class InferenceEngine(abc.ABC):
                     docs[start + offset].embedding = None
                     failures.append((start + offset, result))
             if good:
-                embeddings = self.embed(np.stack([results[i] for i in good]))
+                embeddings = self.embed(np.stack([r for r in results if isinstance(r, np.ndarray)]))
                 for offset, embedding in zip(good, embeddings, strict=True):
                     docs[start + offset].embedding = embedding
         return failures
@@ -182,7 +185,7 @@ class OnnxEngine(InferenceEngine):
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
         if num_threads is not None:
-            options.intra_op_num_threads = num_threads
+            options.intra_op_num_threads = int(num_threads)
         try:
             self._session = onnxruntime.InferenceSession(
                 graph if isinstance(graph, bytes) else str(graph), options, providers=providers
@@ -246,7 +249,7 @@ def build_engine(
     model_options: Mapping[str, Any] | None = None,
     batch_size: int = 32,
     device: str | None = None,
-    is_onnx: bool = False,
+    is_onnx: bool | None = False,
     num_threads: int | None = None,
     policy: PicturePolicy = DEFAULT_POLICY,
 ) -> InferenceEngine:
@@ -257,7 +260,7 @@ def build_engine(
         model_options: its options.
         batch_size: inputs embedded at a time unless told otherwise.
         device: `cpu` or `cuda`; None takes a GPU where there is one.
-        is_onnx: export it and run it in ONNX Runtime.
+        is_onnx: export it and run it in ONNX Runtime; None does so on a CPU.
         num_threads: see `load_engine`.
         policy: which pictures are opened.
 
@@ -275,7 +278,7 @@ def build_engine(
     spec = ModelSpec(backbone.name, backbone.dimension, picture)
     model = build_embedding_model(backbone, dict(model_options or {})).eval()
     device = device or _best_device()
-    if not is_onnx:
+    if not (device == 'cpu' if is_onnx is None else is_onnx):
         _set_torch_threads(num_threads)
         return TorchEngine(model, spec, device, batch_size, policy)
     graph = _export_to_bytes(model, picture.input_size)
@@ -301,21 +304,25 @@ def _check_arguments(
     num_threads: int | None,
     precision: str,
 ) -> None:
-    for name, number in (('batch_size', batch_size), ('num_threads', num_threads)):
-        if number is None and name == 'num_threads':
-            continue
-        try:
-            whole = whole_number(number)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f'{name}: {error}') from error
-        if whole < 1:
-            raise ConfigError(f'{name}: {number} is less than 1')
+    _at_least_one('batch_size', batch_size)
+    if num_threads is not None:
+        _at_least_one('num_threads', num_threads)
     if select_model is not None:
         raise ConfigError(f'select_model={select_model!r}: this artifact holds a single model')
     if device is not None and device not in DEVICES:
         raise ConfigError(unknown_name('device', device, DEVICES))
     if precision not in PRECISIONS:
         raise ConfigError(unknown_name('precision', precision, PRECISIONS))
+
+
+def _at_least_one(name: str, number: Any) -> int:
+    try:
+        whole = whole_number(number)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f'{name}: {error}') from error
+    if whole < 1:
+        raise ConfigError(f'{name}: {number} is less than 1')
+    return whole
 
 
 def _best_device() -> str:
@@ -328,4 +335,4 @@ def _set_torch_threads(num_threads: int | None) -> None:
     if num_threads is not None:
         import torch
 
-        torch.set_num_threads(num_threads)
+        torch.set_num_threads(int(num_threads))

@@ -26,6 +26,9 @@ class PictureNormalizer(torch.nn.Module):
     leave as float32 `[batch, 3, height, width]`, which in memory already is channels last.
     """
 
+    mean: torch.Tensor
+    std: torch.Tensor
+
     def __init__(self, spec: PictureSpec) -> None:
         """Keep mean and standard deviation, scaled to 0..255."""
         super().__init__()
@@ -291,8 +294,8 @@ def _cut_after(
     if not torch.is_tensor(output) or not torch.equal(output, captured[-1].flatten(1)):
         raise ConfigError(
             f'the model cannot be cut after layer {chosen.name!r} ({chosen.module_name}): its '
-            'forward method computes outside its modules after that layer. Pass a model that ends '
-            'there already, without to_embedding_model'
+            'forward method computes outside its modules after that layer, or runs a module both '
+            'before and after it. Pass a model that ends there already, without to_embedding_model'
         )
 
 

@@ -11,6 +11,7 @@ import torch
 
 from finetuner.excepts import ConfigError
 from finetuner.models.torchvision_import import import_torchvision
+from finetuner.models.zoo import PATCH_SIZE
 
 if TYPE_CHECKING:
     from finetuner.models.zoo import Backbone, PictureOptions
@@ -60,7 +61,7 @@ def build_torchvision(backbone: Backbone, options: PictureOptions) -> torch.nn.M
     else:
         state = read_state_dict(options.weights, backbone.name)
     if backbone.fixed_input_size and size != backbone.input_size:
-        state = models.vision_transformer.interpolate_embeddings(size, 16, dict(state))
+        state = models.vision_transformer.interpolate_embeddings(size, PATCH_SIZE, dict(state))
     _load_state(model, state, backbone.name, options.weights)
     return model
 
@@ -87,7 +88,7 @@ def read_state_dict(path: str, name: str) -> Mapping[str, torch.Tensor]:
 
             return load_file(file)
         state = torch.load(file, map_location='cpu', weights_only=True)
-    except Exception as error:  # noqa: BLE001 the readers raise whatever a broken file leads to
+    except Exception as error:  # the readers raise whatever a broken file leads to
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(
             f'weights of {name}: {file.name} is no state dict ({first_line})'

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, Field, ValidationError
 
-from finetuner.config import WholeNumber, explain
+from finetuner.config import explain, whole_number_fields
 from finetuner.excepts import ConfigError, unknown_name
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 DEFAULT_BACKBONE = 'efficientnet-lite0'
+PATCH_SIZE = 16  # of the vision transformers
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,18 @@ class PictureOptions(BaseModel):
 
     Attributes:
         input_size: side in pixels that pictures are resized to; None takes the backbone's own.
+        train_input_size: the same while training only; None takes `input_size`. A network trained
+            on smaller pictures than it is later shown trains faster and often searches better
+            (Touvron et al., Fixing the train-test resolution discrepancy, 2019).
         weights: `pretrained`, `none` (random), or the path of a state dict saved by torch
             (`.pth`, `.pt`) or safetensors.
     """
 
-    input_size: WholeNumber | None = Field(None, ge=32, le=1024)
+    input_size: int | None = Field(None, ge=32, le=1024)
+    train_input_size: int | None = Field(None, ge=32, le=1024)
     weights: str = 'pretrained'
+
+    _whole_numbers = whole_number_fields('input_size', 'train_input_size')
 
     class Config:
         """Frozen, nothing unknown."""
@@ -168,9 +175,21 @@ def parse_options(backbone: Backbone, options: Mapping[str, Any] | None) -> Pict
                 unknown_name(f'option of model {backbone.name}', name, PictureOptions.__fields__)
             )
     try:
-        return PictureOptions(**given)
+        options = PictureOptions(**given)
     except ValidationError as error:
         raise ConfigError(f'model_options of {backbone.name}: {explain(error)}') from error
+    size = options.input_size or backbone.input_size
+    if backbone.fixed_input_size and size % PATCH_SIZE:
+        raise ConfigError(
+            f'model_options of {backbone.name}: input_size {size} is no multiple of {PATCH_SIZE}, '
+            'the side of the patches it cuts pictures into'
+        )
+    if backbone.fixed_input_size and options.train_input_size not in (None, size):
+        raise ConfigError(
+            f'model_options of {backbone.name}: train_input_size must be input_size ({size}) or '
+            'left out, since a transformer is built for one size'
+        )
+    return options
 
 
 def picture_spec(backbone: Backbone, options: PictureOptions) -> PictureSpec:

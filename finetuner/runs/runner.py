@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -13,23 +12,14 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 from docarray import DocumentArray
 
-from finetuner.artifact import Artifact, ModelSpec, TrainingRecord, load_artifact, save_artifact
+from finetuner.artifact import TrainingRecord, save_artifact
 from finetuner.config import RunConfig
-from finetuner.data.documents import check_class_data, require_class_data
-from finetuner.data.splitting import split_by_class
-from finetuner.excepts import ConfigError, DataError, PictureError
+from finetuner.excepts import ConfigError
 from finetuner.images import picture_of
-from finetuner.models.zoo import Backbone, get_backbone, parse_options, picture_spec
+from finetuner.runs.plan import Plan, check_pictures, make_plan
 from finetuner.training.losses import build_loss, build_miner
 from finetuner.training.optimization import build_optimizer, build_schedule
-from finetuner.training.setup import (
-    Description,
-    Pipeline,
-    build_callbacks,
-    check_callbacks,
-    parse_callback,
-    resolve_batch_size,
-)
+from finetuner.training.setup import Pipeline, build_callbacks
 
 if TYPE_CHECKING:
     import torch
@@ -38,9 +28,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger('finetuner.run')
 
-DEFAULT_LEARNING_RATE = 1e-4
-# opening every picture of a large set would keep the caller waiting; training opens the others
-MAX_PICTURES_CHECKED = 10_000
 _NUM_EXPORT_PICTURES = 16
 
 
@@ -63,26 +50,6 @@ class RunObserver(Protocol):
         """Example results before and after training."""
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """A config with everything it leaves open decided, and its data at hand."""
-
-    backbone: Backbone
-    spec: ModelSpec
-    train_docs: DocumentArray
-    eval_docs: DocumentArray | None
-    callbacks: list[Description]
-    batch_size: int
-    eval_batch_size: int
-    learning_rate: float
-    parent: Artifact | None
-
-    @property
-    def num_items(self) -> int:
-        """Training Documents."""
-        return len(self.train_docs)
-
-
 def validate_run(config: RunConfig, data: Mapping[str, DocumentArray]) -> None:
     """Check everything about a run that can be known before it exists.
 
@@ -96,30 +63,10 @@ def validate_run(config: RunConfig, data: Mapping[str, DocumentArray]) -> None:
         DataError: the Documents cannot be trained or evaluated on; positions are named.
         ArtifactError: the artifact to continue from is damaged.
     """
-    plan = _make_plan(config, data)
+    plan = make_plan(config, data)
     _build_training(config, plan, _NoModel())
     for key, docs in data.items():
         check_pictures(docs, plan.spec.picture.input_size, key)
-
-
-def check_pictures(docs: DocumentArray, size: int, name: str) -> None:
-    """Open the pictures of Documents, up to 10,000 spread over all of them.
-
-    Raises:
-        PictureError: one cannot be opened; says which and why.
-    """
-    chosen = np.linspace(0, len(docs) - 1, min(len(docs), MAX_PICTURES_CHECKED)).astype(int)
-
-    def check(position: int) -> None:
-        picture_of(docs[position], size, position)
-
-    with ThreadPoolExecutor() as pool:
-        try:
-            for _ in pool.map(check, chosen.tolist()):
-                pass
-        except PictureError as error:
-            pool.shutdown(cancel_futures=True)
-            raise PictureError(f'{name}: {error}') from error
 
 
 def execute_run(
@@ -142,7 +89,7 @@ def execute_run(
     from finetuner.training.trainer import resolve_device, seed_everything
 
     seed_everything(config.seed)
-    plan = _make_plan(config, {key: load_data(ref) for key, ref in data_references(config).items()})
+    plan = make_plan(config, {key: load_data(ref) for key, ref in data_references(config).items()})
     device = resolve_device(config.device)
     _log_plan(config, plan, device)
     model = _build_model(config, plan)
@@ -180,67 +127,7 @@ def data_references(config: RunConfig) -> dict[str, str]:
     return references
 
 
-def _make_plan(config: RunConfig, data: Mapping[str, DocumentArray]) -> _Plan:
-    parent = load_artifact(config.model_artifact) if config.model_artifact else None
-    backbone = parent.backbone if parent else get_backbone(config.model)
-    options = parse_options(backbone, config.model_options)
-    if parent is not None and (config.model_options or config.output_dim is not None):
-        raise ConfigError(
-            'model_options and output_dim are those of the artifact that training goes on from: '
-            'leave them out together with model_artifact'
-        )
-    spec = (
-        parent.spec
-        if parent
-        else ModelSpec(
-            backbone.name,
-            config.output_dim or backbone.dimension,
-            picture_spec(backbone, options),
-            config.output_dim,
-        )
-    )
-    train_docs, eval_docs = data['train_data'], data.get('eval_data')
-    require_class_data(train_docs)
-    if eval_docs is None and config.val_split:
-        train_docs, eval_docs = split_by_class(train_docs, config.val_split, config.seed)
-    items = config.num_items_per_class
-    random = config.sampler == 'random'
-    batch_size = resolve_batch_size(config.batch_size, items, train_docs)
-    check_class_data(train_docs, None if random else batch_size, items)
-    eval_batch_size = batch_size
-    if eval_docs is not None:
-        eval_batch_size = min(batch_size, resolve_batch_size(None, items, eval_docs))
-        try:
-            check_class_data(eval_docs, None if random else eval_batch_size, items)
-        except DataError as error:
-            raise DataError(f'validation data: {error}') from error
-    callbacks = [
-        parse_callback(
-            callback.name,
-            dict(callback.options),
-            {
-                option: data.get(f'callbacks.{position}.{option}')
-                for option in ('query_data', 'index_data')
-                if callback.options.get(option) is not None
-            },
-        )
-        for position, callback in enumerate(config.callbacks)
-    ]
-    check_callbacks(callbacks, eval_docs is not None)
-    return _Plan(
-        backbone=backbone,
-        spec=spec,
-        train_docs=train_docs,
-        eval_docs=eval_docs,
-        callbacks=callbacks,
-        batch_size=batch_size,
-        eval_batch_size=eval_batch_size,
-        learning_rate=config.learning_rate or DEFAULT_LEARNING_RATE,
-        parent=parent,
-    )
-
-
-def _build_model(config: RunConfig, plan: _Plan) -> EmbeddingModel:
+def _build_model(config: RunConfig, plan: Plan) -> EmbeddingModel:
     from finetuner.models.tailor import build_embedding_model, freeze_all_but_last
 
     if plan.parent is None:
@@ -274,7 +161,7 @@ class _Training:
 
 
 def _build_training(
-    config: RunConfig, plan: _Plan, model: Any, batches_per_epoch: int = 1
+    config: RunConfig, plan: Plan, model: Any, batches_per_epoch: int = 1
 ) -> _Training:
     from finetuner.data.contents import read_label
 
@@ -289,6 +176,11 @@ def _build_training(
     if of_loss:
         # a loss with weights of its own learns them beside the model's
         named = config.loss_optimizer or config.optimizer
+        if named == 'LBFGS':
+            raise ConfigError(
+                f'loss {config.loss} has weights of its own, which LBFGS cannot learn beside the '
+                "model's: name another loss_optimizer, such as SGD"
+            )
         options = config.loss_optimizer_options or (
             {} if config.loss_optimizer else config.optimizer_options
         )
@@ -312,7 +204,7 @@ def _build_training(
 
 def _train(
     config: RunConfig,
-    plan: _Plan,
+    plan: Plan,
     model: EmbeddingModel,
     device: str,
     observer: RunObserver,
@@ -326,30 +218,35 @@ def _train(
         num_workers=config.num_workers,
         seed=config.seed,
     )
-    loader = pipeline.training_loader(
-        plan.train_docs, plan.batch_size, config.num_items_per_class, config.sampler
-    )
-    val_loader = None
-    if plan.eval_docs is not None:
-        val_loader = pipeline.training_loader(
-            plan.eval_docs, plan.eval_batch_size, config.num_items_per_class, config.sampler
+    with pipeline:
+        loader = pipeline.training_loader(
+            plan.train_docs,
+            plan.batch_size,
+            config.num_items_per_class,
+            config.sampler,
+            functools.partial(picture_of, size=plan.train_input_size),
         )
-    training = _build_training(config, plan, model, len(loader))
-    callbacks = build_callbacks(
-        plan.callbacks, plan.backbone.name, pipeline, report, observer.examples
-    )
-    watch = ProgressReport(observer.progress, observer.step_metrics, observer.epoch_metrics)
-    trainer = Trainer(
-        model,
-        training.loss,
-        training.optimizers,
-        miner=training.miner,
-        schedule=training.schedule,
-        callbacks=[*callbacks, watch],
-        device=device,
-        freeze_batch_norm=_freezes_batch_norm(config),
-    )
-    trainer.fit(loader, config.epochs, val_loader)
+        val_loader = None
+        if plan.eval_docs is not None:
+            val_loader = pipeline.training_loader(
+                plan.eval_docs, plan.eval_batch_size, config.num_items_per_class, config.sampler
+            )
+        training = _build_training(config, plan, model, len(loader))
+        callbacks = build_callbacks(
+            plan.callbacks, plan.backbone.name, pipeline, report, observer.examples
+        )
+        watch = ProgressReport(observer.progress, observer.step_metrics, observer.epoch_metrics)
+        trainer = Trainer(
+            model,
+            training.loss,
+            training.optimizers,
+            miner=training.miner,
+            schedule=training.schedule,
+            callbacks=[*callbacks, watch],
+            device=device,
+            freeze_batch_norm=_freezes_batch_norm(config),
+        )
+        trainer.fit(loader, config.epochs, val_loader)
 
 
 def _freezes_batch_norm(config: RunConfig) -> bool:
@@ -361,7 +258,7 @@ def _freezes_batch_norm(config: RunConfig) -> bool:
 
 def _save(
     config: RunConfig,
-    plan: _Plan,
+    plan: Plan,
     model: EmbeddingModel,
     record: TrainingRecord,
     directory: Path,
@@ -378,13 +275,13 @@ def _save(
     )
 
 
-def _log_plan(config: RunConfig, plan: _Plan, device: str) -> None:
+def _log_plan(config: RunConfig, plan: Plan, device: str) -> None:
     picture = plan.spec.picture
     logger.info(
-        'Model %s at %d x %d pixels, embeddings of length %d, on %s',
+        'Model %s at %d pixels (%d in training), embeddings of length %d, on %s',
         plan.backbone.name,
         picture.input_size,
-        picture.input_size,
+        plan.train_input_size,
         plan.spec.dimension,
         device,
     )

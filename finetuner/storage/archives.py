@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import lzma
 import stat
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -11,6 +13,8 @@ from finetuner.excepts import ArtifactError
 
 MAX_BYTES = 8 * 1024**3
 MAX_FILES = 64
+# RuntimeError is an encrypted member (and, as NotImplementedError, an unknown compression)
+_UNREADABLE = (zipfile.BadZipFile, EOFError, OSError, RuntimeError, zlib.error, lzma.LZMAError)
 
 
 def unzip(path: Path, target: Path) -> None:
@@ -25,14 +29,14 @@ def unzip(path: Path, target: Path) -> None:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            members = [member for member in archive.infolist() if not member.is_dir()]
+            members = [m for m in archive.infolist() if not m.filename.endswith('/')]
             _check_members(path.name, members)
             for member in members:
                 out = target / PurePosixPath(member.filename).name
                 with archive.open(member) as source, out.open('wb') as file:
                     # sizes in the zip's directory can lie: never write more than was declared
                     _copy_at_most(source, file, member.file_size)
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError) as error:
+    except _UNREADABLE as error:
         raise ArtifactError(f'{path.name} is no artifact: {error}') from error
 
 
@@ -44,7 +48,7 @@ def _check_members(name: str, members: list[zipfile.ZipInfo]) -> None:
     folders = set()
     for member in members:
         parts = PurePosixPath(member.filename.replace('\\', '/')).parts
-        if '..' in parts or member.filename.startswith(('/', '\\')) or ':' in parts[0]:
+        if not parts or '..' in parts or member.filename.startswith(('/', '\\')) or ':' in parts[0]:
             raise ArtifactError(f'{name} is refused: path {member.filename!r} leaves the artifact')
         if stat.S_ISLNK(member.external_attr >> 16):
             raise ArtifactError(f'{name} is refused: {member.filename!r} is a link')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -194,6 +195,8 @@ class _Best:
     def improved(self, trainer: Trainer) -> bool:
         """Whether the last epoch beat the best so far, which it then becomes."""
         current = trainer.state.metrics[self.monitor]
+        if math.isnan(current):
+            return False
         if self.value is not None and self._sign * (current - self.value) <= self._min_delta:
             return False
         self.value = current

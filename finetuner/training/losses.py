@@ -49,7 +49,7 @@ MINERS = _classes(miners, _NOT_MINERS)
 # options that are objects themselves: written as a name or {'name': ..., option: value}
 _PARTS = {
     'distance': _classes(distances, {'BaseDistance', 'BatchedDistance'}),
-    'reducer': _classes(reducers, {'BaseReducer', 'MultipleReducers'}),
+    'reducer': _classes(reducers, {'BaseReducer', 'DoNothingReducer', 'MultipleReducers'}),
     'embedding_regularizer': _classes(regularizers, {'BaseRegularizer'}),
     'weight_regularizer': _classes(regularizers, {'BaseRegularizer'}),
 }

@@ -98,58 +98,54 @@ def fit_module(
     """
     options.check()
     seed_everything(options.seed)
-    _check_data(train_data, options, 'train_data')
+    _check_data(train_data, options.batch_size, options, 'train_data')
+    eval_batch_size = options.batch_size
     if eval_data is not None:
-        _check_data(eval_data, options, 'eval_data')
+        # validation data is usually the smaller: that is no reason to refuse it
+        eval_batch_size = min(eval_batch_size, max(1, len(eval_data)))
+        _check_data(eval_data, eval_batch_size, options, 'eval_data')
     check_callbacks(
         [c for c in options.callbacks if not isinstance(c, BaseCallback)], eval_data is not None
     )
+    device = resolve_device(options.device)
     pipeline = Pipeline(
         options.preprocess_fn, options.collate_fn, options.num_workers, options.seed
     )
-    loaders = [
-        None
-        if docs is None
-        else pipeline.training_loader(
-            docs, options.batch_size, options.num_items_per_class, 'class'
+    with pipeline, ProgressBar(console) as bar:
+        items = options.num_items_per_class
+        train_loader = pipeline.training_loader(train_data, options.batch_size, items, 'class')
+        val_loader = None
+        if eval_data is not None:
+            val_loader = pipeline.training_loader(eval_data, eval_batch_size, items, 'class')
+        dimension = _probe_dimension(model, pipeline, train_data, device)
+        loss = options.loss
+        if isinstance(loss, str):
+            num_classes = len({read_label(doc) for doc in train_data})
+            loss = build_loss(loss, None, dimension, num_classes)
+        optimizers, schedule = _optimizers(model, loss, options)
+        caption = type(model).__name__.lower()
+        callbacks = build_callbacks(
+            options.callbacks, caption, pipeline, print_metrics, _no_examples
         )
-        for docs in (train_data, eval_data)
-    ]
-    device = resolve_device(options.device)
-    dimension = _probe_dimension(model, pipeline, train_data, device)
-    labels = {read_label(doc) for doc in train_data}
-    loss = (
-        build_loss(options.loss, None, dimension, len(labels))
-        if isinstance(options.loss, str)
-        else options.loss
-    )
-    optimizers, schedule = _optimizers(model, loss, options)
-    callbacks = build_callbacks(
-        options.callbacks, type(model).__name__.lower(), pipeline, print_metrics, _no_examples
-    )
-    bar = ProgressBar(console)
-    trainer = Trainer(
-        model,
-        loss,
-        optimizers,
-        schedule=schedule,
-        callbacks=[*callbacks, bar],
-        device=device,
-        freeze_batch_norm=options.freeze_batch_norm,
-    )
-    try:
-        trainer.fit(loaders[0], options.epochs, loaders[1])
-    finally:
-        bar.close()
+        trainer = Trainer(
+            model,
+            loss,
+            optimizers,
+            schedule=schedule,
+            callbacks=[*callbacks, bar],
+            device=device,
+            freeze_batch_norm=options.freeze_batch_norm,
+        )
+        trainer.fit(train_loader, options.epochs, val_loader)
 
 
 def _no_examples(stage: str, results: dict[str, list[str]]) -> None:
     """Example results are kept for runs; here the user has the model at hand."""
 
 
-def _check_data(docs: DocumentArray, options: ModuleFitOptions, name: str) -> None:
+def _check_data(docs: DocumentArray, batch_size: int, options: ModuleFitOptions, name: str) -> None:
     try:
-        check_class_data(docs, options.batch_size, options.num_items_per_class)
+        check_class_data(docs, batch_size, options.num_items_per_class)
     except DataError as error:
         raise DataError(f'{name}: {error}') from error
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, Field, ValidationError
 
-from finetuner.config import OPTIMIZERS, SCHEDULERS, WholeNumber, explain
+from finetuner.config import OPTIMIZERS, SCHEDULERS, explain, whole_number_fields
 from finetuner.excepts import ConfigError, unknown_name
 
 
@@ -64,10 +64,12 @@ class SchedulerOptions(BaseModel):
     """
 
     num_warmup_steps: float = Field(0, ge=0)
-    num_training_steps: WholeNumber | None = Field(None, ge=1)
+    num_training_steps: int | None = Field(None, ge=1)
     scheduler_step: Literal['batch', 'epoch'] = 'batch'
     num_cycles: float | None = Field(None, gt=0)
     power: float = Field(1.0, gt=0)
+
+    _whole_numbers = whole_number_fields('num_training_steps')
 
     class Config:
         """Frozen, nothing unknown."""

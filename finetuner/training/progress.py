@@ -43,13 +43,13 @@ def progress_bar(console: Console | None = None) -> Progress:
 
 
 def bar_fields(values: dict[str, Any]) -> dict[str, Any]:
-    """Turn what `describe` gave into arguments of `Progress.update`."""
+    """Turn what `describe` gave, directly or as floats over gRPC, into `Progress.update`'s."""
     minutes, seconds = divmod(round(values['seconds_left']), 60)
     done = (values['epoch'] - 1) * values['num_batches'] + values['batch']
     return {
         'completed': done,
         'total': values['num_epochs'] * values['num_batches'],
-        'epoch': f'{values["epoch"]}/{values["num_epochs"]}',
+        'epoch': f'{values["epoch"]:.0f}/{values["num_epochs"]:.0f}',
         'loss': f'{values["loss"]:.4f}',
         'speed': f'{values["images_per_second"]:.0f}',
         'left': f'{minutes}:{seconds:02d}',
@@ -78,9 +78,13 @@ class ProgressBar(BaseCallback):
 
     def on_fit_end(self, trainer: Trainer) -> None:
         """Stop drawing."""
-        self.close()
+        self._progress.stop()
 
-    def close(self) -> None:
+    def __enter__(self) -> ProgressBar:
+        """Draw nothing before training begins."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Stop drawing, also when training failed."""
         self._progress.stop()
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from contextlib import ExitStack
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from finetuner.data.contents import positions_text, read_label
 from finetuner.data.datasets import ClassDataset, PreprocessFn
 from finetuner.data.documents import check_evaluation_data
 from finetuner.data.loading import CollateFn, build_loader, build_sampler
-from finetuner.data.samplers import SequentialSampler
+from finetuner.data.samplers import EpochSampler, SequentialSampler
 from finetuner.evaluation import METRICS
 from finetuner.excepts import ConfigError, DataError, unknown_name
 from finetuner.training.callbacks import (
@@ -33,9 +34,9 @@ CALLBACKS = {c.__name__: c for c in (EvaluationCallback, BestModelCheckpoint, Ea
 Description = EvaluationCallback | BestModelCheckpoint | EarlyStopping
 
 
-@dataclass(frozen=True)
+@dataclass
 class Pipeline:
-    """How a Document becomes the model's input.
+    """How a Document becomes the model's input; its loaders end with its `with` block.
 
     Attributes:
         preprocess_fn: takes a Document and returns one input.
@@ -48,21 +49,48 @@ class Pipeline:
     collate_fn: CollateFn | None = None
     num_workers: int = 0
     seed: int = 0
+    _loaders: ExitStack = field(default_factory=ExitStack, init=False, repr=False)
+
+    def __enter__(self) -> Pipeline:
+        """Nothing starts before the loaders are used."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the workers of every loader made here."""
+        self._loaders.close()
+
+    def _loader(self, dataset: ClassDataset, sampler: EpochSampler, num_workers: int) -> Any:
+        loader = build_loader(dataset, sampler, self.collate_fn, num_workers, self.seed)
+        self._loaders.callback(loader.close)
+        return loader
 
     def training_loader(
-        self, docs: DocumentArray, batch_size: int, num_items_per_class: int | None, sampler: Any
+        self,
+        docs: DocumentArray,
+        batch_size: int,
+        num_items_per_class: int | None,
+        sampler: Any,
+        preprocess_fn: PreprocessFn | None = None,
     ) -> Any:
-        """Batches of labelled Documents, drawn anew each epoch."""
-        dataset = ClassDataset(docs, self.preprocess_fn)
+        """Batches of labelled Documents, drawn anew each epoch.
+
+        Args:
+            docs: class data.
+            batch_size: Documents in a batch.
+            num_items_per_class: of each class in a batch; None divides the batch among all.
+            sampler: `class`, `random` or `auto`.
+            preprocess_fn: instead of the pipeline's own.
+        """
+        dataset = ClassDataset(docs, preprocess_fn or self.preprocess_fn)
         drawn = build_sampler(dataset, batch_size, sampler, num_items_per_class, self.seed)
-        return build_loader(dataset, drawn, self.collate_fn, self.num_workers, self.seed)
+        return self._loader(dataset, drawn, self.num_workers)
 
     def evaluation_set(self, docs: DocumentArray, batch_size: int, workers: int) -> EvaluationSet:
         """Documents in order, with the labels they came with."""
         dataset = ClassDataset(docs, self.preprocess_fn)
         sampler = SequentialSampler(len(dataset), batch_size)
         return EvaluationSet(
-            loader=build_loader(dataset, sampler, self.collate_fn, workers, self.seed),
+            loader=self._loader(dataset, sampler, workers),
             labels=[dataset.classes[label] for label in dataset.labels],
             ids=[doc.id for doc in docs],
             names=[document_name(doc, position) for position, doc in enumerate(docs)],

@@ -238,7 +238,18 @@ class Trainer:
             return loss
 
         if self._needs_closure:
-            return float(self._optimizers[0].step(closure))
+            seen: list[float] = []
+
+            def recorded() -> torch.Tensor:
+                loss = closure()
+                seen.append(float(loss.detach()))
+                return loss
+
+            # accelerate's wrapper keeps to itself what the step returns: its first loss
+            self._optimizers[0].step(recorded)
+            for optimizer in self._optimizers[1:]:
+                optimizer.step()
+            return seen[0]
         loss = closure()
         for optimizer in self._optimizers:
             optimizer.step()

@@ -1,0 +1,38 @@
+# Every target makes .venv and installs what is pinned, when that is not there or out of date.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+FLOW ?= flows/train-and-encode.yml
+
+.PHONY: demo test serve lint bench install clean
+
+demo: $(INSTALLED)  ## fine-tune on the emoji pictures and serve the result
+	$(BIN)/python examples/demo.py
+
+test: $(INSTALLED)  ## run the tests
+	$(BIN)/python -m pytest
+
+serve: $(INSTALLED)  ## serve /fit and /encode until interrupted; FLOW=... for another Flow
+	$(BIN)/finetuner serve $(FLOW)
+
+lint: $(INSTALLED)  ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy finetuner executors
+
+bench: $(INSTALLED)  ## compare speed with plain loops, in the same run
+	$(BIN)/python benchmarks/decode.py
+	$(BIN)/python benchmarks/train.py
+	$(BIN)/python benchmarks/encode.py
+
+install: $(INSTALLED)
+
+$(INSTALLED): requirements.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo-output .pytest_cache .mypy_cache .ruff_cache build *.egg-info

@@ -1,0 +1,380 @@
+"""One protocol for everything that submits and reads runs, and the client that does it on this machine."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from docarray import DocumentArray
+
+from finetuner.config import Settings
+from finetuner.names import random_run_name
+from finetuner.runs.states import ENDED
+from finetuner.runs.submission import (
+    NOT_STORED_YET,
+    build_config,
+    callback_parameters,
+    collect_data,
+)
+
+if TYPE_CHECKING:
+    from finetuner.runs.records import RunRecord
+    from finetuner.runs.workspace import Workspace
+
+__all__ = ['Client', 'LocalClient', 'callback_parameters', 'get_client']
+
+POLL_SECONDS = 0.3
+
+
+class Client(Protocol):
+    """What the user handles, the command line and the Executors ask of a client, local or remote.
+
+    Runs, experiments and so on are plain JSON values. Errors are those of `finetuner.excepts`:
+    `NotFoundError` for unknown names, `ConflictError` for what contradicts the state of things,
+    `ConfigError` and `DataError` for bad arguments.
+    """
+
+    def push_data(self, docs: DocumentArray, name: str | None = None) -> str:
+        """Store Documents by content, under a name too when one is given; returns `sha256:...`."""
+
+    def load_data(self, reference: str) -> DocumentArray:
+        """Read stored Documents by `sha256:...` or by name."""
+
+    def fit(self, parameters: Mapping[str, Any], data: Mapping[str, DocumentArray | str]) -> dict:
+        """Validate, store the data, create the run and start it; returns the run."""
+
+    def get_run(self, experiment_name: str, run_name: str) -> dict:
+        """Name, experiment, status, details, config, times, artifact_id, progress of a run."""
+
+    def list_runs(
+        self, experiment_name: str | None = None, page: int = 1, size: int = 50
+    ) -> list[dict]:
+        """Runs, newest first, one page of them."""
+
+    def delete_run(self, experiment_name: str, run_name: str) -> None:
+        """Delete an ended run with its artifact, log and metrics."""
+
+    def delete_runs(self, experiment_name: str | None = None) -> None:
+        """Delete all runs, of one experiment or of all."""
+
+    def cancel_run(self, experiment_name: str, run_name: str) -> dict:
+        """End a run that is going; it becomes FAILED with details 'cancelled'."""
+
+    def get_run_status(self, experiment_name: str, run_name: str) -> dict:
+        """`{'status': ..., 'details': ...}`."""
+
+    def get_run_logs(self, experiment_name: str, run_name: str) -> str:
+        """All log lines so far."""
+
+    def read_run_logs(
+        self, experiment_name: str, run_name: str, after: int = 0
+    ) -> list[tuple[int, str]]:
+        """Log lines with their ids, those after an id."""
+
+    def stream_run_logs(self, experiment_name: str, run_name: str) -> Iterator[str]:
+        """Log lines as they come; ends when the run has ended and all are out."""
+
+    def get_run_metrics(self, experiment_name: str, run_name: str) -> dict[str, dict[str, float]]:
+        """Evaluation metrics by stage, 'before' and 'after'."""
+
+    def get_run_examples(self, experiment_name: str, run_name: str) -> dict[str, dict[str, Any]]:
+        """Results of example queries by stage, 'before' and 'after'."""
+
+    def create_experiment(self, name: str, description: str = '') -> dict:
+        """Create an experiment."""
+
+    def get_experiment(self, name: str) -> dict:
+        """Name, status, description, created_at, owner and number of runs."""
+
+    def list_experiments(self, page: int = 1, size: int = 50) -> list[dict]:
+        """Experiments, newest first, one page of them."""
+
+    def delete_experiment(self, name: str) -> dict:
+        """Delete an experiment and all its runs; returns what it was."""
+
+    def delete_experiments(self) -> list[dict]:
+        """Delete all experiments and all runs; returns what they were."""
+
+    def find_artifact(self, artifact_id: str) -> Path:
+        """Local directory of an artifact."""
+
+    def download_artifact(self, artifact_id: str, directory: str | Path, run_name: str) -> str:
+        """Write an artifact as a zip archive into a directory; returns the archive's path."""
+
+    def close(self) -> None:
+        """Let go of the database; runs go on."""
+
+
+class LocalClient:
+    """A client on this machine's run store; runs are worker processes of their own.
+
+    Args:
+        settings: where runs, data and artifacts are kept.
+        owner: whose runs these are; None where there are no users.
+        worker_command: the program of a worker and its first arguments.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        owner: str | None = None,
+        worker_command: Sequence[str] | None = None,
+    ) -> None:
+        from finetuner.runs.workspace import Workspace
+
+        self._workspace: Workspace = Workspace(settings)
+        self._owner = owner
+        self._worker_command = worker_command
+
+    @property
+    def settings(self) -> Settings:
+        """Where this client keeps things."""
+        return self._workspace.settings
+
+    def close(self) -> None:
+        """Let go of the database; runs that are going go on."""
+        self._workspace.close()
+
+    # data
+
+    def push_data(self, docs: DocumentArray, name: str | None = None) -> str:
+        """Store Documents by content, under a name too when one is given.
+
+        Args:
+            docs: what to store; relative paths in uris are stored as absolute ones.
+            name: may be used in place of the reference; a name pushed again moves to the new data.
+
+        Returns:
+            `sha256:<hex>`, the reference.
+        """
+        return self._workspace.push_data(docs, name)
+
+    def load_data(self, reference: str) -> DocumentArray:
+        """Read stored Documents.
+
+        Args:
+            reference: `sha256:<hex>` or a pushed name.
+
+        Raises:
+            NotFoundError: nothing is stored there; the nearest names are given.
+        """
+        return self._workspace.load_data(reference)
+
+    # runs
+
+    def fit(self, parameters: Mapping[str, Any], data: Mapping[str, DocumentArray | str]) -> dict:
+        """Validate, store the data, create the run and start its worker process.
+
+        When any of it is wrong nothing is left behind: no run and no experiment.
+
+        Args:
+            parameters: the arguments of `finetuner.fit` as plain JSON values; callbacks as
+                `[{'name': ..., 'options': {...}}]`.
+            data: Documents, references or pushed names under the keys 'train_data', 'eval_data',
+                'callbacks.<i>.query_data' and 'callbacks.<i>.index_data'.
+
+        Returns:
+            The run as `get_run` gives it, status CREATED.
+
+        Raises:
+            ConfigError: a parameter is unknown or out of range.
+            DataError: the Documents cannot be trained or evaluated on.
+            ConflictError: the run's name is taken.
+            NotFoundError: no data or artifact of that name.
+        """
+        from finetuner.runs.runner import validate_run
+
+        given = collect_data(parameters, data)
+        draft = build_config(parameters, dict.fromkeys(given, NOT_STORED_YET))
+        run_name = draft.run_name or random_run_name()
+        self._workspace.runs.check_run_name(draft.experiment_name, run_name)
+        resolved = self._workspace.resolve_artifact(draft)
+        documents = {
+            key: self.load_data(value) if isinstance(value, str) else value
+            for key, value in given.items()
+        }
+        validate_run(resolved, documents)
+        references = {key: self._workspace.push_data(docs) for key, docs in documents.items()}
+        config = build_config({**parameters, 'run_name': run_name}, references)
+        record = self._workspace.start_run(config, self._owner, self._worker_command)
+        return record.public()
+
+    def get_run(self, experiment_name: str, run_name: str) -> dict:
+        """Everything about a run but its log and metrics.
+
+        Returns:
+            name, experiment_name, status, details (why it failed), config, description,
+            artifact_id, progress, owner and the ISO times created_at, started_at, finished_at.
+
+        Raises:
+            NotFoundError: no such run; the nearest names are given.
+        """
+        return self._record(experiment_name, run_name).public()
+
+    def list_runs(
+        self, experiment_name: str | None = None, page: int = 1, size: int = 50
+    ) -> list[dict]:
+        """One page of runs, newest first.
+
+        Args:
+            experiment_name: only its runs; all runs when None.
+            page: 1 is the first.
+            size: runs on a page, 1 to 100.
+        """
+        records = self._workspace.runs.list_runs(experiment_name, page, size)
+        return [self._workspace.settle(record).public() for record in records]
+
+    def delete_run(self, experiment_name: str, run_name: str) -> None:
+        """Delete an ended run with its artifact, log and metrics.
+
+        Raises:
+            ConflictError: the run is still going.
+        """
+        self._workspace.delete_runs([self._record(experiment_name, run_name)])
+
+    def delete_runs(self, experiment_name: str | None = None) -> None:
+        """Delete all runs, of one experiment or of all; none when any is still going.
+
+        Raises:
+            ConflictError: a run is still going.
+        """
+        self._workspace.delete_runs(self._workspace.all_runs(experiment_name))
+
+    def cancel_run(self, experiment_name: str, run_name: str) -> dict:
+        """End a run that is going: SIGTERM to its worker, SIGKILL after 5 s.
+
+        Returns:
+            The run, FAILED with details 'cancelled', or FINISHED when it was quicker.
+
+        Raises:
+            ConflictError: the run has ended already.
+        """
+        return self._workspace.cancel(self._record(experiment_name, run_name)).public()
+
+    def get_run_status(self, experiment_name: str, run_name: str) -> dict:
+        """Status and, for a failed run, why, as `{'status': ..., 'details': ...}`."""
+        record = self._record(experiment_name, run_name)
+        return {'status': record.status, 'details': record.details}
+
+    def get_run_logs(self, experiment_name: str, run_name: str) -> str:
+        """All log lines so far, one a line, times in UTC."""
+        return '\n'.join(line for _, line in self.read_run_logs(experiment_name, run_name))
+
+    def read_run_logs(
+        self, experiment_name: str, run_name: str, after: int = 0
+    ) -> list[tuple[int, str]]:
+        """Log lines with their ids.
+
+        Args:
+            experiment_name: the run's experiment.
+            run_name: the run.
+            after: the last id already read; only later lines are returned.
+        """
+        record = self._record(experiment_name, run_name)
+        return self._workspace.runs.read_log_lines(record.id, after)
+
+    def stream_run_logs(self, experiment_name: str, run_name: str) -> Iterator[str]:
+        """Log lines as they come, from the first; a failed run's last line says why it failed."""
+        after = 0
+        while True:
+            # The status is read before the lines: what an ended run logged is then all there.
+            record = self._record(experiment_name, run_name)
+            for line_id, line in self._workspace.runs.read_log_lines(record.id, after):
+                after = line_id
+                yield line
+            if record.status in ENDED:
+                return
+            time.sleep(POLL_SECONDS)
+
+    def get_run_metrics(self, experiment_name: str, run_name: str) -> dict[str, dict[str, float]]:
+        """Evaluation metrics by stage: 'before' and 'after', as far as they are there."""
+        record = self._record(experiment_name, run_name)
+        return self._workspace.runs.read_evaluations(record.id, 'metrics')
+
+    def get_run_examples(self, experiment_name: str, run_name: str) -> dict[str, dict[str, Any]]:
+        """Results of example queries by stage: 'before' and 'after', as far as they are there."""
+        record = self._record(experiment_name, run_name)
+        return self._workspace.runs.read_evaluations(record.id, 'examples')
+
+    # experiments
+
+    def create_experiment(self, name: str, description: str = '') -> dict:
+        """Create an experiment.
+
+        Raises:
+            ConflictError: the name is taken.
+        """
+        return self._workspace.runs.create_experiment(name, description, self._owner)
+
+    def get_experiment(self, name: str) -> dict:
+        """Name, status, description, created_at, owner and num_runs of an experiment."""
+        return self._workspace.runs.get_experiment(name)
+
+    def list_experiments(self, page: int = 1, size: int = 50) -> list[dict]:
+        """One page of experiments, newest first; size 1 to 100."""
+        return self._workspace.runs.list_experiments(page, size)
+
+    def delete_experiment(self, name: str) -> dict:
+        """Delete an experiment and all its runs; returns what it was.
+
+        Raises:
+            ConflictError: one of its runs is still going.
+        """
+        experiment = self.get_experiment(name)
+        self.delete_runs(name)
+        self._workspace.runs.delete_experiment(name)
+        return experiment
+
+    def delete_experiments(self) -> list[dict]:
+        """Delete all experiments and all runs; returns what they were.
+
+        Raises:
+            ConflictError: a run is still going.
+        """
+        self.delete_runs()
+        return [self.delete_experiment(name) for name in self._workspace.runs.experiment_names()]
+
+    # artifacts
+
+    def find_artifact(self, artifact_id: str) -> Path:
+        """Local directory of a finished run's artifact.
+
+        Raises:
+            NotFoundError: there is no such artifact, and why as far as that is known.
+        """
+        return self._workspace.find_artifact(artifact_id)
+
+    def download_artifact(self, artifact_id: str, directory: str | Path, run_name: str) -> str:
+        """Write an artifact as `<directory>/<run_name>.zip`.
+
+        Args:
+            artifact_id: 24 hex characters.
+            directory: made when it is not there.
+            run_name: names the archive; characters no file name should have become '_'.
+
+        Returns:
+            The archive's path.
+        """
+        return self._workspace.zip_artifact(artifact_id, Path(directory), run_name)
+
+    def _record(self, experiment_name: str, run_name: str) -> RunRecord:
+        record = self._workspace.runs.get_run(experiment_name, run_name)
+        return self._workspace.settle(record)
+
+
+_clients: dict[tuple[int, Settings], LocalClient] = {}
+_clients_lock = threading.Lock()
+
+
+def get_client() -> Client:
+    """The client for what the environment says now; the same one as long as it says the same."""
+    # By process too: a forked child must not use its parent's database connections.
+    key = (os.getpid(), Settings.from_environment())
+    with _clients_lock:
+        if key not in _clients:
+            _clients[key] = LocalClient(key[1])
+        return _clients[key]

@@ -1,0 +1,88 @@
+"""What is printed on the terminal: tables of metrics, example results and models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+console = Console()
+
+
+def print_metrics(stage: str, metrics: Mapping[str, float]) -> None:
+    """Print retrieval metrics as a table.
+
+    Args:
+        stage: 'before' or 'after'.
+        metrics: values by name.
+    """
+    table = _titled(f'Retrieval metrics {stage} fine-tuning:')
+    table.add_column('Retrieval Metric', style='cyan', overflow='fold')
+    table.add_column('Value', style='cyan', overflow='fold')
+    for name, value in metrics.items():
+        table.add_row(escape(name), str(value))
+    console.print(table)
+
+
+def print_examples(stage: str, results: Mapping[str, Sequence[Any]], k: int = 5) -> None:
+    """Print example queries with their nearest matches.
+
+    Args:
+        stage: 'before' or 'after'.
+        results: matches by query, nearest first.
+        k: matches shown for each query, at most.
+    """
+    table = _titled(f'Results {stage} fine-tuning:')
+    table.show_header = False
+    table.add_column(style='cyan', overflow='fold')
+    table.add_column(style='cyan', overflow='fold')
+    for query, matches in results.items():
+        table.add_row('Query', escape(str(query)), style='bold yellow')
+        for rank, match in enumerate(matches[:k], start=1):
+            table.add_row(f'Match {rank}', escape(str(match)))
+    console.print(table)
+
+
+def print_model_table(rows: Sequence[Mapping[str, Any]], task: str | None = None) -> None:
+    """Print backbones, one a row; the columns are the keys of the first.
+
+    Args:
+        rows: what is to be shown of each backbone, by column title.
+        task: shown in the title when only one task's backbones are listed.
+    """
+    table = _titled(f'Finetuner backbones: {task}' if task else 'Finetuner backbones')
+    columns = list(rows[0]) if rows else []
+    for column in columns:
+        table.add_column(column, style='cyan', overflow='fold')
+    for row in rows:
+        table.add_row(*(escape(str(row.get(column, ''))) for column in columns))
+    console.print(table)
+
+
+def print_layers(layers: Sequence[Any]) -> None:
+    """Print the layers of a model: trainable ones green, frozen ones cyan.
+
+    Args:
+        layers: as `finetuner.models.tailor.summary` gives them.
+    """
+    table = Table(title='Layers; * marks those whose output can be the embedding')
+    for column in ('name', 'module', 'output shape', 'parameters', 'trainable'):
+        table.add_column(column)
+    for layer in layers:
+        table.add_row(
+            escape(f'{layer.name} *' if layer.is_embedding_layer else layer.name),
+            escape(layer.module_name),
+            str(list(layer.output_shape[1:])),
+            f'{layer.num_parameters:,}',
+            str(layer.trainable),
+            style='green' if layer.trainable else 'cyan',
+        )
+    console.print(table)
+
+
+def _titled(title: str) -> Table:
+    # A title wider than its table would be broken into lines.
+    return Table(title=title, title_justify='left', min_width=len(title))

@@ -1,0 +1,193 @@
+"""Worker processes: start them, tell whether they live, end them.
+
+A worker outlives the process that started it. Whoever looks at a run later may be another
+process, so a worker is known by its process id and a mark that no later process of that id has.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+from finetuner.config import Settings
+from finetuner.runs.records import ProcessMark
+from finetuner.storage.database import make_private_directory
+
+WORKER_COMMAND = (sys.executable, '-m', 'finetuner.runs.worker')
+GRACE_SECONDS = 5.0
+OUTPUT_FILE = 'output.txt'
+
+# Workers this process started, by process id; a forked child is not their parent.
+_children: dict[int, subprocess.Popen[bytes]] = {}
+os.register_at_fork(after_in_child=_children.clear)
+
+
+def launch_worker(
+    settings: Settings, run_id: int, command: Sequence[str] | None = None
+) -> ProcessMark:
+    """Start the worker of a run; it goes on when this process ends.
+
+    Args:
+        settings: handed over in the worker's environment.
+        run_id: handed over as the last argument.
+        command: the program and its first arguments, `WORKER_COMMAND` when None.
+
+    Returns:
+        The worker's process.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+    directory = run_directory(settings, run_id)
+    make_private_directory(directory)
+    with (directory / OUTPUT_FILE).open('wb') as output:
+        worker = subprocess.Popen(
+            [*(command or WORKER_COMMAND), str(run_id)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=_environment(settings, os.environ),
+            start_new_session=True,
+        )
+    _children[worker.pid] = worker
+    # A worker that is gone already has no mark left; it is found dead at the first look.
+    return ProcessMark(worker.pid, process_mark(worker.pid) or 'gone')
+
+
+def run_directory(settings: Settings, run_id: int) -> Path:
+    """Where a run's worker keeps what is no artifact."""
+    return settings.home / 'runs' / str(run_id)
+
+
+def this_process() -> ProcessMark:
+    """The process that asks."""
+    return ProcessMark(os.getpid(), process_mark(os.getpid()) or 'gone')
+
+
+def this_host() -> str:
+    """Name of this machine: only its own processes can be looked at."""
+    return socket.gethostname()
+
+
+def process_mark(pid: int) -> str | None:
+    """What tells a living process from others that have or had its id; None when it has ended."""
+    try:
+        process = psutil.Process(pid)
+        if process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
+            return None
+        return _linux_mark(pid) or f'{process.create_time():.2f}'
+    except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
+        return None
+
+
+def is_alive(process: ProcessMark) -> bool:
+    """Whether a process is still there; a later one of the same id does not count."""
+    child = _children.get(process.pid)
+    if child is not None:
+        child.poll()  # takes its exit status, or it would stay a zombie
+    return process_mark(process.pid) == process.mark
+
+
+def exit_reason(process: ProcessMark) -> str:
+    """How a process that has ended did so, in words; '' when it was not this process's child."""
+    child = _children.get(process.pid)
+    if child is None:
+        return ''
+    try:
+        # A process with threads looks dead a moment before its exit status is there.
+        code = child.wait(timeout=2)
+    except subprocess.TimeoutExpired:
+        return ''
+    if code >= 0:
+        return f'exit code {code}'
+    if -code == signal.SIGKILL:
+        return 'killed by signal 9, SIGKILL, as a system does that is out of memory'
+    return f'killed by signal {-code}, {signal.Signals(-code).name}'
+
+
+def end_process(process: ProcessMark, grace: float = GRACE_SECONDS) -> None:
+    """End a worker and its children: SIGTERM, and SIGKILL when that was not enough.
+
+    Args:
+        process: a worker, the leader of its process group.
+        grace: seconds between the two.
+    """
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        if not is_alive(process):
+            return
+        _signal_group(process.pid, number)
+        deadline = time.monotonic() + grace
+        while is_alive(process) and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+
+def stop_workers(grace: float = GRACE_SECONDS) -> None:
+    """End all workers that this process started, as an Executor does when it is closed.
+
+    Args:
+        grace: seconds they have to write down why they ended.
+    """
+    going = [worker for worker in list(_children.values()) if worker.poll() is None]
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for worker in going:
+            if worker.poll() is None:
+                _signal_group(worker.pid, number)
+        deadline = time.monotonic() + grace
+        while any(worker.poll() is None for worker in going) and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+
+def read_output_tail(settings: Settings, run_id: int, num_lines: int = 5) -> str:
+    """The last lines a worker wrote past its log, in one line; '' when there are none."""
+    path = run_directory(settings, run_id) / OUTPUT_FILE
+    try:
+        with path.open('rb') as file:
+            file.seek(max(0, path.stat().st_size - 4096))
+            text = file.read().decode('utf-8', 'replace')
+    except FileNotFoundError:
+        return ''
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return ' | '.join(lines[-num_lines:])
+
+
+def _signal_group(pid: int, number: int) -> None:
+    try:
+        os.killpg(pid, number)
+    except ProcessLookupError:
+        return  # it has just ended
+
+
+def _linux_mark(pid: int) -> str | None:
+    """Start of a process in ticks since the machine's start: the clock may be set, this stays."""
+    try:
+        boot = Path('/proc/sys/kernel/random/boot_id').read_text().strip()
+        fields = Path(f'/proc/{pid}/stat').read_text()
+    except FileNotFoundError:
+        return None
+    # The second field, a name in parentheses, may hold spaces and parentheses itself.
+    return f'{boot}:{fields.rpartition(")")[2].split()[19]}'
+
+
+def _environment(settings: Settings, inherited: Mapping[str, str]) -> dict[str, str]:
+    environment = {
+        **inherited,
+        'FINETUNER_HOME': str(settings.home),
+        'FINETUNER_DATABASE_URL': settings.database_url,
+        'FINETUNER_ARTIFACTS_URL': settings.artifacts_url,
+        # A script in the working directory must not stand in for a module of the same name.
+        'PYTHONSAFEPATH': '1',
+    }
+    root = Path(__file__).parents[2]
+    if root.name not in ('site-packages', 'dist-packages'):
+        # Run from its sources, the package is found only where this process found it.
+        paths = [str(root), inherited.get('PYTHONPATH', '')]
+        environment['PYTHONPATH'] = os.pathsep.join(path for path in paths if path)
+    return environment

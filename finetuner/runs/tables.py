@@ -1,0 +1,120 @@
+"""Tables of experiments, runs and pushed data.
+
+A change here needs a new file in `storage/migrations/versions`; a test compares the two.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, Float, ForeignKey, Index, Integer, String, Text
+from sqlalchemy import UniqueConstraint as Unique
+from sqlalchemy.orm import Mapped, mapped_column, relationship
+
+from finetuner.storage.database import Base, UtcDateTime
+
+# SQLite numbers rows by itself only in a column of exactly the type INTEGER.
+RowNumber = BigInteger().with_variant(Integer(), 'sqlite')
+
+
+class ExperimentRow(Base):
+    """A named group of runs."""
+
+    __tablename__ = 'experiments'
+    __table_args__ = (Unique('name'), {'sqlite_autoincrement': True})
+
+    id: Mapped[int] = mapped_column(RowNumber, primary_key=True)
+    name: Mapped[str] = mapped_column(String(200))
+    description: Mapped[str] = mapped_column(Text, default='')
+    owner: Mapped[str | None] = mapped_column(String(200))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class RunRow(Base):
+    """A run; `launcher_*` is the process that made it, `worker_*` the one that does it.
+
+    A mark tells a process from a later one with the same id. Ids are never used again: they name
+    the runs' directories.
+    """
+
+    __tablename__ = 'runs'
+    __table_args__ = (
+        Unique('experiment_id', 'name'),
+        Unique('artifact_id'),
+        Index(None, 'status'),
+        {'sqlite_autoincrement': True},
+    )
+
+    id: Mapped[int] = mapped_column(RowNumber, primary_key=True)
+    experiment_id: Mapped[int] = mapped_column(ForeignKey('experiments.id', ondelete='CASCADE'))
+    name: Mapped[str] = mapped_column(String(200))
+    status: Mapped[str] = mapped_column(String(16))
+    details: Mapped[str] = mapped_column(Text, default='')
+    description: Mapped[str] = mapped_column(Text, default='')
+    config: Mapped[dict[str, Any]] = mapped_column(JSON)
+    artifact_id: Mapped[str] = mapped_column(String(24))
+    owner: Mapped[str | None] = mapped_column(String(200))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    progress: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    cancel_requested: Mapped[bool] = mapped_column(default=False)
+    host: Mapped[str] = mapped_column(String(255))
+    launcher_pid: Mapped[int] = mapped_column(BigInteger)
+    launcher_mark: Mapped[str] = mapped_column(String(80))
+    worker_pid: Mapped[int | None] = mapped_column(BigInteger)
+    worker_mark: Mapped[str | None] = mapped_column(String(80))
+
+    experiment: Mapped[ExperimentRow] = relationship(lazy='joined', innerjoin=True)
+
+
+class LogLineRow(Base):
+    """A line of a run's log; ids grow with time, so 'after id' means 'new since'."""
+
+    __tablename__ = 'log_lines'
+    __table_args__ = (Index(None, 'run_id', 'id'), {'sqlite_autoincrement': True})
+
+    id: Mapped[int] = mapped_column(RowNumber, primary_key=True)
+    run_id: Mapped[int] = mapped_column(ForeignKey('runs.id', ondelete='CASCADE'))
+    time: Mapped[datetime] = mapped_column(UtcDateTime)
+    level: Mapped[str] = mapped_column(String(16))
+    message: Mapped[str] = mapped_column(Text)
+
+
+class MetricRow(Base):
+    """A value measured while training; `step` is null for values of a whole epoch."""
+
+    __tablename__ = 'metrics'
+    __table_args__ = (Index(None, 'run_id', 'name', 'id'),)
+
+    id: Mapped[int] = mapped_column(RowNumber, primary_key=True)
+    run_id: Mapped[int] = mapped_column(ForeignKey('runs.id', ondelete='CASCADE'))
+    step: Mapped[int | None] = mapped_column(Integer)
+    epoch: Mapped[int] = mapped_column(Integer)
+    name: Mapped[str] = mapped_column(String(200))
+    # Null stands for nan, which SQLite cannot keep.
+    value: Mapped[float | None] = mapped_column(Float)
+
+
+class EvaluationRow(Base):
+    """What evaluation found at a stage of a run, 'before' or 'after' fine-tuning."""
+
+    __tablename__ = 'evaluations'
+
+    run_id: Mapped[int] = mapped_column(ForeignKey('runs.id', ondelete='CASCADE'), primary_key=True)
+    stage: Mapped[str] = mapped_column(String(16), primary_key=True)
+    metrics: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    examples: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+
+
+class DatasetRow(Base):
+    """A name for pushed data."""
+
+    __tablename__ = 'datasets'
+
+    name: Mapped[str] = mapped_column(String(200), primary_key=True)
+    sha256: Mapped[str] = mapped_column(String(64))
+    num_documents: Mapped[int] = mapped_column(BigInteger)
+    num_bytes: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)

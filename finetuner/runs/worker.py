@@ -1,0 +1,154 @@
+"""The process that does one run: `python -m finetuner.runs.worker <run id>`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from finetuner.config import RunConfig, Settings
+from finetuner.excepts import FinetunerError
+from finetuner.runs.processes import launch_worker, stop_workers, this_process
+from finetuner.runs.recorder import RunRecorder
+from finetuner.runs.records import RunRecord
+from finetuner.runs.workspace import CANCELLED, Workspace
+
+if TYPE_CHECKING:
+    from docarray import DocumentArray
+
+    Execute = Callable[
+        [RunConfig, Callable[[str], DocumentArray], Path, RunRecorder],
+        None,
+    ]
+
+__all__ = ['launch_worker', 'main', 'run_worker', 'stop_workers']
+
+logger = logging.getLogger('finetuner.runs.worker')
+
+
+class EndedBySignalError(BaseException):
+    """SIGTERM came. No Exception, so that no one's `except Exception` keeps the run going."""
+
+
+class _Termination:
+    """Turns SIGTERM into an exception of the main thread, once, and only while that is wanted."""
+
+    def __init__(self) -> None:
+        self.came = False
+        self._ignored = False
+        self._pid = os.getpid()
+
+    @contextmanager
+    def watching(self) -> Iterator[_Termination]:
+        """Catch SIGTERM within the block."""
+        before = signal.signal(signal.SIGTERM, self._on_signal)
+        try:
+            yield self
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def ignore(self) -> None:
+        """From here on the run ends by itself in a moment."""
+        self._ignored = True
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:
+            # A forked loader process inherits this handler and has nothing to tidy up.
+            os._exit(128 + number)
+        if not self.came and not self._ignored:
+            self.came = True
+            raise EndedBySignalError
+
+
+def run_worker(run_id: int, settings: Settings, execute: Execute | None = None) -> bool:
+    """Do one run from beginning to end and leave it FINISHED or FAILED.
+
+    Args:
+        run_id: a run with status CREATED.
+        settings: where it is kept.
+        execute: makes the artifact of the config, `runner.execute_run` when None.
+
+    Returns:
+        Whether the run finished.
+    """
+    workspace = Workspace(settings)
+    run = workspace.runs.read_run(run_id)
+    with _Termination().watching() as termination:
+        try:
+            if not workspace.runs.mark_started(run_id, this_process()):
+                print(f'run {run_id} cannot be started: it is not {run.status} any more')
+                return False
+            with RunRecorder(workspace.runs, run_id).recording() as recorder:
+                reason = _attempt(workspace, run, recorder, execute, termination)
+        except EndedBySignalError:
+            # It came where nothing was being done yet.
+            reason = _ended_reason(workspace, run)
+        termination.ignore()
+        # The recorder has written its last line: the reason of a failure comes after it.
+        if reason is not None and workspace.runs.mark_failed(run_id, reason):
+            workspace.artifacts.delete(run.artifact_id)
+    workspace.close()
+    return reason is None
+
+
+def _attempt(
+    workspace: Workspace,
+    run: RunRecord,
+    recorder: RunRecorder,
+    execute: Execute | None,
+    termination: _Termination,
+) -> str | None:
+    """Do the run; returns why it failed, None when it finished."""
+    try:
+        execute = execute or _runner()
+        config = workspace.resolve_artifact(RunConfig.from_parameters(run.config))
+        with workspace.artifacts.staged_directory(run.artifact_id) as directory:
+            execute(config, workspace.load_data, directory, recorder)
+            termination.ignore()
+        # The log is complete before anyone reads that the run has ended.
+        recorder.write()
+        return None if workspace.runs.mark_finished(run.id) else _ended_reason(workspace, run)
+    except EndedBySignalError:
+        return _ended_reason(workspace, run)
+    except FinetunerError as error:
+        return _ended_reason(workspace, run) if termination.came else _one_line(str(error))
+    except (Exception, SystemExit) as error:
+        if termination.came:
+            # What a loader or an exporter made of the signal that ended its helpers.
+            return _ended_reason(workspace, run)
+        logger.exception('The run ended with an unexpected error')
+        return _one_line(f'{type(error).__name__}: {error}')
+
+
+def _runner() -> Execute:
+    from finetuner.runs.runner import execute_run
+
+    return execute_run
+
+
+def _ended_reason(workspace: Workspace, run: RunRecord) -> str:
+    if workspace.runs.read_run(run.id).cancel_requested:
+        return CANCELLED
+    return 'ended by a signal (SIGTERM)'
+
+
+def _one_line(text: str) -> str:
+    return ' '.join(text.split())
+
+
+def main() -> int:
+    """Do the run whose number is the only argument, kept where the environment says."""
+    if len(sys.argv) != 2 or not sys.argv[1].isdigit():
+        print('usage: python -m finetuner.runs.worker <run id>', file=sys.stderr)
+        return 2
+    return 0 if run_worker(int(sys.argv[1]), Settings.from_environment()) else 1
+
+
+if __name__ == '__main__':
+    sys.exit(main())

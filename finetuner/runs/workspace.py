@@ -1,0 +1,266 @@
+"""A run store with the files and processes that belong to it: what clients and workers stand on."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+from docarray import Document, DocumentArray
+
+from finetuner.config import RunConfig, Settings
+from finetuner.data.contents import copy_document, is_local_file, nested_documents
+from finetuner.data.storing import load_documents, save_documents
+from finetuner.excepts import ConflictError, DataError, NotFoundError
+from finetuner.names import random_run_name
+from finetuner.runs import processes
+from finetuner.runs.records import RunRecord
+from finetuner.runs.states import CREATED, GOING
+from finetuner.runs.store import RunStore
+from finetuner.storage.database import make_private_directory, open_database
+from finetuner.storage.files import FileStore
+
+if TYPE_CHECKING:
+    from finetuner.storage.database import Database
+
+REFERENCE = re.compile(r'sha256:([0-9a-f]{64})')
+_ARTIFACT_ID = re.compile(r'[0-9a-f]{24}')
+CANCELLED = 'cancelled'
+
+
+class Workspace:
+    """Everything behind a `Settings`, opened when first needed.
+
+    Args:
+        settings: where runs, data and artifacts are kept.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    @cached_property
+    def database(self) -> Database:
+        """The database of the run store."""
+        return open_database(self.settings.database_url)
+
+    @cached_property
+    def runs(self) -> RunStore:
+        """The run store."""
+        return RunStore(self.database)
+
+    @cached_property
+    def artifacts(self) -> FileStore:
+        """Artifacts, directories by their ids."""
+        return FileStore(self.settings.artifacts_url, self.settings.home / 'cache')
+
+    @cached_property
+    def data(self) -> FileStore:
+        """Pushed data, files by their hashes; beside the artifacts."""
+        if self.artifacts.is_local:
+            return FileStore(self.settings.home / 'data')
+        url = self.settings.artifacts_url.rstrip('/') + '/data'
+        return FileStore(url, self.settings.home / 'cache')
+
+    def close(self) -> None:
+        """Close the database; a later call opens it again."""
+        if 'database' in self.__dict__:
+            self.database.close()
+            del self.__dict__['database']
+            self.__dict__.pop('runs', None)
+
+    # data
+
+    def push_data(self, docs: DocumentArray, name: str | None = None) -> str:
+        """Store Documents by content and, when given one, under a name; returns `sha256:<hex>`."""
+        absolute = [_with_absolute_uris(doc) for doc in docs]
+        make_private_directory(self.settings.home)
+        with tempfile.TemporaryDirectory(prefix='.push-', dir=self.settings.home) as directory:
+            path = Path(directory) / 'documents'
+            sha256 = save_documents(absolute, path)
+            num_bytes = path.stat().st_size
+            if not self.data.exists(f'{sha256}.docs'):
+                self.data.put_file(path, f'{sha256}.docs', move=True)
+        if name is not None:
+            self.runs.name_dataset(name, sha256, len(absolute), num_bytes)
+        return f'sha256:{sha256}'
+
+    def load_data(self, reference: str) -> DocumentArray:
+        """Read stored Documents by `sha256:<hex>` or name; NotFoundError with nearest names."""
+        match = REFERENCE.fullmatch(reference)
+        sha256 = match[1] if match else self.runs.find_dataset(reference)
+        key = f'{sha256}.docs'
+        if not self.data.exists(key):
+            raise NotFoundError(f'no data is stored under {reference!r}: push it (again)')
+        if self.data.sha256(key) != sha256:
+            raise DataError(
+                f'the data {reference!r} was changed after it was stored: push it again'
+            )
+        return load_documents(self.data.local_path(key))
+
+    # artifacts
+
+    def find_artifact(self, artifact_id: str) -> Path:
+        """Local directory of an artifact; NotFoundError says why there is none."""
+        if not _ARTIFACT_ID.fullmatch(artifact_id):
+            raise NotFoundError(
+                f'{artifact_id!r} is no artifact: an artifact_id is 24 hex characters, '
+                'run.artifact_id has it'
+            )
+        if self.artifacts.exists(artifact_id):
+            return self.artifacts.local_path(artifact_id)
+        run = self.runs.find_by_artifact(artifact_id)
+        if run is None:
+            raise NotFoundError(
+                f'there is no artifact {artifact_id!r} at {self.settings.artifacts_url}: its run '
+                'was deleted, or it lies under another FINETUNER_HOME'
+            )
+        run = self.settle(run)
+        reason = f': {run.details}' if run.details else ''
+        raise NotFoundError(
+            f'there is no artifact {artifact_id!r}: its run {run.name!r} is {run.status}{reason}'
+        )
+
+    def resolve_artifact(self, config: RunConfig) -> RunConfig:
+        """The config with the path of the artifact it goes on from in place of its id."""
+        if config.model_artifact is None:
+            return config
+        path = Path(config.model_artifact).expanduser()
+        if not path.exists():
+            path = self.find_artifact(config.model_artifact)
+        return config.copy(update={'model_artifact': str(path.absolute())})
+
+    def zip_artifact(self, artifact_id: str, directory: Path, run_name: str) -> str:
+        """Write an artifact as `<directory>/<run_name>.zip`; returns its path."""
+        from finetuner.artifact import zip_artifact
+
+        source = self.find_artifact(artifact_id)
+        file_name = re.sub(r'[^\w.\- ]', '_', run_name).lstrip('.') or artifact_id
+        return str(zip_artifact(source, directory / f'{file_name}.zip'))
+
+    # runs
+
+    def start_run(
+        self, config: RunConfig, owner: str | None, command: Sequence[str] | None
+    ) -> RunRecord:
+        """Create a run and start its worker; when that cannot be started there is no run.
+
+        Args:
+            config: validated; a name is made up when it has none.
+            owner: whose run it is.
+            command: see `launch_worker`.
+        """
+        if config.run_name is None:
+            config = config.copy(update={'run_name': random_run_name()})
+        name = str(config.run_name)
+        run = self.runs.create_run(
+            config, name, processes.this_process(), processes.this_host(), owner
+        )
+        try:
+            worker = processes.launch_worker(self.settings, run.id, command)
+        except OSError:
+            self.runs.mark_failed(run.id, 'its worker process could not be started')
+            self.runs.delete_run(run.id)
+            raise
+        self.runs.set_worker(run.id, worker)
+        return run
+
+    def settle(self, run: RunRecord) -> RunRecord:
+        """A run as it is now: one whose process is gone without a word becomes FAILED.
+
+        Only processes of this machine can be looked at; runs of others are left as they are.
+        """
+        if not run.is_going or run.host != processes.this_host():
+            return run
+        if processes.is_alive(run.worker or run.launcher):
+            return run
+        # The process may have written its end between the two looks.
+        run = self.runs.read_run(run.id)
+        if run.is_going and not processes.is_alive(run.worker or run.launcher):
+            self._bury(run)
+            run = self.runs.read_run(run.id)
+        return run
+
+    def cancel(self, run: RunRecord) -> RunRecord:
+        """End a going run; ConflictError when it has ended already."""
+        if not self.runs.request_cancel(run.id):
+            raise ConflictError(f'run {run.name!r} has ended already: it is {run.status}')
+        run = self.runs.read_run(run.id)
+        if run.worker is None:
+            # No worker is known yet; one that is just starting finds the run ended and goes.
+            self.runs.mark_failed(run.id, CANCELLED, only_from=[CREATED])
+        elif run.host == processes.this_host():
+            processes.end_process(run.worker)
+            if self.runs.mark_failed(run.id, CANCELLED):
+                self.artifacts.delete(run.artifact_id)
+        return self.runs.read_run(run.id)
+
+    def all_runs(self, experiment_name: str | None) -> list[RunRecord]:
+        """All runs, of one experiment or of all, newest first."""
+        runs: list[RunRecord] = []
+        page = 1
+        while found := self.runs.list_runs(experiment_name, page, 100):
+            runs += found
+            page += 1
+        return runs
+
+    def delete_runs(self, runs: Iterable[RunRecord]) -> None:
+        """Delete runs with their artifacts; ConflictError, and none deleted, when one is going."""
+        settled = [self.settle(run) for run in runs]
+        going = [run for run in settled if run.is_going]
+        if going:
+            names = ', '.join(repr(run.name) for run in going[:3])
+            raise ConflictError(
+                f'{names} {"is" if len(going) == 1 else "are"} still going: cancel first, '
+                'then delete'
+            )
+        for run in settled:
+            self.artifacts.delete(run.artifact_id)
+            self.runs.delete_run(run.id)
+            directory = processes.run_directory(self.settings, run.id)
+            shutil.rmtree(directory, ignore_errors=True)
+
+    def _bury(self, run: RunRecord) -> None:
+        if run.cancel_requested:
+            details = CANCELLED
+        elif run.worker is None:
+            details = f'process {run.launcher.pid} ended before it had started a worker for the run'
+        else:
+            details = f'the worker process {run.worker.pid} ended without finishing'
+            reason = processes.exit_reason(run.worker)
+            details += f' ({reason})' if reason else ''
+            tail = processes.read_output_tail(self.settings, run.id)
+            details += f'; its last output: {tail}' if tail else ''
+        if self.runs.mark_failed(run.id, details, GOING):
+            self.artifacts.delete(run.artifact_id)
+
+
+def _with_absolute_uris(doc: Document) -> Document:
+    """The Document itself, or a copy where relative paths stand: a worker may start elsewhere."""
+    path = _relative_path(doc.uri) if doc.uri else None
+    inner = {name: nested_documents(doc, name) for name in ('matches', 'chunks')}
+    mended = {name: [_with_absolute_uris(d) for d in docs] for name, docs in inner.items()}
+    changed = [
+        n for n in inner if any(a is not b for a, b in zip(inner[n], mended[n], strict=True))
+    ]
+    if path is None and not changed:
+        return doc
+    twin = copy_document(doc)
+    if path is not None:
+        twin.uri = str(path.absolute())
+    for name in changed:
+        setattr(twin, name, DocumentArray(mended[name]))
+    return twin
+
+
+def _relative_path(uri: str) -> Path | None:
+    """The relative path that a uri is, None when it is anything else."""
+    if not is_local_file(uri):
+        return None
+    text = unquote(urlsplit(uri).path) if uri[:5].lower() == 'file:' else uri
+    path = Path(text)
+    return None if path.is_absolute() or text.startswith('~') else path

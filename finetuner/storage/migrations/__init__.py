@@ -1,0 +1,1 @@
+"""Alembic migrations: every statement that makes or changes a table."""
