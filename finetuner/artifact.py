@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -62,21 +63,16 @@ class ModelSpec:
         """
         try:
             picture = values['picture']
-            spec = cls(
+            mean, std = (tuple(map(float, picture[name])) for name in ('mean', 'std'))
+            size, dimension = int(picture['input_size']), int(values['dimension'])
+            if dimension < 1 or not 1 <= size <= 1024 or {len(mean), len(std)} != {3}:
+                raise ValueError('dimension, input_size, mean or std is out of range')
+            return cls(
                 backbone=str(values['backbone']),
-                dimension=int(values['dimension']),
-                picture=PictureSpec(
-                    int(picture['input_size']),
-                    tuple(float(value) for value in picture['mean']),
-                    tuple(float(value) for value in picture['std']),
-                ),
+                dimension=dimension,
+                picture=PictureSpec(size, mean, std),
                 output_dim=None if values['output_dim'] is None else int(values['output_dim']),
             )
-            if spec.dimension < 1 or not 1 <= spec.picture.input_size <= 1024:
-                raise ValueError(f'dimension {spec.dimension}, {spec.picture.input_size} pixels')
-            if len(spec.picture.mean) != 3 or len(spec.picture.std) != 3:
-                raise ValueError('mean and std have three values each')
-            return spec
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f'{MANIFEST} does not describe its model: {error!r}') from error
 
@@ -372,10 +368,8 @@ def hash_file(path: Path) -> str:
 def _versions() -> dict[str, str]:
     found = {}
     for package in _PACKAGES:
-        try:
+        with contextlib.suppress(PackageNotFoundError):
             found[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return found
 
 

@@ -175,21 +175,21 @@ def parse_options(backbone: Backbone, options: Mapping[str, Any] | None) -> Pict
                 unknown_name(f'option of model {backbone.name}', name, PictureOptions.__fields__)
             )
     try:
-        options = PictureOptions(**given)
+        parsed = PictureOptions(**given)
     except ValidationError as error:
         raise ConfigError(f'model_options of {backbone.name}: {explain(error)}') from error
-    size = options.input_size or backbone.input_size
+    size = parsed.input_size or backbone.input_size
     if backbone.fixed_input_size and size % PATCH_SIZE:
         raise ConfigError(
             f'model_options of {backbone.name}: input_size {size} is no multiple of {PATCH_SIZE}, '
             'the side of the patches it cuts pictures into'
         )
-    if backbone.fixed_input_size and options.train_input_size not in (None, size):
+    if backbone.fixed_input_size and parsed.train_input_size not in (None, size):
         raise ConfigError(
             f'model_options of {backbone.name}: train_input_size must be input_size ({size}) or '
             'left out, since a transformer is built for one size'
         )
-    return options
+    return parsed
 
 
 def picture_spec(backbone: Backbone, options: PictureOptions) -> PictureSpec:

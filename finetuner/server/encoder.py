@@ -219,4 +219,4 @@ class FinetunerExecutor(Executor):
 def _all_in_one(failures: list[tuple[int, FinetunerError]]) -> DataError:
     shown = '; '.join(str(error) for _, error in failures[:5])
     more = f'; and {len(failures) - 5} more' if len(failures) > 5 else ''
-    return DataError(f'{len(failures)} Documents cannot be encoded: {shown}{more}')
+    return DataError(f'{len(failures)} of the Documents cannot be encoded: {shown}{more}')

@@ -1,0 +1,146 @@
+"""Zips from outside: only one folder of plain files comes out, whatever the zip says."""
+
+import stat
+import struct
+import zipfile
+
+import pytest
+
+from finetuner.excepts import ArtifactError
+from finetuner.storage import archives
+from finetuner.storage.archives import unzip
+
+
+@pytest.fixture
+def target(tmp_path):
+    folder = tmp_path / 'target'
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def archive(tmp_path):
+    return tmp_path / 'given.zip'
+
+
+def write(path, members, compression=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, 'w', compression) as zipped:
+        for name, data in members.items():
+            info = zipfile.ZipInfo('x')
+            info.filename = name  # ZipInfo itself would mend some names
+            info.compress_type = compression
+            zipped.writestr(info, data)
+    return path
+
+
+def central_directory(data):
+    return data.index(b'PK\x01\x02')
+
+
+@pytest.mark.parametrize('folder', ['folder/', ''])
+def test_plain_files_come_out(archive, target, folder):
+    write(archive, {f'{folder}a.txt': b'one', f'{folder}b.bin': b'\x00' * 5})
+    unzip(archive, target)
+    assert {p.name: p.read_bytes() for p in target.iterdir()} == {
+        'a.txt': b'one',
+        'b.bin': b'\x00' * 5,
+    }
+
+
+def test_compressed_files_and_folder_entries(archive, target):
+    with zipfile.ZipFile(archive, 'w', zipfile.ZIP_DEFLATED) as zipped:
+        zipped.mkdir('folder')
+        zipped.writestr('folder/a.txt', b'x' * 3_000_000)
+    unzip(archive, target)
+    assert (target / 'a.txt').read_bytes() == b'x' * 3_000_000
+    assert [p.name for p in target.iterdir()] == ['a.txt']
+
+
+@pytest.mark.parametrize(
+    'name',
+    ['../evil', 'a/../../evil', '/etc/evil', '\\evil', 'a\\..\\evil', 'C:/evil', 'a/..', '', '.'],
+)
+def test_paths_that_leave(archive, target, name):
+    write(archive, {name: b'evil'})
+    with pytest.raises(ArtifactError, match=r'given.zip is refused'):
+        unzip(archive, target)
+    assert not list(target.iterdir())
+    assert not (target.parent / 'evil').exists()
+
+
+def test_links(archive, target):
+    info = zipfile.ZipInfo('folder/link')
+    info.external_attr = (stat.S_IFLNK | 0o777) << 16
+    with zipfile.ZipFile(archive, 'w') as zipped:
+        zipped.writestr('folder/a', b'x')
+        zipped.writestr(info, '/etc/passwd')
+    with pytest.raises(ArtifactError, match=r"'folder/link' is a link"):
+        unzip(archive, target)
+    assert not list(target.iterdir())
+
+
+@pytest.mark.parametrize('names', [['a/x', 'b/y'], ['a/b/x'], ['x', 'a/y'], []])
+def test_more_or_less_than_one_folder(archive, target, names):
+    write(archive, dict.fromkeys(names, b'x'))
+    with pytest.raises(ArtifactError, match='do not lie in one folder'):
+        unzip(archive, target)
+
+
+def test_too_many_files(archive, target):
+    write(archive, {f'a/{number}': b'' for number in range(archives.MAX_FILES + 1)})
+    with pytest.raises(ArtifactError, match='more than 64 files'):
+        unzip(archive, target)
+    assert not list(target.iterdir())
+
+
+def test_a_bomb_is_refused_before_it_is_unpacked(archive, target, monkeypatch):
+    write(archive, {'a/x': b'\x00' * 2_000_000, 'a/y': b'\x00' * 2_000_000}, zipfile.ZIP_DEFLATED)
+    assert archive.stat().st_size < 10_000
+    monkeypatch.setattr(archives, 'MAX_BYTES', 3_000_000)
+    with pytest.raises(ArtifactError, match='holds more than'):
+        unzip(archive, target)
+    assert not list(target.iterdir())
+
+
+def test_a_bomb_that_lies_about_its_size(archive, target):
+    write(archive, {'a/x': b'\x00' * 5_000_000}, zipfile.ZIP_DEFLATED)
+    data = bytearray(archive.read_bytes())
+    at = central_directory(data)
+    data[at + 24 : at + 28] = struct.pack('<I', 100)
+    archive.write_bytes(bytes(data))
+    with pytest.raises(ArtifactError):
+        unzip(archive, target)
+    assert sum(path.stat().st_size for path in target.iterdir()) <= 100
+
+
+def test_what_is_no_zip(archive, target):
+    archive.write_bytes(b'PK\x03\x04 not really')
+    with pytest.raises(ArtifactError, match=r'given.zip is no artifact'):
+        unzip(archive, target)
+
+
+@pytest.mark.parametrize('compression', [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_broken_data(archive, target, compression):
+    write(archive, {'a/x': bytes(range(256)) * 20}, compression)
+    data = bytearray(archive.read_bytes())
+    data[44:54] = b'\xff' * 10
+    archive.write_bytes(bytes(data))
+    with pytest.raises(ArtifactError, match=r'given.zip is no artifact'):
+        unzip(archive, target)
+
+
+def test_encrypted(archive, target):
+    write(archive, {'a/x': b'secret'})
+    data = bytearray(archive.read_bytes())
+    data[6] |= 1
+    data[central_directory(data) + 8] |= 1
+    archive.write_bytes(bytes(data))
+    with pytest.raises(ArtifactError, match='encrypted'):
+        unzip(archive, target)
+
+
+def test_cut_off(archive, target):
+    write(archive, {'a/x': b'x' * 1000})
+    archive.write_bytes(archive.read_bytes()[:500])
+    with pytest.raises(ArtifactError, match=r'given.zip is no artifact'):
+        unzip(archive, target)
