@@ -48,7 +48,7 @@ PARAMETERS = {
     'learning_rate': 1e-3,
     'scheduler': 'cosine',
     'scheduler_options': {'num_warmup_steps': 0.15},
-    'batch_size': 100,
+    'batch_size': 128,
     'epochs': 4,
     'num_workers': 0,
     'callbacks': [

@@ -11,6 +11,10 @@ import finetuner
 from finetuner.callback import EvaluationCallback
 from finetuner.server import FinetunerExecutor
 
+# The pictures are 96 pixels wide. Without this they are shown to the model at its own 224 pixels,
+# which takes five times as long.
+MODEL_OPTIONS = {'input_size': 96}
+
 
 def main(epochs: int = 5) -> None:
     """Fine-tune, look at the run, compare searches before and after, and serve the model."""
@@ -19,6 +23,7 @@ def main(epochs: int = 5) -> None:
 
     run = finetuner.fit(
         model='efficientnet-lite0',
+        model_options=MODEL_OPTIONS,
         train_data=train_data,
         loss='TripletMarginLoss',
         batch_size=128,
@@ -34,7 +39,7 @@ def main(epochs: int = 5) -> None:
     embeddings = finetuner.encode(model=model, data=[query_data[0].uri])
     print(f'one picture: an embedding of shape {embeddings.shape}')
 
-    pretrained_model = finetuner.build_model('efficientnet-lite0')
+    pretrained_model = finetuner.build_model('efficientnet-lite0', MODEL_OPTIONS)
     results = []
     for engine in (pretrained_model, model):
         queries = finetuner.encode(model=engine, data=DocumentArray(query_data, copy=True))
@@ -50,7 +55,8 @@ def main(epochs: int = 5) -> None:
         # the picture itself travels: a server opens no path of its clients
         picture = Document(uri=query_data[0].uri).load_uri_to_blob()
         answer = flow.post('/encode', inputs=DocumentArray([picture]))
-    print(f'cosine of served and local: {finetuner.cos_sim(answer[0].embedding, embeddings[0]):.6f}')
+    cosine = finetuner.cos_sim(answer[0].embedding, embeddings[0])
+    print(f'the served embedding is the same: cosine {cosine:.6f}')
 
 
 def plot_a_difference(pretrained_queries: DocumentArray, finetuned_queries: DocumentArray) -> None:

@@ -351,18 +351,25 @@ def embed(
 
 
 def display(
-    model: torch.nn.Module, input_size: tuple[int, ...], input_dtype: str = 'float32'
+    model: torch.nn.Module,
+    input_size: tuple[int, ...] | None = None,
+    input_dtype: str = 'float32',
 ) -> None:
     """Print the layers of a model, as `to_embedding_model` and `freeze` name them.
 
     Args:
         model: any module.
-        input_size: shape of one input, without the batch.
+        input_size: shape of one input, without the batch; a torch module cannot do without.
         input_dtype: its torch dtype.
 
     Raises:
-        ConfigError: the model does not run on such an input.
+        ConfigError: `input_size` is missing, or the model does not run on such an input.
     """
+    if input_size is None:
+        raise ConfigError(
+            'input_size is missing: the model is run once on random input, so give the shape of '
+            'one, without the batch, such as (3, 224, 224)'
+        )
     from finetuner.console import print_layers
     from finetuner.models.tailor import summary
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from docarray import DocumentArray
 
 from finetuner.client import Client, callback_parameters
+from finetuner.excepts import ConfigError
 from finetuner.run import Run
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ class Experiment:
         train_data: str | DocumentArray,
         run_name: str | None = None,
         eval_data: str | DocumentArray | None = None,
+        csv_options: Any = None,
         callbacks: Iterable[Any] | None = None,
         **parameters: Any,
     ) -> Run:
@@ -122,12 +124,19 @@ class Experiment:
             train_data: labelled Documents, or the reference or name of stored ones.
             run_name: made up when None.
             eval_data: Documents for the evaluation loss.
+            csv_options: for training data in CSV files; not there yet.
             callbacks: instances of the classes in `finetuner.callback`.
             parameters: any other argument of `finetuner.fit`; an unknown one is a ConfigError.
 
         Returns:
             The run's handle, at once.
+
+        Raises:
+            ConfigError: an argument is unknown, out of range or contradicts another.
+            DataError: the Documents cannot be trained or evaluated on; says which and why.
         """
+        if csv_options is not None:
+            raise ConfigError('csv_options: CSV files are not read yet; give a DocumentArray')
         configs, data = callback_parameters(callbacks)
         data['train_data'] = train_data
         if eval_data is not None:

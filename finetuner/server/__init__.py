@@ -3,8 +3,12 @@
 The names load when first asked for, since Jina takes seconds to import.
 """
 
+import os
 from importlib import import_module
 from typing import Any
+
+# Jina reports each start to its makers unless told otherwise; it looks when a Flow starts
+os.environ.setdefault('JINA_OPTOUT_TELEMETRY', '1')
 
 _HOMES = {
     'FinetunerExecutor': 'finetuner.server.encoder',

@@ -1,0 +1,55 @@
+"""What the benchmarks share: contestants that take turns, and their table."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+# does its work once and returns how many pictures that were
+Contestant = Callable[[], int]
+NAME_WIDTH = 46
+
+
+def take_turns(contestants: Mapping[str, Contestant], num_rounds: int) -> dict[str, list[float]]:
+    """Run everybody once for practice, then in turns, so that all meet the same weather.
+
+    Args:
+        contestants: by name.
+        num_rounds: how often each runs.
+
+    Returns:
+        Pictures a second of each, round by round.
+    """
+    for contestant in contestants.values():
+        contestant()
+    speeds: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(num_rounds):
+        for name, contestant in contestants.items():
+            start = time.perf_counter()
+            num_pictures = contestant()
+            speeds[name].append(num_pictures / (time.perf_counter() - start))
+    return speeds
+
+
+def print_head(title: str, *against: str) -> None:
+    """Print a title and the captions of the columns."""
+    captions = ''.join(f' {f"to {name}":>14}' for name in against)
+    print(f'\n{title:<{NAME_WIDTH}} {"images/s":>9}{captions}')
+
+
+def print_speeds(speeds: Mapping[str, list[float]], *peers: str) -> None:
+    """Print a line a contestant: its median speed, and the median ratio to the peers' of a round.
+
+    Args:
+        speeds: what `take_turns` returned.
+        peers: whom everybody is compared with, in the order of the captions.
+    """
+    for name, own in speeds.items():
+        ratios = ''.join(f' {ratio(own, speeds[peer]):>14.2f}' for peer in peers)
+        print(f'{name:<{NAME_WIDTH}} {statistics.median(own):>9,.1f}{ratios}', flush=True)
+
+
+def ratio(own: list[float], peers: list[float]) -> float:
+    """The median of what each round says."""
+    return statistics.median(mine / other for mine, other in zip(own, peers, strict=True))
