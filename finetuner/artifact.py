@@ -10,14 +10,14 @@ import os
 import platform
 import tempfile
 import zipfile
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from finetuner.excepts import ArtifactError, ConfigError
-from finetuner.models.zoo import Backbone, PictureSpec, get_backbone
+from finetuner.model_spec import MANIFEST, ModelSpec, TrainingRecord, model_card
+from finetuner.models.zoo import Backbone, get_backbone
 from finetuner.storage.archives import unzip
 
 if TYPE_CHECKING:
@@ -30,68 +30,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger('finetuner.artifact')
 
 SCHEMA_VERSION = 1
-MANIFEST = 'artifact.json'
 WEIGHTS = 'model.safetensors'
 ONNX = 'model.onnx'
 CARD = 'README.md'
 LEAST_COSINE = 0.9999
 _PACKAGES = ('finetuner', 'torch', 'torchvision', 'onnxruntime', 'pytorch-metric-learning', 'numpy')
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """All that is needed to build an embedding model again, its weights aside.
-
-    Attributes:
-        backbone: its name in the zoo.
-        dimension: length of the embedding.
-        picture: how a picture becomes the model's input.
-        output_dim: length asked of the projection head, None without one.
-    """
-
-    backbone: str
-    dimension: int
-    picture: PictureSpec
-    output_dim: int | None = None
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> ModelSpec:
-        """Read what `asdict` gave.
-
-        Raises:
-            ArtifactError: a field is missing or of the wrong kind.
-        """
-        try:
-            picture = values['picture']
-            mean, std = (tuple(map(float, picture[name])) for name in ('mean', 'std'))
-            size, dimension = int(picture['input_size']), int(values['dimension'])
-            if dimension < 1 or not 1 <= size <= 1024 or {len(mean), len(std)} != {3}:
-                raise ValueError('dimension, input_size, mean or std is out of range')
-            return cls(
-                backbone=str(values['backbone']),
-                dimension=dimension,
-                picture=PictureSpec(size, mean, std),
-                output_dim=None if values['output_dim'] is None else int(values['output_dim']),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ArtifactError(f'{MANIFEST} does not describe its model: {error!r}') from error
-
-
-@dataclass(frozen=True)
-class TrainingRecord:
-    """Where a model comes from; kept in the artifact and shown in its card.
-
-    Attributes:
-        config: the run's `RunConfig` as JSON values, None for a model that was not trained here.
-        metrics: retrieval metrics by stage, `before` and `after`.
-        parent: id of the artifact that training went on from.
-        num_documents: training Documents.
-    """
-
-    config: dict[str, Any] | None = None
-    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
-    parent: str | None = None
-    num_documents: int | None = None
 
 
 class Artifact:
@@ -191,13 +134,14 @@ def save_artifact(
             if onnx_required:
                 raise
             logger.warning('The artifact has no ONNX graph: %s', error)
-    (directory / CARD).write_text(_model_card(spec, record), encoding='utf-8')
+    (directory / CARD).write_text(model_card(spec, record), encoding='utf-8')
     manifest = {
         'schema_version': SCHEMA_VERSION,
         'model': asdict(spec),
         'config': record.config,
         'metrics': record.metrics,
         'parent': record.parent,
+        'data': (record.config or {}).get('train_data'),
         'num_documents': record.num_documents,
         'versions': {'python': platform.python_version(), **_versions()},
         'files': {path.name: hash_file(path) for path in sorted(directory.iterdir())},
@@ -371,30 +315,3 @@ def _versions() -> dict[str, str]:
         with contextlib.suppress(PackageNotFoundError):
             found[package] = version(package)
     return found
-
-
-def _model_card(spec: ModelSpec, record: TrainingRecord) -> str:
-    config = record.config or {}
-    lines = [
-        f'# Embedding model from {spec.backbone}',
-        '',
-        f'Maps pictures, resized to {spec.picture.input_size} x {spec.picture.input_size} pixels, '
-        f'to embeddings of length {spec.dimension}. Compare them by cosine.',
-        '',
-        '```python',
-        'import finetuner',
-        "model = finetuner.get_model('<this directory>')",
-        "embeddings = finetuner.encode(model=model, data=['picture.jpg'])",
-        '```',
-    ]
-    if record.num_documents is not None:
-        named = ('loss', 'optimizer', 'learning_rate', 'epochs', 'batch_size', 'scheduler', 'seed')
-        settings = ', '.join(f'{name} {config[name]}' for name in named if config.get(name))
-        lines += ['', f'Trained on {record.num_documents} labelled Documents: {settings}.']
-    if record.metrics:
-        stages = [stage for stage in ('before', 'after') if stage in record.metrics]
-        lines += ['', f'| metric | {" | ".join(stages)} |', '|---' * (len(stages) + 1) + '|']
-        for name in record.metrics[stages[-1]]:
-            values = [f'{record.metrics[stage].get(name, float("nan")):.4f}' for stage in stages]
-            lines.append(f'| {name} | {" | ".join(values)} |')
-    return '\n'.join(lines) + '\n'

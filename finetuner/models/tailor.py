@@ -135,12 +135,19 @@ def replace_module(model: torch.nn.Module, name: str, module: torch.nn.Module) -
 
 
 def freeze_all_but_last(model: torch.nn.Module, keep_last: bool) -> None:
-    """Stop gradients everywhere, but for the last module with parameters when `keep_last`."""
+    """Stop gradients everywhere, but from the last layer on when `keep_last`.
+
+    The last layer is the last with a matrix or convolution of weights; the scale and shift of a
+    normalisation after it are trained with it.
+    """
     model.requires_grad_(False)
-    if keep_last:
-        holders = [m for m in model.modules() if list(m.parameters(recurse=False))]
-        if holders:
-            holders[-1].requires_grad_(True)
+    if not keep_last:
+        return
+    own = [list(module.parameters(recurse=False)) for module in model.modules()]
+    last = max((i for i, ps in enumerate(own) if any(p.ndim > 1 for p in ps)), default=0)
+    for parameters in own[last:]:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
 
 
 def freeze_layers(model: torch.nn.Module, names: Sequence[str], layers: list[Layer]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.error import URLError
 
@@ -11,7 +10,7 @@ import torch
 
 from finetuner.excepts import ConfigError
 from finetuner.models.torchvision_import import import_torchvision
-from finetuner.models.zoo import PATCH_SIZE
+from finetuner.models.zoo import PATCH_SIZE, weights_file
 
 if TYPE_CHECKING:
     from finetuner.models.zoo import Backbone, PictureOptions
@@ -76,12 +75,7 @@ def read_state_dict(path: str, name: str) -> Mapping[str, torch.Tensor]:
     Raises:
         ConfigError: the file is missing or holds no state dict.
     """
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise ConfigError(
-            f'weights of {name}: no file {str(file)!r}. Allowed: pretrained, none, or the path of '
-            'a state dict (.safetensors, .pth, .pt)'
-        )
+    file = weights_file(path, name)
     try:
         if file.suffix == '.safetensors':
             from safetensors.torch import load_file

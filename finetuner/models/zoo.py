@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, Field, ValidationError
@@ -178,6 +179,8 @@ def parse_options(backbone: Backbone, options: Mapping[str, Any] | None) -> Pict
         parsed = PictureOptions(**given)
     except ValidationError as error:
         raise ConfigError(f'model_options of {backbone.name}: {explain(error)}') from error
+    if parsed.weights not in ('pretrained', 'none'):
+        weights_file(parsed.weights, backbone.name)
     size = parsed.input_size or backbone.input_size
     if backbone.fixed_input_size and size % PATCH_SIZE:
         raise ConfigError(
@@ -190,6 +193,21 @@ def parse_options(backbone: Backbone, options: Mapping[str, Any] | None) -> Pict
             'left out, since a transformer is built for one size'
         )
     return parsed
+
+
+def weights_file(path: str, name: str) -> Path:
+    """The file that `weights` names.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise ConfigError(
+            f'weights of {name}: no file {str(file)!r}. Allowed: pretrained, none, or the path of '
+            'a state dict (.safetensors, .pth, .pt)'
+        )
+    return file
 
 
 def picture_spec(backbone: Backbone, options: PictureOptions) -> PictureSpec:

@@ -11,7 +11,7 @@ from docarray import DocumentArray
 
 from finetuner.artifact import Artifact, ModelSpec, load_artifact
 from finetuner.config import RunConfig
-from finetuner.data.documents import check_class_data, require_class_data
+from finetuner.data.documents import check_class_data, read_label, require_class_data
 from finetuner.data.splitting import split_by_class
 from finetuner.excepts import ConfigError, DataError, PictureError
 from finetuner.images import picture_of
@@ -19,6 +19,7 @@ from finetuner.models.zoo import Backbone, get_backbone, parse_options, picture_
 from finetuner.training.setup import (
     Description,
     check_callbacks,
+    evaluation_batch,
     parse_callback,
     resolve_batch_size,
 )
@@ -39,7 +40,7 @@ class Plan:
     eval_docs: DocumentArray | None
     callbacks: list[Description]
     batch_size: int
-    eval_batch_size: int
+    eval_batch: tuple[int, int]  # Documents in a batch, and of each class
     learning_rate: float
     parent: Artifact | None
 
@@ -47,6 +48,11 @@ class Plan:
     def num_items(self) -> int:
         """Training Documents."""
         return len(self.train_docs)
+
+    @property
+    def num_classes(self) -> int:
+        """Classes among them."""
+        return len({read_label(doc) for doc in self.train_docs})
 
 
 def make_plan(config: RunConfig, data: Mapping[str, DocumentArray]) -> Plan:
@@ -63,13 +69,10 @@ def make_plan(config: RunConfig, data: Mapping[str, DocumentArray]) -> Plan:
         ArtifactError: the artifact to continue from is damaged.
     """
     parent = load_artifact(config.model_artifact) if config.model_artifact else None
-    backbone = parent.backbone if parent else get_backbone(config.model)
+    backbone = get_backbone(config.model)
+    if parent is not None:
+        _check_parent(config, parent, backbone)
     options = parse_options(backbone, config.model_options)
-    if parent is not None and (config.model_options or config.output_dim is not None):
-        raise ConfigError(
-            'model_options and output_dim are those of the artifact that training goes on from: '
-            'leave them out together with model_artifact'
-        )
     spec = (
         parent.spec
         if parent
@@ -88,10 +91,11 @@ def make_plan(config: RunConfig, data: Mapping[str, DocumentArray]) -> Plan:
     random = config.sampler == 'random'
     batch_size = resolve_batch_size(config.batch_size, items, train_docs)
     _check_docs('train_data', train_docs, None if random else batch_size, items)
-    eval_batch_size = batch_size
+    eval_batch = (batch_size, items)
     if eval_docs is not None:
-        eval_batch_size = min(batch_size, resolve_batch_size(None, items, eval_docs))
-        _check_docs('eval_data', eval_docs, None if random else eval_batch_size, items)
+        _check_docs('eval_data', eval_docs)
+        eval_batch = evaluation_batch(eval_docs, batch_size, items)
+        _check_docs('eval_data', eval_docs, None if random else eval_batch[0], eval_batch[1])
     callbacks = _callbacks(config, data)
     check_callbacks(callbacks, eval_docs is not None)
     return Plan(
@@ -102,10 +106,23 @@ def make_plan(config: RunConfig, data: Mapping[str, DocumentArray]) -> Plan:
         eval_docs=eval_docs,
         callbacks=callbacks,
         batch_size=batch_size,
-        eval_batch_size=eval_batch_size,
+        eval_batch=eval_batch,
         learning_rate=config.learning_rate or DEFAULT_LEARNING_RATE,
         parent=parent,
     )
+
+
+def _check_parent(config: RunConfig, parent: Artifact, backbone: Backbone) -> None:
+    if parent.backbone.name != backbone.name:
+        raise ConfigError(
+            f'model {config.model!r} is not that of the artifact to go on from: pass '
+            f'model={parent.backbone.name!r}'
+        )
+    if set(config.model_options) - {'train_input_size'} or config.output_dim is not None:
+        raise ConfigError(
+            'model_options (but for train_input_size) and output_dim are those of the artifact '
+            'that training goes on from: leave them out together with model_artifact'
+        )
 
 
 def _check_docs(

@@ -17,7 +17,12 @@ from finetuner.config import RunConfig
 from finetuner.excepts import ConfigError
 from finetuner.images import picture_of
 from finetuner.runs.plan import Plan, check_pictures, make_plan
-from finetuner.training.losses import build_loss, build_miner
+from finetuner.training.losses import (
+    build_loss,
+    build_miner,
+    check_loss_runs,
+    learns_class_weights,
+)
 from finetuner.training.optimization import build_optimizer, build_schedule
 from finetuner.training.setup import Pipeline, build_callbacks
 
@@ -64,7 +69,8 @@ def validate_run(config: RunConfig, data: Mapping[str, DocumentArray]) -> None:
         ArtifactError: the artifact to continue from is damaged.
     """
     plan = make_plan(config, data)
-    _build_training(config, plan, _NoModel())
+    training = _build_training(config, plan, _NoModel())
+    check_loss_runs(training.loss, training.miner, plan.spec.dimension, plan.num_classes)
     for key, docs in data.items():
         check_pictures(docs, plan.spec.picture.input_size, key)
 
@@ -141,13 +147,13 @@ def _build_model(config: RunConfig, plan: Plan) -> EmbeddingModel:
 
 
 class _NoModel:
-    """Stands in for a model while options are checked: a single parameter."""
+    """Stands in for a model while options are checked."""
 
     def parameters(self) -> list[Any]:
-        """One parameter, two-dimensional as most are."""
+        """A convolution's weights, a matrix and a vector, as networks have them."""
         import torch
 
-        return [torch.nn.Parameter(torch.zeros(2, 2))]
+        return [torch.nn.Parameter(torch.zeros(shape)) for shape in ((2, 2, 1, 1), (2, 2), (2,))]
 
 
 @dataclass(frozen=True)
@@ -163,10 +169,12 @@ class _Training:
 def _build_training(
     config: RunConfig, plan: Plan, model: Any, batches_per_epoch: int = 1
 ) -> _Training:
-    from finetuner.data.contents import read_label
-
-    num_classes = len({read_label(doc) for doc in plan.train_docs})
-    loss = build_loss(config.loss, config.loss_options, plan.spec.dimension, num_classes)
+    if plan.eval_docs is not None and learns_class_weights(config.loss):
+        raise ConfigError(
+            f'loss {config.loss} learns weights for the classes of the training data, so it cannot '
+            'judge validation data: leave out eval_data and val_split, or use EvaluationCallback'
+        )
+    loss = build_loss(config.loss, config.loss_options, plan.spec.dimension, plan.num_classes)
     miner = build_miner(config.miner, config.miner_options)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizers = [
@@ -228,9 +236,7 @@ def _train(
         )
         val_loader = None
         if plan.eval_docs is not None:
-            val_loader = pipeline.training_loader(
-                plan.eval_docs, plan.eval_batch_size, config.num_items_per_class, config.sampler
-            )
+            val_loader = pipeline.training_loader(plan.eval_docs, *plan.eval_batch, config.sampler)
         training = _build_training(config, plan, model, len(loader))
         callbacks = build_callbacks(
             plan.callbacks, plan.backbone.name, pipeline, report, observer.examples

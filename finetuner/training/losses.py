@@ -100,6 +100,40 @@ def build_loss(
     return _construct('loss', name, class_, {**known, **(options or {})})
 
 
+def learns_class_weights(name: str) -> bool:
+    """Whether a loss keeps weights for each class of the training data.
+
+    Such a loss cannot judge validation data: its classes are others.
+    """
+    loss = LOSSES.get(_LOSS_ALIASES.get(name, name))
+    return loss is not None and bool({'num_classes', *_DIMENSION_NAMES} & set(_required(loss)))
+
+
+def _required(class_: type) -> list[str]:
+    options = accepted_options(class_)
+    return [name for name, option in options.items() if option.default is option.empty]
+
+
+def check_loss_runs(
+    loss: torch.nn.Module, miner: torch.nn.Module | None, dimension: int, num_classes: int
+) -> None:
+    """Run loss and miner once on a small random batch: some options fail only when used.
+
+    Raises:
+        ConfigError: they do not run; says why.
+    """
+    generator = torch.Generator().manual_seed(0)
+    embeddings = torch.randn(8, dimension, generator=generator)
+    labels = torch.arange(8) % min(num_classes, 4)
+    try:
+        with torch.no_grad():
+            tuples = miner(embeddings, labels) if miner is not None else None
+            loss(embeddings, labels, tuples) if tuples else loss(embeddings, labels)
+    except Exception as error:
+        named = type(loss).__name__ + (f' with {type(miner).__name__}' if miner else '')
+        raise ConfigError(f'{named} does not run with these options: {error}') from error
+
+
 def build_miner(name: str | None, options: Mapping[str, Any] | None) -> torch.nn.Module | None:
     """Construct a miner, or None for none.
 

@@ -117,6 +117,15 @@ def resolve_batch_size(
     return max(2, classes * num_items_per_class)
 
 
+def evaluation_batch(
+    docs: Sequence[Any], batch_size: int, num_items_per_class: int
+) -> tuple[int, int]:
+    """Documents in a batch and of each class, as near to those of training as these allow."""
+    num_classes = len({read_label(doc, position) for position, doc in enumerate(docs)})
+    items = max(1, min(num_items_per_class, len(docs) // num_classes))
+    return min(batch_size, resolve_batch_size(None, items, docs)), items
+
+
 def parse_callback(
     name: str, options: dict[str, Any], data: dict[str, DocumentArray | None]
 ) -> Description:
@@ -147,12 +156,18 @@ def check_callbacks(descriptions: Sequence[Description], has_validation_data: bo
     """Check what callbacks evaluate and monitor, before anything is trained.
 
     Raises:
-        ConfigError: one monitors what nothing measures.
+        ConfigError: one monitors what nothing measures, or two report under the same names.
         DataError: evaluation data lacks labels, or the index lacks a query's.
     """
     measured = {'train_loss'}
     if has_validation_data:
         measured.add('val_loss')
+    captions = [d.caption for d in descriptions if isinstance(d, EvaluationCallback)]
+    if len(set(captions)) < len(captions):
+        raise ConfigError(
+            'two EvaluationCallbacks would overwrite the metrics of each other: give each a '
+            'caption of its own'
+        )
     for description in descriptions:
         if isinstance(description, EvaluationCallback):
             measured |= set(METRICS)

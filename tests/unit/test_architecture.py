@@ -23,7 +23,7 @@ TREES = {name: ast.parse(path.read_text(encoding='utf-8')) for name, path in MOD
 LAYERS = (
     ('config', 'excepts', 'names', 'callback', 'data', 'models', 'images', 'uris', 'search',
      'evaluation', 'storage', 'training', 'runs.states', 'console'),
-    ('artifact', 'inference'),
+    ('model_spec', 'artifact', 'inference'),
     ('runs', 'collections', 'columns'),
     ('client', 'run', 'experiment'),
     ('fitting', 'api', 'cli', 'server', '__init__'),
@@ -109,8 +109,7 @@ def test_training_knows_no_sql_jina_or_http(module):
 
 @pytest.mark.parametrize('module', PACKAGE)
 def test_only_the_server_knows_jina(module):
-    # the command line's `serve` loads a Flow
-    if module.startswith('finetuner.server') or module == 'finetuner.cli':
+    if module.startswith('finetuner.server'):
         return
     users = [other for other in imports_of(module) if other.split('.')[0] in ('jina', 'fastapi')]
     assert not users, f'{module} imports {users}'

@@ -348,7 +348,7 @@ def test_the_manifest_comes_last(tmp_path, monkeypatch):
     def broken(*_args):
         raise OSError('disk full')
 
-    monkeypatch.setattr(artifacts, '_model_card', broken)
+    monkeypatch.setattr(artifacts, 'model_card', broken)
     with pytest.raises(OSError, match='disk full'):
         save_artifact(tmp_path / 'a', make_model(), make_spec())
     assert (tmp_path / 'a' / WEIGHTS).exists()

@@ -94,6 +94,20 @@ def validate(docs=None, data=None, **parameters):
         ({'optimizer_options': {'betas': 3}}, 'Adam does not accept'),
         ({'loss_optimizer': 'SGD'}, 'TripletMarginLoss has no parameters to optimize'),
         ({'loss': 'ArcFaceLoss', 'optimizer': 'LBFGS'}, 'name another loss_optimizer'),
+        ({'optimizer': 'Muon'}, 'Muon does not accept'),
+        ({'model_options': {'weights': 'absent.pth'}}, "no file 'absent.pth'"),
+        (
+            {'loss': 'ArcFaceLoss', 'val_split': 0.4},
+            'learns weights for the classes of the training data',
+        ),
+        (
+            {'loss_options': {'reducer': {'name': 'ClassWeightedReducer', 'weights': [1, 2]}}},
+            'TripletMarginLoss does not run with these options',
+        ),
+        (
+            {'model': 'vit_b_16', 'model_options': {'weights': 'none', 'train_input_size': 96}},
+            'train_input_size must be input_size',
+        ),
         ({'scheduler_options': {'power': 2}}, 'no scheduler'),
         ({'scheduler': 'linear', 'scheduler_options': {'pover': 2}}, "did you mean 'power'"),
         ({'callbacks': [{'name': 'BestModelCheckPoint'}]}, "did you mean 'BestModelCheckpoint'"),
@@ -304,6 +318,33 @@ def test_training_goes_on_from_an_artifact(trained, tmp_path):
 def test_an_artifact_keeps_its_shape(trained, parameters):
     with pytest.raises(ConfigError, match='those of the artifact that training goes on from'):
         validate(model_artifact=str(trained[0]), **{'model_options': {}, **parameters})
+
+
+def test_an_artifact_keeps_its_backbone(trained):
+    with pytest.raises(ConfigError, match=f"pass model='{BASE['model']}'"):
+        validate(model='resnet18', model_options={}, model_artifact=str(trained[0]))
+
+
+def test_two_evaluations_need_captions():
+    docs = make_picture_docs(seed=1)
+    options = {'query_data': 'query', 'limit': 3}
+    callbacks = [{'name': 'EvaluationCallback', 'options': dict(options)} for _ in range(2)]
+    data = {f'callbacks.{position}.query_data': docs for position in range(2)}
+    with pytest.raises(ConfigError, match='overwrite the metrics of each other'):
+        validate(data=data, callbacks=callbacks)
+    callbacks[1]['options']['caption'] = 'other'
+    validate(data=data, callbacks=callbacks)
+
+
+def test_freezing_without_a_projection_trains_the_last_layer(tmp_path):
+    execute(tmp_path / 'a', freeze=True, epochs=1, freeze_batch_norm=True)
+    execute(tmp_path / 'b', freeze=True, epochs=2, freeze_batch_norm=True)
+    one, two = weights_of(tmp_path / 'a'), weights_of(tmp_path / 'b')
+    changed = {name for name in one if not torch.equal(one[name], two[name])}
+    # the last convolution, and the scale and shift of the normalisation after it
+    assert changed == {
+        f'backbone.features.12.{name}' for name in ('0.weight', '1.weight', '1.bias')
+    }
 
 
 def test_freezing_trains_the_projection_only(tmp_path):
