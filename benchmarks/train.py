@@ -160,8 +160,8 @@ def main() -> None:
     """Train in turns and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--batch-size', type=int, default=64)
-    parser.add_argument('--steps', type=int, default=3, help='of each contestant in a round')
-    parser.add_argument('--rounds', type=int, default=5)
+    parser.add_argument('--steps', type=int, default=2, help='of each contestant in a round')
+    parser.add_argument('--rounds', type=int, default=4)
     parser.add_argument('--num-workers', type=int, default=0, help='loader processes')
     arguments = parser.parse_args()
     torch.manual_seed(0)

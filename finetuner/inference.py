@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
 DEVICES = ('cpu', 'cuda')
 PRECISIONS = ('fp32',)
-# more decoding threads than this only wait for each other
+# more decoding threads than this only wait for each other, and more than there are cores take turns
+# with the model's own
 _MAX_DECODERS = 8
 
 
@@ -101,7 +103,7 @@ class InferenceEngine(abc.ABC):
     ) -> Iterator[tuple[int, list[np.ndarray | PictureError]]]:
         """Batches of pictures, the next always being decoded while one is used."""
         starts = range(0, len(docs), batch_size)
-        with ThreadPoolExecutor(min(_MAX_DECODERS, batch_size)) as pool:
+        with ThreadPoolExecutor(min(_MAX_DECODERS, _num_cores(), batch_size)) as pool:
 
             def submit(start: int) -> list[Future[np.ndarray | PictureError]]:
                 positions = range(start, min(start + batch_size, len(docs)))
@@ -323,6 +325,11 @@ def _at_least_one(name: str, number: Any) -> int:
     if whole < 1:
         raise ConfigError(f'{name}: {number} is less than 1')
     return whole
+
+
+def _num_cores() -> int:
+    affinity = getattr(os, 'sched_getaffinity', None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _best_device() -> str:
