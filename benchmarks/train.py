@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import functools
 import multiprocessing
-import resource
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -90,7 +90,8 @@ def plain_loop(
     network = build_embedding_model(get_backbone(MODEL)).backbone.to(memory_format=layout)
     loss_fn = TripletMarginLoss()
     optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
-    sampler = MPerClassSampler([label for _, label in files], ITEMS_PER_CLASS, batch_size)
+    labels_of_files = [label for _, label in files]
+    sampler = MPerClassSampler(labels_of_files, ITEMS_PER_CLASS, batch_size, len(files))
     loader = DataLoader(
         EmojiDataset(files),
         batch_size,
@@ -140,7 +141,7 @@ def finetuner_loop(
 
 
 def peak_memory(name: str, num_pictures: int, batch_size: int) -> float:
-    """Largest resident size in MB of a fresh process that trains on so many pictures."""
+    """Largest resident size in MB of a fresh process that trains on so many pictures; Linux only."""
     context = multiprocessing.get_context('spawn')
     with context.Pool(1) as pool:
         return pool.apply(_measure_memory, (name, num_pictures, batch_size))
@@ -153,7 +154,9 @@ def _measure_memory(name: str, num_pictures: int, batch_size: int) -> float:
     else:
         train_an_epoch = plain_loop(files, batch_size, 0)
     train_an_epoch()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # of this program alone: what `resource` tells also counts the process that started it
+    status = Path('/proc/self/status').read_text()
+    return int(re.search(r'VmHWM:\s+(\d+) kB', status)[1]) / 1024
 
 
 def main() -> None:

@@ -186,6 +186,9 @@ class OnnxEngine(InferenceEngine):
             providers.insert(0, 'CUDAExecutionProvider')
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+        # between batches its threads would go on looking for work, on cores that decoding, another
+        # engine or the gateway could use
+        options.add_session_config_entry('session.force_spinning_stop', '1')
         if num_threads is not None:
             options.intra_op_num_threads = int(num_threads)
         try:

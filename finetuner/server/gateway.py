@@ -150,7 +150,13 @@ def _refusing(handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
     async def refuse(_: Any, context: grpc.aio.ServicerContext) -> None:
         await context.abort(grpc.StatusCode.UNAUTHENTICATED, DENIED)
 
-    async def refuse_stream(_: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[None]:
+    async def refuse_stream(
+        messages: Any, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[None]:
+        # a client that is still sending when it is refused sees an internal error instead
+        if hasattr(messages, '__aiter__'):
+            async for _ in messages:
+                break
         await context.abort(grpc.StatusCode.UNAUTHENTICATED, DENIED)
         yield  # a generator is what gRPC expects here
 

@@ -1,26 +1,29 @@
 """`examples/guide.py` as it stands, on fewer pictures."""
 
-import guide
 import numpy as np
-from emoji_data import load_emoji, load_emoji_queries_and_index
 from PIL import Image
 
 import finetuner
+from tests.scripts import run_script
+
+# in a script of its own, as it starts a Flow
+SCRIPT = """
+import guide
+from emoji_data import load_emoji, load_emoji_queries_and_index
+
+guide.load_emoji = lambda split: load_emoji(split)[:160]
+
+def load_few(split):
+    query_data, index_data = load_emoji_queries_and_index(split)
+    return query_data[:20], index_data[:60]
+
+guide.load_emoji_queries_and_index = load_few
+guide.main(epochs=1)
+"""
 
 
-def test_the_guide_runs(monkeypatch, tmp_path, capfd):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(guide, 'load_emoji', lambda split: load_emoji(split)[:160])
-    monkeypatch.setattr(
-        guide,
-        'load_emoji_queries_and_index',
-        lambda split: tuple(
-            docs[:count]
-            for docs, count in zip(load_emoji_queries_and_index(split), (20, 60), strict=True)
-        ),
-    )
-    guide.main(epochs=1)
-    printed = capfd.readouterr().out
+def test_the_guide_runs(tmp_path):
+    printed = run_script(SCRIPT, tmp_path)
     assert 'Epoch 1/1 done' in printed
     assert 'Retrieval metrics after fine-tuning:' in printed
     assert 'an embedding of shape (1, 1280)' in printed

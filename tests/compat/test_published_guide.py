@@ -6,6 +6,7 @@ backbone is the one whose weights are at hand; pictures are small and there is o
 FinetunerExecutor is a class and a file of this repository instead of an image in a hub.
 """
 
+import json
 from pathlib import Path
 
 import matplotlib
@@ -13,14 +14,12 @@ import numpy as np
 import pytest
 from docarray import Document, DocumentArray
 from emoji_data import load_emoji
-from jina import Client, Flow
 
 import finetuner
 from finetuner.callback import EvaluationCallback
 from finetuner.client import get_client
-from finetuner.server import FinetunerExecutor
+from tests.scripts import REPOSITORY, run_script
 
-REPOSITORY = Path(__file__).parents[2]
 MODEL = 'efficientnet-lite0'
 SMALL = {'input_size': 64}
 NUM_CONCEPTS, NUM_TEST_CONCEPTS = 40, 20
@@ -36,8 +35,6 @@ def finetuner_home(tmp_path_factory):
     home = tmp_path_factory.mktemp('guide')
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('FINETUNER_HOME', str(home))
-        # Executors that Flows start from a file need to find the library
-        patch.setenv('PYTHONPATH', str(REPOSITORY))
         yield home
 
 
@@ -244,42 +241,59 @@ def test_display_metrics_prints_two_tables(run, messages, capsys):
 # Serve
 
 
-def test_an_encoding_service_in_a_flow(run, messages, image_uri, embeddings):
-    token = finetuner.get_token()
-    f = Flow(host='127.0.0.1').add(
-        uses=FinetunerExecutor,
-        # the guide sends an address; a server opens none unless it is told which
-        uses_with={
-            'artifact': run.artifact_id,
-            'token': token,
-            'uri_allow': [str(Path(image_uri).parent)],
-        },
-    )
-    with f:
-        returned_docs = f.post(on='/encode', inputs=DocumentArray([Document(uri=image_uri)]))
-    assert finetuner.cos_sim(returned_docs[0].embedding, embeddings[0]) >= 0.9999
+SERVICE = """
+import json
+import finetuner
+from docarray import Document, DocumentArray
+from jina import Client, Flow
+from finetuner.server import FinetunerExecutor
 
-
-def test_an_encoding_service_from_a_file_and_a_client(
-    run, messages, image_uri, embeddings, tmp_path
-):
-    token = finetuner.get_token()
-    yaml_file = f"""jtype: Flow
+IMAGE_URI = {image_uri!r}
+token = finetuner.get_token()
+{service}
+"""
+IN_A_FLOW = """
+f = Flow(host='127.0.0.1').add(
+    uses=FinetunerExecutor,
+    # the guide sends an address; a server opens none unless it is told which
+    uses_with={{'artifact': {artifact!r}, 'token': token, 'uri_allow': [{folder!r}]}},
+)
+with f:
+    returned_docs = f.post(on='/encode', inputs=DocumentArray([Document(uri=IMAGE_URI)]))
+print(json.dumps(returned_docs[0].embedding.tolist()))
+"""
+FROM_A_FILE = """
+yaml_file = f\"\"\"jtype: Flow
 executors:
-  - uses: {REPOSITORY / 'executors' / 'encoder' / 'config.yml'}
+  - uses: {encoder}
     timeout_ready: -1
     install_requirements: true
     uses_with:
-      artifact: {run.artifact_id}
-      token: {token}
+      artifact: {artifact}
+      token: {{token}}
+\"\"\"
+with open('flow.yml', 'w') as f:
+    f.write(yaml_file)
+with Flow.load_config('flow.yml') as flow:
+    client = Client(host=f'grpc://127.0.0.1:{{flow.port}}')
+    documents = DocumentArray([Document(uri=IMAGE_URI).load_uri_to_blob()])
+    response = client.post('/encode', documents)
+print(json.dumps(response[0].embedding.tolist()))
 """
-    path = tmp_path / 'flow.yml'
-    path.write_text(yaml_file)
-    with Flow.load_config(str(path)) as flow:
-        client = Client(host=f'grpc://127.0.0.1:{flow.port}')
-        documents = DocumentArray([Document(uri=image_uri).load_uri_to_blob()])
-        response = client.post('/encode', documents)
-    assert finetuner.cos_sim(response[0].embedding, embeddings[0]) >= 0.9999
+
+
+@pytest.mark.parametrize('service', [IN_A_FLOW, FROM_A_FILE], ids=['in a Flow', 'from a file'])
+def test_an_encoding_service(run, messages, image_uri, embeddings, tmp_path, service):
+    code = SERVICE.format(
+        image_uri=image_uri,
+        service=service.format(
+            artifact=run.artifact_id,
+            folder=str(Path(image_uri).parent),
+            encoder=REPOSITORY / 'executors' / 'encoder' / 'config.yml',
+        ),
+    )
+    served = json.loads(run_script(code, tmp_path).splitlines()[-1])
+    assert finetuner.cos_sim(np.array(served), embeddings[0]) >= 0.9999
 
 
 def test_delete_what_the_guide_made(run, messages):

@@ -21,6 +21,7 @@ from finetuner.client import get_client
 from finetuner.excepts import ArtifactError, NotFoundError, RunFailedError
 from finetuner.server import FinetunerExecutor, data_request, fit_request
 from tests.integration.serving import REPOSITORY, Server, serve
+from tests.scripts import run_script
 
 MODEL = 'efficientnet-lite0'
 NUM_CONCEPTS, NUM_TEST_CONCEPTS = 120, 60
@@ -195,16 +196,39 @@ def test_json_gets_the_same_vectors(server: Server, run, pictures, expected, pat
     assert_same(np.array([doc['embedding'] for doc in answer.json()['data']]), expected)
 
 
-@pytest.mark.parametrize('uses', [FinetunerExecutor, 'executors/encoder/config.yml'])
-def test_a_flow_of_ones_own_gets_the_same_vectors(run, pictures, expected, uses, monkeypatch):
-    monkeypatch.chdir(REPOSITORY)
-    flow = Flow(host='127.0.0.1').add(uses=uses, uses_with={'artifact': run.artifact_id})
-    with flow:
-        answer = flow.post('/encode', pictures)
-    assert_same(answer.embeddings, expected)
+FLOW_SCRIPT = """
+import numpy as np
+from docarray import DocumentArray
+from jina import Flow
+
+from finetuner.server import FinetunerExecutor
+
+pictures = DocumentArray.load_binary({pictures!r}, protocol='protobuf')
+flow = Flow(host='127.0.0.1').add(uses={uses}, uses_with={{'artifact': {artifact!r}}})
+with flow:
+    np.save({vectors!r}, flow.post('/encode', pictures, results_in_order=True).embeddings)
+"""
+
+
+@pytest.mark.parametrize('uses', ['FinetunerExecutor', "'executors/encoder/config.yml'"])
+def test_a_flow_of_ones_own_gets_the_same_vectors(run, pictures, expected, uses, tmp_path):
+    sent, vectors = str(tmp_path / 'pictures'), str(tmp_path / 'vectors.npy')
+    pictures.save_binary(sent, protocol='protobuf')
+    run_script(
+        FLOW_SCRIPT.format(uses=uses, artifact=run.artifact_id, pictures=sent, vectors=vectors)
+    )
+    assert_same(np.load(vectors), expected)
 
 
 # what goes wrong
+
+
+@pytest.mark.parametrize('path', sorted(REPOSITORY.glob('flows/*.yml')), ids=lambda path: path.name)
+def test_a_slow_request_after_a_pause_keeps_its_connection(path):
+    """Three pings in silence, and gRPC answers the next request with "too many pings"."""
+    flow = Flow.load_config(str(path))
+    for name, deployment in flow:
+        assert deployment.args.grpc_server_options == {'grpc.http2.max_ping_strikes': 0}, name
 
 
 def spoil(path: Path) -> None:
@@ -313,7 +337,7 @@ def test_a_killed_worker_leaves_a_failed_run_and_nothing_else(finetuner_home):
 
 def test_a_loss_that_is_no_number_fails_the_run_and_says_so(finetuner_home):
     run = finetuner.fit(
-        train_data=load_emoji('train')[:40], **{**QUICK, 'learning_rate': 1e6, 'epochs': 20}
+        train_data=load_emoji('train')[:40], **{**QUICK, 'learning_rate': 1e30, 'epochs': 20}
     )
     messages = list(run.stream_logs())
     status = run.status()
