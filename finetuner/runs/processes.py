@@ -179,7 +179,7 @@ def _linux_mark(pid: int) -> str | None:
 def _environment(settings: Settings, inherited: Mapping[str, str]) -> dict[str, str]:
     environment = {
         # glibc gives large activations back after each step and faults them in again for the next:
-        # keeping them makes a step a third faster, for a tenth more memory
+        # keeping them makes a step a third faster, for up to a third more memory
         'MALLOC_MMAP_MAX_': '0',
         'MALLOC_TRIM_THRESHOLD_': str(1 << 40),
         **inherited,
