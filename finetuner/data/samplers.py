@@ -88,11 +88,11 @@ class ClassSampler(EpochSampler):
                 than `batch_size`.
         """
         super().__init__(seed)
-        batch_size = _positive('batch_size', batch_size)
+        batch_size = whole_number('batch_size', batch_size)
         _, classes, counts = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)
         if num_items_per_class is None:
             num_items_per_class = max(1, batch_size // max(1, len(counts)))
-        num_items_per_class = _positive('num_items_per_class', num_items_per_class)
+        num_items_per_class = whole_number('num_items_per_class', num_items_per_class)
         if num_items_per_class > batch_size:
             raise ValueError(
                 f'num_items_per_class must be at most batch_size ({batch_size}), '
@@ -170,7 +170,7 @@ class RandomSampler(EpochSampler):
         """
         super().__init__(seed)
         self._num_items = num_items
-        self._batch_size = _positive('batch_size', batch_size)
+        self._batch_size = whole_number('batch_size', batch_size)
         alone = self._batch_size > 1 and num_items > 1 and num_items % self._batch_size == 1
         self._num_used = num_items - 1 if alone else num_items
 
@@ -199,7 +199,7 @@ class SequentialSampler(EpochSampler):
         """
         super().__init__(seed=0)
         self._num_items = num_items
-        self._batch_size = _positive('batch_size', batch_size)
+        self._batch_size = whole_number('batch_size', batch_size)
 
     def __len__(self) -> int:
         """Return the number of batches."""
@@ -210,10 +210,111 @@ class SequentialSampler(EpochSampler):
             yield list(range(start, min(start + self._batch_size, self._num_items)))
 
 
-def _positive(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f'{name} must be a whole number of at least 1, not {value!r}')
+class LengthBucketSampler(EpochSampler):
+    """Batches of items of like length, so that little of a padded batch is padding.
+
+    The items are sorted by length, those of one length shuffled among themselves, and cut into
+    batches; then the batches are shuffled. Each item comes once an epoch, and the number of
+    batches is the same in every epoch. An item whose length nothing else has keeps its
+    neighbours.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int] | NDArray[np.integer],
+        batch_size: int,
+        max_tokens: int | None = None,
+        shuffle: bool = True,
+        seed: int | None = None,
+    ) -> None:
+        """Cut the lengths into batches.
+
+        Args:
+            lengths: one an item, such as its number of tokens; 0 or more.
+            batch_size: items in a batch at most.
+            max_tokens: most that a batch may hold when padded, its items times its longest; a
+                longer item stands alone. None for no limit.
+            shuffle: False for the longest first, so that a batch too large for the memory shows
+                at once, and items of one length in their order.
+            seed: for the same batches again; None for others each time.
+
+        Raises:
+            ValueError: a size is not a positive whole number, or a length is not one of 0 or more.
+        """
+        super().__init__(seed)
+        batch_size = whole_number('batch_size', batch_size)
+        if max_tokens is not None:
+            max_tokens = whole_number('max_tokens', max_tokens)
+        self._lengths = _checked_lengths(lengths)
+        self._shuffle = shuffle
+        longest_first = np.sort(self._lengths)[::-1]
+        # The first of a batch is its longest, so it alone decides how many fit.
+        sizes = np.full(len(longest_first), batch_size)
+        if max_tokens is not None:
+            fitting = max_tokens // np.maximum(longest_first, 1)
+            sizes = np.clip(fitting, 1, batch_size)
+        self._starts = batch_starts(np.arange(len(sizes)) + sizes)
+
+    def __len__(self) -> int:
+        """Return the number of batches of every epoch."""
+        return len(self._starts) - 1
+
+    def _batches(self, generator: np.random.Generator) -> Iterator[list[int]]:
+        items = np.arange(len(self._lengths))
+        batches = np.arange(len(self))
+        if self._shuffle:
+            items, batches = generator.permutation(items), generator.permutation(batches)
+        items = items[np.argsort(-self._lengths[items], kind='stable')]
+        for batch in batches:
+            yield items[self._starts[batch] : self._starts[batch + 1]].tolist()
+
+
+def whole_number(name: str, value: int, least: int = 1) -> int:
+    """Check that a size is a whole number.
+
+    Args:
+        name: the argument, for the message.
+        value: what came for it.
+        least: the smallest that is allowed.
+
+    Raises:
+        ValueError: it is none, or too small.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise ValueError(f'{name} must be a whole number of at least {least}, not {value!r}')
     return int(value)
+
+
+def batch_starts(following: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Walk from batch to batch.
+
+    Args:
+        following: `[num_items]` int, for each item where the next batch would begin if one began
+            with this item: after it.
+
+    Returns:
+        `[num_batches + 1]` int: where each batch begins, and `num_items`.
+    """
+    end, place = len(following), 0
+    steps = following.tolist()
+    starts = [0]
+    while place < end:
+        place = min(steps[place], end)
+        starts.append(place)
+    return np.array(starts, dtype=np.int64)
+
+
+def _checked_lengths(lengths: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int64]:
+    array = np.asarray(lengths)
+    if array.ndim != 1 or (len(array) and array.dtype.kind not in 'iu'):
+        raise ValueError(
+            f'lengths must be one whole number an item, not {array.dtype} of shape {array.shape}'
+        )
+    negative = np.flatnonzero(array < 0)
+    if len(negative):
+        first = int(negative[0])
+        raise ValueError(f'lengths[{first}] must be 0 or more, not {array[first]}')
+    return array.astype(np.int64)
 
 
 def _most_batches(groups: NDArray[np.int64], num_classes: int) -> int:

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from finetuner.data import ClassSampler
-from finetuner.data.samplers import RandomSampler, SequentialSampler
+from finetuner.data.relation_samplers import InstanceSampler, PairSampler
+from finetuner.data.samplers import LengthBucketSampler, RandomSampler, SequentialSampler
 
 
 def most_batches(groups, num_classes):
@@ -231,3 +232,113 @@ def test_sequential_sampler_keeps_order():
     assert len(sampler) == 3
     with pytest.raises(ValueError, match='batch_size'):
         SequentialSampler(5, 0)
+
+
+def test_instance_sampler_puts_the_views_of_an_instance_side_by_side():
+    sampler = InstanceSampler(5, 6, 3, seed=2)
+    assert len(sampler) == 2, 'the fifth would stand alone'
+    for _ in range(3):
+        for batch in sampler:
+            one, other = batch[0], batch[3]
+            assert batch == [one] * 3 + [other] * 3
+            assert one != other
+    left_out = {(set(range(5)) - {i for batch in sampler for i in batch}).pop() for _ in range(60)}
+    assert left_out == set(range(5))
+
+
+def test_instance_sampler_in_small():
+    assert sorted(map(tuple, InstanceSampler(3, 2))) == [(0, 0), (1, 1), (2, 2)]
+    assert list(InstanceSampler(1, 8)) == [[0, 0]]
+    assert list(InstanceSampler(0, 8)) == []
+    assert len(InstanceSampler(10, 8)) == 3
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        ((-1, 4), 'num_instances must be a whole number of at least 0, not -1'),
+        ((4, 0), 'batch_size'),
+        ((4, -2), 'batch_size'),
+        ((4, 4.0), 'batch_size'),
+        ((4, 4, 1), 'views_per_instance must be a whole number of at least 2, not 1'),
+        ((4, 4, 0), 'views_per_instance'),
+        ((4, 5), r'batch_size must be divisible by views_per_instance \(2\), not 5'),
+        ((4, 2, 4), r'batch_size must be divisible by views_per_instance \(4\), not 2'),
+    ],
+)
+def test_instance_sampler_names_the_bad_size(arguments, message):
+    with pytest.raises(ValueError, match=f'^{message}'):
+        InstanceSampler(*arguments)
+
+
+def test_pair_sampler_keeps_pairs_whole():
+    for batch_size in (4, 5):
+        sampler = PairSampler(5, batch_size, seed=0)
+        batches = list(sampler)
+        assert [len(batch) for batch in batches] == [4, 4, 2]
+        pairs = [tuple(batch[at : at + 2]) for batch in batches for at in range(0, len(batch), 2)]
+        assert sorted(pairs) == [(0, 1), (2, 3), (4, 5), (6, 7), (8, 9)]
+        assert list(sampler) != batches
+    assert list(PairSampler(0, 4)) == []
+    for bad in (1, 0, -4, 3.0):
+        with pytest.raises(ValueError, match='batch_size must be a whole number of at least 2'):
+            PairSampler(5, bad)
+    with pytest.raises(ValueError, match='num_pairs'):
+        PairSampler(-1, 4)
+
+
+def test_length_buckets():
+    lengths = np.array([3, 9, 1, 9, 4, 30, 2])
+    sampler = LengthBucketSampler(lengths, 3, shuffle=False)
+    assert list(sampler) == [[5, 1, 3], [4, 0, 6], [2]]
+    limited = LengthBucketSampler(lengths, 3, max_tokens=18, shuffle=False)
+    assert list(limited) == [[5], [1, 3], [4, 0, 6], [2]]
+    assert len(limited) == 4
+    shuffled = LengthBucketSampler(lengths, 3, max_tokens=18, seed=4)
+    drawn = {tuple(map(tuple, shuffled)) for _ in range(50)}
+    assert len(drawn) > 20
+    assert all(
+        {frozenset(b) for b in batches} == {frozenset(b) for b in limited} for batches in drawn
+    )
+    assert len(drawn & {tuple(map(tuple, limited))}) <= 1
+
+
+def test_length_buckets_shuffle_items_of_one_length():
+    sampler = LengthBucketSampler([5] * 100, 10, seed=0)
+    meetings = {frozenset(batch) for _ in range(5) for batch in sampler}
+    assert len(meetings) == 50
+
+
+def test_length_buckets_of_nothing_and_of_no_length():
+    assert list(LengthBucketSampler([], 4)) == []
+    assert len(LengthBucketSampler([], 4, 10)) == 0
+    assert [len(batch) for batch in LengthBucketSampler([0, 0, 0], 2, max_tokens=1)] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (([1], 0), 'batch_size'),
+        (([1], 4, 0), 'max_tokens'),
+        (([1], 4, 2.5), 'max_tokens'),
+        (([1, 2, -3], 4), r'lengths\[2\] must be 0 or more, not -3'),
+        (([1.5], 4), 'lengths must be one whole number an item, not float64'),
+        (([[1]], 4), r'lengths must be one whole number an item, .* of shape \(1, 1\)'),
+        ((['a'], 4), 'lengths must be one whole number an item'),
+    ],
+)
+def test_length_buckets_name_what_is_wrong(arguments, message):
+    with pytest.raises(ValueError, match=f'^{message}'):
+        LengthBucketSampler(*arguments)
+
+
+def test_a_million_of_everything_takes_seconds():
+    lengths = np.random.default_rng(0).integers(1, 512, 1_000_000)
+    start = time.perf_counter()
+    for sampler in (
+        InstanceSampler(1_000_000, 128),
+        PairSampler(1_000_000, 128),
+        LengthBucketSampler(lengths, 128, max_tokens=4_096),
+    ):
+        assert sum(1 for _ in sampler) == len(sampler)
+    assert time.perf_counter() - start < 10
