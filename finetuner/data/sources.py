@@ -1,0 +1,185 @@
+"""Training data in whatever form it is held: opened as a sequence of Documents, read when needed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TextIO, TypeGuard
+
+from docarray import Document, DocumentArray
+
+from finetuner.data.csv import CSVOptions, read_csv
+from finetuner.data.folders import read_folder
+from finetuner.excepts import ConfigError, DataError
+
+CSV_ENDINGS = ('.csv', '.tsv')
+JSON_LINES_ENDINGS = ('.jsonl', '.ndjson')
+SQLITE_ENDINGS = ('.db', '.sqlite', '.sqlite3')
+ENDINGS = (*CSV_ENDINGS, *JSON_LINES_ENDINGS, '.parquet', '.docs', *SQLITE_ENDINGS)
+
+# of docarray's protobuf stream: a byte 1 and the number of Documents
+_HEADER_BYTES = 9
+
+
+def open_documents(
+    source: Iterable[Document] | str | os.PathLike[str] | TextIO,
+    csv_options: CSVOptions | None = None,
+) -> Sequence[Document]:
+    """Open training data of any form as a sequence of Documents.
+
+    | source | what comes back |
+    |---|---|
+    | DocumentArray | itself; one in SQLite storage as `SQLiteDocuments`, read in place |
+    | list or tuple of Documents | a DocumentArray |
+    | `.csv`, `.tsv`, an open text file | see `read_csv` |
+    | `.jsonl`, `.ndjson`; `.parquet` | see `read_json_lines`, `read_parquet` |
+    | a folder | see `read_folder` |
+    | `.docs`, or any file written by `save_documents` | `StoredDocuments`, read in place |
+    | `.db`, `.sqlite`, `.sqlite3` | `SQLiteDocuments`, read in place |
+    | any other iterable of Documents | |
+
+    Whatever is not read in place is written to a temporary file first, one Document at a time, so
+    that it need not fit into memory; the file goes with the sequence.
+
+    Args:
+        source: as above.
+        csv_options: how a CSV file is read; only for those.
+
+    Raises:
+        ConfigError: `csv_options` with another source.
+        DataError: there is no such file, its ending is unknown, or it holds what cannot be read.
+    """
+    from finetuner.data.stored import LazyDocuments, spool_documents
+
+    _check_options(source, csv_options)
+    if isinstance(source, DocumentArray):
+        return _opened_array(source)
+    if isinstance(source, LazyDocuments):
+        return source
+    if isinstance(source, (list, tuple)):
+        return DocumentArray(_checked(source))
+    if isinstance(source, (str, os.PathLike)):
+        return _open_path(source, csv_options)
+    if _is_open_file(source):
+        return spool_documents(read_csv(source, csv_options))
+    if isinstance(source, Iterable) and not isinstance(source, (Document, bytes, bytearray, dict)):
+        return spool_documents(_checked(source))
+    hint = ': put it into a DocumentArray' if isinstance(source, Document) else ''
+    raise DataError(
+        f'data is a {type(source).__name__}{hint}; allowed are Documents (a DocumentArray, a list, '
+        f'an iterator), a folder, and the path of a file that ends in {" ".join(ENDINGS)}'
+    )
+
+
+def is_source_path(text: str) -> bool:
+    """Say whether a text given as data means a file or folder.
+
+    Anything else is the name of data that was pushed, or a `sha256:` reference.
+    """
+    if not text or text.startswith('sha256:'):
+        return False
+    # no name of pushed data begins like this, and a mistyped path should be called a path
+    if text.startswith(('~', './', '../', os.sep)) or _ending(text) in ENDINGS:
+        return True
+    return os.path.exists(text)
+
+
+def is_csv(source: Any) -> bool:
+    """Say whether `open_documents` would read the source as CSV, and so with `CSVOptions`."""
+    if isinstance(source, (str, os.PathLike)):
+        return _ending(source) in CSV_ENDINGS and not os.path.isdir(source)
+    return _is_open_file(source)
+
+
+def _is_open_file(source: Any) -> TypeGuard[TextIO]:
+    return hasattr(source, 'read')
+
+
+def _ending(path: str | os.PathLike[str]) -> str:
+    return os.path.splitext(os.fspath(path))[1].lower()
+
+
+def _check_options(source: Any, csv_options: CSVOptions | None) -> None:
+    if csv_options is None:
+        return
+    if not isinstance(csv_options, CSVOptions):
+        raise ConfigError(f'csv_options is a {type(csv_options).__name__}, not CSVOptions')
+    if not is_csv(source):
+        what = (
+            repr(str(source)) if isinstance(source, (str, os.PathLike)) else type(source).__name__
+        )
+        raise ConfigError(
+            f'csv_options are for CSV files ({" ".join(CSV_ENDINGS)}), and the data is {what}: '
+            'leave them out'
+        )
+
+
+def _opened_array(docs: DocumentArray) -> Sequence[Document]:
+    from docarray.array.sqlite import DocumentArraySqlite
+
+    from finetuner.data.stored import SQLiteDocuments
+
+    return SQLiteDocuments.of(docs) if isinstance(docs, DocumentArraySqlite) else docs
+
+
+def _checked(elements: Iterable[Any]) -> Iterator[Document]:
+    for position, element in enumerate(elements):
+        if not isinstance(element, Document):
+            raise DataError(
+                f'element {position} is a {type(element).__name__}, not a Document: wrap it, such '
+                'as Document(text=...) or Document(uri=...), with its label in the tag '
+                "'finetuner_label'"
+            )
+        yield element
+
+
+def _open_path(source: str | os.PathLike[str], options: CSVOptions | None) -> Sequence[Document]:
+    from finetuner.data.stored import SQLiteDocuments, StoredDocuments, spool_documents
+
+    name = os.path.expanduser(source)
+    # not of a Path: that of an empty name is the folder one stands in
+    if os.path.isdir(name):
+        return spool_documents(read_folder(name))
+    if not os.path.isfile(name):
+        raise DataError(f'there is no file or folder {str(source)!r}')
+    path = Path(name)
+    ending = path.suffix.lower()
+    try:
+        if ending in SQLITE_ENDINGS:
+            return SQLiteDocuments(path)
+        if ending == '.docs' or (ending not in ENDINGS and _begins_like_documents(path)):
+            return StoredDocuments(path)
+    except OSError as error:
+        raise DataError(f'{str(source)!r} cannot be read: {error.strerror or error}') from error
+    return spool_documents(_stream(path, ending, options))
+
+
+def _stream(path: Path, ending: str, options: CSVOptions | None) -> Iterator[Document]:
+    from finetuner.data.records import read_json_lines, read_parquet
+
+    if ending in CSV_ENDINGS:
+        return read_csv(path, options)
+    if ending in JSON_LINES_ENDINGS:
+        return read_json_lines(path)
+    if ending == '.parquet':
+        return read_parquet(path)
+    raise DataError(
+        f'the ending {ending!r} of {path.name!r} is none that is known: allowed are '
+        f'{" ".join(ENDINGS)}, folders, and files written with `save_documents` or '
+        "`docs.save_binary(path, protocol='protobuf')`"
+    )
+
+
+def _begins_like_documents(path: Path) -> bool:
+    """Look at the first bytes: docarray writes such files under any name.
+
+    Pickle counts too: opening it as Documents refuses it, and says how to write it instead.
+    """
+    with path.open('rb') as file:
+        header = file.read(_HEADER_BYTES)
+    if header[:1] == b'\x80':
+        return True
+    num_docs = int.from_bytes(header[1:], 'big')
+    is_whole = len(header) == _HEADER_BYTES and header[:1] == b'\x01'
+    return is_whole and num_docs <= path.stat().st_size
