@@ -338,14 +338,14 @@ def embed(
     Raises:
         DataError: a Document cannot be made into an input; says which.
     """
-    from finetuner.data.datasets import LabelledDataset
+    from finetuner.data.datasets import InstanceDataset
     from finetuner.data.loading import build_loader
     from finetuner.data.samplers import SequentialSampler
     from finetuner.training.callbacks import embed_all
 
     if not len(docs):
         return
-    dataset = LabelledDataset(docs, list(range(len(docs))), preprocess_fn)
+    dataset = InstanceDataset(docs, preprocess_fn)
     loader = build_loader(dataset, SequentialSampler(len(docs), batch_size), collate_fn)
     docs.embeddings = embed_all(embed_model.to(device), loader, device)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from docarray import DocumentArray
+from docarray import Document
 
 from finetuner.config import Settings
 from finetuner.names import random_run_name
@@ -19,13 +19,14 @@ from finetuner.runs.submission import (
     build_config,
     callback_parameters,
     collect_data,
+    opened,
 )
 
 if TYPE_CHECKING:
     from finetuner.runs.records import RunRecord
     from finetuner.runs.workspace import Workspace
 
-__all__ = ['Client', 'LocalClient', 'callback_parameters', 'get_client']
+__all__ = ['Client', 'LocalClient', 'callback_parameters', 'get_client', 'opened']
 
 POLL_SECONDS = 0.3
 
@@ -38,13 +39,15 @@ class Client(Protocol):
     `ConfigError` and `DataError` for bad arguments.
     """
 
-    def push_data(self, docs: DocumentArray, name: str | None = None) -> str:
+    def push_data(self, docs: Sequence[Document], name: str | None = None) -> str:
         """Store Documents by content, under a name too when one is given; returns `sha256:...`."""
 
-    def load_data(self, reference: str) -> DocumentArray:
+    def load_data(self, reference: str) -> Sequence[Document]:
         """Read stored Documents by `sha256:...` or by name."""
 
-    def fit(self, parameters: Mapping[str, Any], data: Mapping[str, DocumentArray | str]) -> dict:
+    def fit(
+        self, parameters: Mapping[str, Any], data: Mapping[str, Sequence[Document] | str]
+    ) -> dict:
         """Validate, store the data, create the run and start it; returns the run."""
 
     def get_run(self, experiment_name: str, run_name: str) -> dict:
@@ -141,7 +144,7 @@ class LocalClient:
 
     # data
 
-    def push_data(self, docs: DocumentArray, name: str | None = None) -> str:
+    def push_data(self, docs: Sequence[Document], name: str | None = None) -> str:
         """Store Documents by content, under a name too when one is given.
 
         Args:
@@ -153,7 +156,7 @@ class LocalClient:
         """
         return self._workspace.push_data(docs, name)
 
-    def load_data(self, reference: str) -> DocumentArray:
+    def load_data(self, reference: str) -> Sequence[Document]:
         """Read stored Documents.
 
         Args:
@@ -166,7 +169,9 @@ class LocalClient:
 
     # runs
 
-    def fit(self, parameters: Mapping[str, Any], data: Mapping[str, DocumentArray | str]) -> dict:
+    def fit(
+        self, parameters: Mapping[str, Any], data: Mapping[str, Sequence[Document] | str]
+    ) -> dict:
         """Validate, store the data, create the run and start its worker process.
 
         When any of it is wrong nothing is left behind: no run and no experiment.

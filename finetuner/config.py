@@ -121,6 +121,9 @@ class RunConfig(BaseModel):
     loss_optimizer: str | None = None
     loss_optimizer_options: dict[str, Any] = Field(default_factory=dict)
     freeze_batch_norm: bool | None = None
+    augmentation: Literal['none', 'light', 'strong'] | None = None
+    views_per_instance: int = Field(2, ge=2)
+    on_broken: Literal['stop', 'skip'] = 'stop'
     seed: int = Field(0, ge=0, lt=2**32)
 
     class Config:
@@ -130,7 +133,13 @@ class RunConfig(BaseModel):
         extra = 'forbid'
 
     _whole_numbers = whole_number_fields(
-        'epochs', 'batch_size', 'output_dim', 'num_workers', 'num_items_per_class', 'seed'
+        'epochs',
+        'batch_size',
+        'output_dim',
+        'num_workers',
+        'num_items_per_class',
+        'views_per_instance',
+        'seed',
     )
 
     @validator(

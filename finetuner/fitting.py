@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
-from docarray import DocumentArray
+from docarray import Document
 
-from finetuner.client import callback_parameters, get_client
+from finetuner.client import callback_parameters, get_client, opened
 from finetuner.excepts import ConfigError, unknown_name
 from finetuner.run import Run
+
+TrainingData = str | os.PathLike[str] | Iterable[Document]
 
 if TYPE_CHECKING:
     import torch
 
     from finetuner.callback import BestModelCheckpoint, EarlyStopping, EvaluationCallback
+    from finetuner.data.csv import CSVOptions
 
     CallbackDescription = EvaluationCallback | BestModelCheckpoint | EarlyStopping
 
 
 def fit_backbone(
     model: str,
-    train_data: str | DocumentArray,
-    eval_data: str | DocumentArray | None = None,
+    train_data: TrainingData,
+    eval_data: TrainingData | None = None,
     val_split: float = 0.0,
     model_artifact: str | None = None,
     run_name: str | None = None,
@@ -46,7 +50,7 @@ def fit_backbone(
     device: str = 'cuda',
     num_workers: int = 4,
     to_onnx: bool = False,
-    csv_options: Any = None,
+    csv_options: CSVOptions | None = None,
     public: bool = False,
     num_items_per_class: int = 4,
     sampler: str = 'auto',
@@ -54,16 +58,21 @@ def fit_backbone(
     loss_optimizer_options: dict[str, Any] | None = None,
     loss_options: dict[str, Any] | None = None,
     freeze_batch_norm: bool | None = None,
+    augmentation: str | None = None,
+    views_per_instance: int = 2,
+    on_broken: str = 'stop',
     seed: int = 0,
 ) -> Run:
     """Start a run that fine-tunes a backbone, in a process of its own, and return at once.
 
     Args:
         model: name of the backbone; see `list_models()`.
-        train_data: labelled Documents, or the name of pushed ones.
-        eval_data: Documents for the validation loss.
-        val_split: share of the classes in `train_data` held out for the validation loss when
-            there is no `eval_data`.
+        train_data: Documents, the name of pushed ones, or what `finetuner.data.open_documents`
+            opens: a CSV, JSON Lines, Parquet, `.docs` or SQLite file, a folder of pictures, an
+            iterator. Its kind decides how it is trained on; see docs/data.md.
+        eval_data: the same, for the validation loss.
+        val_split: share of `train_data` (of its classes, where it has classes) held out for the
+            validation loss when there is no `eval_data`.
         model_artifact: id or path of an artifact to go on from.
         run_name: made up when None; unique within the experiment.
         description: free text.
@@ -76,7 +85,8 @@ def fit_backbone(
         optimizer_options: arguments of the optimizer.
         learning_rate: None takes 1e-4.
         epochs: times the data is gone through.
-        batch_size: Documents in a batch; None takes up to 128, as the classes allow.
+        batch_size: Documents (roots, matches, chunks and views each count) in a batch; None takes
+            up to 128, as the data allows.
         callbacks: instances of the classes in `finetuner.callback`.
         scheduler: `linear`, `cosine`, `cosine_with_restarts`, `polynomial`, `constant`,
             `constant_with_warmup`; None keeps the rate.
@@ -87,15 +97,19 @@ def fit_backbone(
         device: `cuda`, where there is a GPU, or `cpu`.
         num_workers: processes that decode, at most the cores there are.
         to_onnx: fail when the ONNX graph cannot be exported; it is exported anyway where it can.
-        csv_options: for training data in CSV files; not there yet.
+        csv_options: how CSV files given as data are read.
         public: kept in the run's config; it shares nothing while there is one user.
-        num_items_per_class: Documents of each class in a batch.
-        sampler: `class`, `random`, or `auto`, which is `class` for labelled data.
+        num_items_per_class: of class data, Documents of each class in a batch.
+        sampler: of class data, `class` or `random`; `auto` for what fits the kind of data.
         loss_optimizer: for losses with weights of their own; None takes `optimizer`.
         loss_optimizer_options: its arguments; `lr` too.
         loss_options: arguments of the loss.
         freeze_batch_norm: keep the statistics of batch normalisation; None does with pretrained
             weights.
+        augmentation: how training pictures are varied: `none`, `light` or `strong`; None takes
+            `strong` for unlabelled data and `none` for all other.
+        views_per_instance: of unlabelled data, views of each Document in a batch.
+        on_broken: `stop` at a picture that cannot be opened, or `skip` it; it is named either way.
         seed: of everything drawn at random.
 
     Returns:
@@ -107,20 +121,18 @@ def fit_backbone(
         NotFoundError: pushed data or the artifact does not exist.
     """
     parameters = dict(locals())
-    if parameters.pop('csv_options') is not None:
-        raise ConfigError('csv_options: CSV files are not read yet; give a DocumentArray')
-    configs, data = callback_parameters(parameters.pop('callbacks'))
-    data['train_data'] = parameters.pop('train_data')
+    configs, data = callback_parameters(parameters.pop('callbacks'), parameters.pop('csv_options'))
+    data['train_data'] = opened(parameters.pop('train_data'), csv_options)
     if parameters.pop('eval_data') is not None:
-        data['eval_data'] = eval_data
+        data['eval_data'] = opened(eval_data, csv_options)
     client = get_client()
     return Run.from_dict(client, client.fit({**parameters, 'callbacks': configs}, data))
 
 
 def fit_own_model(
     model: torch.nn.Module,
-    train_data: DocumentArray,
-    eval_data: DocumentArray | None = None,
+    train_data: TrainingData,
+    eval_data: TrainingData | None = None,
     epochs: int = 10,
     batch_size: int = 256,
     loss: str | torch.nn.Module = 'SiameseLoss',
@@ -141,18 +153,21 @@ def fit_own_model(
     projection_head: torch.nn.Module | None = None,
     output_dim: int | None = None,
     freeze_batch_norm: bool = False,
+    csv_options: CSVOptions | None = None,
+    views_per_instance: int = 2,
+    on_broken: str = 'stop',
     seed: int = 0,
 ) -> torch.nn.Module:
     """Train a model of one's own in this process.
 
     Args:
         model: maps a batch to embeddings; or any model, with `to_embedding_model`.
-        train_data: labelled Documents.
-        eval_data: Documents for the validation loss.
+        train_data: Documents, or what `finetuner.data.open_documents` opens; see docs/data.md.
+        eval_data: the same, for the validation loss.
         epochs: times the data is gone through.
-        batch_size: Documents in a batch.
+        batch_size: Documents in a batch; the default is made smaller for data that is less.
         loss: class in pytorch-metric-learning's losses (`SiameseLoss` and `TripletLoss` are known
-            too), or a loss module.
+            too), `CosineSimilarityLoss`, or a loss module.
         configure_optimizer: takes the model, returns an optimizer, or one and a scheduler.
         learning_rate: of Adam, without `configure_optimizer`.
         scheduler_step: `batch` or `epoch`.
@@ -172,6 +187,11 @@ def fit_own_model(
         projection_head: attached at the end.
         output_dim: attaches a linear projection head of that length instead.
         freeze_batch_norm: keep the statistics of batch normalisation.
+        csv_options: how CSV files given as data are read.
+        views_per_instance: of unlabelled data, views of each Document in a batch; they differ
+            where `preprocess_fn` draws at random.
+        on_broken: `stop` at a Document whose `preprocess_fn` raises OSError or DataError, or
+            `skip` it.
         seed: of everything drawn at random.
 
     Returns:
@@ -183,7 +203,7 @@ def fit_own_model(
         TrainingError: the loss became infinite or not a number.
     """
     from finetuner.models import tailor
-    from finetuner.training.module_fit import ModuleFitOptions, fit_module
+    from finetuner.training.module_fit import DEFAULT_BATCH_SIZE, ModuleFitOptions, fit_module
 
     if to_embedding_model:
         model = tailor.to_embedding_model(
@@ -197,9 +217,7 @@ def fit_own_model(
     options = ModuleFitOptions(
         epochs=epochs,
         # the default is no demand: data smaller than it makes one batch
-        batch_size=min(batch_size, len(train_data))
-        if batch_size == ModuleFitOptions.batch_size
-        else batch_size,
+        batch_size=None if batch_size == DEFAULT_BATCH_SIZE else batch_size,
         loss=loss,
         configure_optimizer=configure_optimizer,
         learning_rate=learning_rate,
@@ -211,17 +229,31 @@ def fit_own_model(
         callbacks=tuple(callbacks or ()),
         num_workers=num_workers,
         freeze_batch_norm=freeze_batch_norm,
+        views_per_instance=views_per_instance,
+        on_broken=on_broken,  # type: ignore[arg-type]
         seed=seed,
     )
-    fit_module(model, train_data, eval_data, options)
+    train_docs = _own_documents(train_data, csv_options, 'train_data')
+    eval_docs = None if eval_data is None else _own_documents(eval_data, csv_options, 'eval_data')
+    fit_module(model, train_docs, eval_docs, options)
     return model
 
 
+def _own_documents(data: Any, csv_options: CSVOptions | None, name: str) -> Any:
+    docs = opened(data, csv_options)
+    if isinstance(docs, str):
+        raise ConfigError(
+            f'{name} {data!r} is no file, and pushed data is for models known by name: give '
+            'Documents or a path'
+        )
+    return docs
+
+
 @overload
-def fit(model: str, train_data: str | DocumentArray, *args: Any, **kwargs: Any) -> Run: ...
+def fit(model: str, train_data: TrainingData, *args: Any, **kwargs: Any) -> Run: ...
 @overload
 def fit(
-    model: torch.nn.Module, train_data: DocumentArray, *args: Any, **kwargs: Any
+    model: torch.nn.Module, train_data: TrainingData, *args: Any, **kwargs: Any
 ) -> torch.nn.Module: ...
 
 

@@ -38,7 +38,7 @@ warnings.filterwarnings('ignore', category=UserWarning, module=r'PIL\.TiffImageP
 def picture_of(
     doc: 'Document',
     size: int,
-    position: int | None = None,
+    position: int | str | None = None,
     policy: PicturePolicy = DEFAULT_POLICY,
 ) -> np.ndarray:
     """Load the picture of a Document from its tensor, its blob or its uri, in this order.
@@ -46,7 +46,7 @@ def picture_of(
     Args:
         doc: Document with a picture as its content.
         size: height and width of the result, in pixels.
-        position: place of the Document in its array, to be named in errors.
+        position: place of the Document in its array, or what errors call it.
         policy: what may be opened.
 
     Returns:
@@ -55,7 +55,9 @@ def picture_of(
     Raises:
         PictureError: the Document holds no picture, or one that cannot be opened; says why.
     """
-    name = 'Document' if position is None else f'Document {position}'
+    name = position if isinstance(position, str) else 'Document'
+    if isinstance(position, int):
+        name = f'Document {position}'
     if doc.tensor is not None:
         source: Any = doc.tensor
     elif doc.blob is not None and len(doc.blob):

@@ -1,6 +1,97 @@
-"""Labelled Documents, datasets and samplers: what training reads."""
+"""Training data: opened, described, as datasets, drawn by samplers, in batches."""
 
-from finetuner.data.datasets import ClassDataset
-from finetuner.data.samplers import ClassSampler
+from __future__ import annotations
 
-__all__ = ['ClassDataset', 'ClassSampler']
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from finetuner.data.collation import TextCollate, pad_contents, text_lengths
+    from finetuner.data.contact_sheet import save_contact_sheet
+    from finetuner.data.csv import CSVOptions
+    from finetuner.data.datasets import (
+        ClassDataset,
+        InstanceDataset,
+        ScoredPairDataset,
+        SessionDataset,
+        TextImageDataset,
+    )
+    from finetuner.data.describing import describe
+    from finetuner.data.loading import build_dataset, build_loader, build_sampler
+    from finetuner.data.pairs import join_pairs
+    from finetuner.data.relation_samplers import InstanceSampler, PairSampler, SessionSampler
+    from finetuner.data.samplers import ClassSampler, LengthBucketSampler
+    from finetuner.data.sources import open_documents
+    from finetuner.data.sqlite import SQLiteDocuments
+    from finetuner.data.stored import DocumentsView, StoredDocuments
+    from finetuner.data.storing import load_documents, save_documents
+
+# Imported when first asked for: some bring torch, and `import finetuner` brings this package.
+_HOMES = {
+    'CSVOptions': 'csv',
+    'ClassDataset': 'datasets',
+    'ClassSampler': 'samplers',
+    'DocumentsView': 'stored',
+    'InstanceDataset': 'datasets',
+    'InstanceSampler': 'relation_samplers',
+    'LengthBucketSampler': 'samplers',
+    'PairSampler': 'relation_samplers',
+    'SQLiteDocuments': 'sqlite',
+    'ScoredPairDataset': 'datasets',
+    'SessionDataset': 'datasets',
+    'SessionSampler': 'relation_samplers',
+    'StoredDocuments': 'stored',
+    'TextCollate': 'collation',
+    'TextImageDataset': 'datasets',
+    'build_dataset': 'loading',
+    'build_loader': 'loading',
+    'build_sampler': 'loading',
+    'describe': 'describing',
+    'join_pairs': 'pairs',
+    'load_documents': 'storing',
+    'open_documents': 'sources',
+    'pad_contents': 'collation',
+    'save_contact_sheet': 'contact_sheet',
+    'save_documents': 'storing',
+    'text_lengths': 'collation',
+}
+
+__all__ = [
+    'CSVOptions',
+    'ClassDataset',
+    'ClassSampler',
+    'DocumentsView',
+    'InstanceDataset',
+    'InstanceSampler',
+    'LengthBucketSampler',
+    'PairSampler',
+    'SQLiteDocuments',
+    'ScoredPairDataset',
+    'SessionDataset',
+    'SessionSampler',
+    'StoredDocuments',
+    'TextCollate',
+    'TextImageDataset',
+    'build_dataset',
+    'build_loader',
+    'build_sampler',
+    'describe',
+    'join_pairs',
+    'load_documents',
+    'open_documents',
+    'pad_contents',
+    'save_contact_sheet',
+    'save_documents',
+    'text_lengths',
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from the module it lives in."""
+    if name not in _HOMES:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    return getattr(importlib.import_module(f'{__name__}.{_HOMES[name]}'), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

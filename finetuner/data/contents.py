@@ -17,22 +17,26 @@ from finetuner.uris import read_uri
 
 LABEL_TAG = 'finetuner_label'
 SCORE_TAG = 'finetuner_score'
+# of the chunks of a text-image pair, in the order of a dataset's items
+MODALITIES = ('text', 'image')
 
 # Tags travel as doubles: beyond this two different labels may arrive as one.
 _LARGEST_EXACT_INT = 2**53
 _ELSEWHERE = re.compile(r'(?:data|https?):|[a-z][a-z0-9+.-]+://', re.IGNORECASE)
 
 
-def positions_text(positions: Sequence[int], shown: int = 5) -> str:
+def positions_text(positions: Sequence[int], count: int | None = None, shown: int = 5) -> str:
     """Name Documents by their positions: the first few, and how many more there are.
 
     Args:
         positions: from 0, in order, at least one.
+        count: how many there are in all, where `positions` holds only the first of them.
         shown: how many are named at most.
     """
+    count = len(positions) if count is None else count
     names = ', '.join(str(position) for position in positions[:shown])
-    more = f' and {len(positions) - shown} more' if len(positions) > shown else ''
-    return f'Document{"s" if len(positions) > 1 else ""} {names}{more}'
+    more = f' and {count - shown} more' if count > shown else ''
+    return f'Document{"s" if count > 1 else ""} {names}{more}'
 
 
 def normalise_label(value: Any) -> int | str:
@@ -92,6 +96,15 @@ def read_label(doc: Document, position: int | None = None) -> int | str | None:
         raise DataError(
             f'{where}: {error}; `{LABEL_TAG}` takes an int or a str; see docs/data.md#class'
         ) from None
+
+
+def match_label(match: Document) -> int | None:
+    """Return 1 or -1, the label of a match; None for any other, and for none."""
+    try:
+        label = normalise_label(raw_label(match))
+    except DataError:
+        return None
+    return label if label in (1, -1) and isinstance(label, int) else None
 
 
 def has_score(doc: Document) -> bool:

@@ -12,19 +12,25 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from docarray import Document
-from torch import Tensor
 from torch.utils.data import DataLoader
 
-from finetuner.data.datasets import ClassDataset, LabelledDataset, PreprocessFn
-from finetuner.data.documents import require_class_data
+from finetuner.data.collation import TextCollate, pad_contents, stack_contents
+from finetuner.data.datasets import DATASETS, InstanceDataset, SessionDataset
+from finetuner.data.documents import survey_documents
+from finetuner.data.labelled import LabelledDataset, PreprocessFn
+from finetuner.data.relation_samplers import InstanceSampler, PairSampler, SessionSampler
 from finetuner.data.samplers import ClassSampler, EpochSampler, RandomSampler
-from finetuner.excepts import DataError, unknown_name
+from finetuner.excepts import ConfigError, DataError, unknown_name
 
 CollateFn = Callable[[list[Any]], Any]
 SamplerName = Literal['auto', 'class', 'random']
+OnBroken = Literal['stop', 'skip']
 
 _LOGGER = logging.getLogger(__name__)
 _SAMPLERS = ('auto', 'class', 'random')
+# what a broken file leads to; anything else is a mistake in preprocess_fn, and stops the run
+_BROKEN = (DataError, OSError)
+_NUM_LOGGED = 20
 
 
 class LoadingError(DataError):
@@ -49,7 +55,13 @@ class BatchLoader(DataLoader[Any]):
 
     torch ends them when the loader is collected. A failure ties the loader into a cycle with its
     own traceback, and collecting that leaves the workers waiting for 5 s.
+
+    Attributes:
+        broken: what was left out of batches because it could not be loaded: the reason by the
+            name of the Document. Empty unless the loader was told to skip.
     """
+
+    broken: dict[str, str]
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """Yield the batches of one epoch."""
@@ -57,11 +69,31 @@ class BatchLoader(DataLoader[Any]):
         return self._until_failure(super().__iter__())
 
     def _until_failure(self, batches: Iterator[Any]) -> Iterator[Any]:
+        num_used = 0
         try:
-            yield from batches
+            for inputs, labels, *broken in batches:
+                for reasons in broken:
+                    self._note(reasons)
+                if labels is not None:
+                    num_used += 1
+                    yield inputs, labels
         except Exception:
             self.close()
             raise
+        if self.broken and not num_used:
+            raise LoadingError(
+                f'nothing is left to load: all batches held Documents that cannot be preprocessed '
+                f'({len(self.broken)} in all), such as {next(iter(self.broken.values()))}'
+            )
+
+    def _note(self, broken: dict[str, str]) -> None:
+        for name, reason in broken.items():
+            if name not in self.broken:
+                self.broken[name] = reason
+                if len(self.broken) <= _NUM_LOGGED:
+                    _LOGGER.warning('Left out: %s', reason)
+                elif len(self.broken) == _NUM_LOGGED + 1:
+                    _LOGGER.warning('More are left out and counted, but not named here')
 
     def close(self) -> None:
         """End the workers; iterating starts new ones."""
@@ -72,18 +104,18 @@ class BatchLoader(DataLoader[Any]):
 
 def build_dataset(
     docs: Sequence[Document], preprocess_fn: PreprocessFn | None = None
-) -> ClassDataset:
-    """Make the dataset that fits the kind of the Documents: class data for now.
+) -> LabelledDataset[Any]:
+    """Make the dataset that fits the kind of the Documents, in one pass over them.
 
     Args:
-        docs: class data.
+        docs: Documents of one kind.
         preprocess_fn: takes a Document and returns what the model takes.
 
     Raises:
-        DataError: as `data_kind`, or the Documents are of another kind.
+        DataError: as `survey_documents`.
     """
-    require_class_data(docs)
-    return ClassDataset(docs, preprocess_fn)
+    survey = survey_documents(docs)
+    return DATASETS[survey.kind].of_column(docs, survey.column, preprocess_fn)
 
 
 def build_sampler(
@@ -92,25 +124,38 @@ def build_sampler(
     sampler: SamplerName = 'auto',
     num_items_per_class: int | None = None,
     seed: int | None = None,
+    views_per_instance: int = 2,
 ) -> EpochSampler:
-    """Make a sampler by its name.
+    """Make the sampler that fits the dataset.
 
     Args:
         dataset: whose items are sampled.
         batch_size: items in a batch.
-        sampler: `'class'` for the same number of items of each class in a batch, `'random'` for
-            shuffled items, `'auto'` for what fits the dataset.
+        sampler: `'auto'` for what fits the dataset. Of class data, `'class'` (which is `'auto'`)
+            for the same number of items of each class in a batch, `'random'` for shuffled items.
         num_items_per_class: of `'class'`; None for the sampler's own choice.
         seed: for the same batches again.
+        views_per_instance: of unlabelled data: how often each Document stands in a batch.
 
     Raises:
         ValueError: the name is unknown or a size out of range.
+        ConfigError: the sampler does not fit the kind of data.
     """
     if sampler not in _SAMPLERS:
         raise ValueError(unknown_name('sampler', sampler, _SAMPLERS))
-    if sampler == 'random':
-        return RandomSampler(len(dataset), batch_size, seed)
-    return ClassSampler(dataset.labels, batch_size, num_items_per_class, seed)
+    if dataset.kind == 'class':
+        if sampler == 'random':
+            return RandomSampler(len(dataset), batch_size, seed)
+        return ClassSampler(dataset.labels, batch_size, num_items_per_class, seed)
+    if sampler != 'auto':
+        raise ConfigError(
+            f"sampler {sampler!r} is for class data, and this is of kind {dataset.kind}: use 'auto'"
+        )
+    if isinstance(dataset, SessionDataset):
+        return SessionSampler(dataset.labels, batch_size, seed=seed)
+    if isinstance(dataset, InstanceDataset):
+        return InstanceSampler(len(dataset), batch_size, views_per_instance, seed)
+    return PairSampler(dataset.num_documents, batch_size, seed)
 
 
 def build_loader(
@@ -120,6 +165,7 @@ def build_loader(
     num_workers: int = 0,
     seed: int = 0,
     pin_memory: bool = False,
+    on_broken: OnBroken = 'stop',
 ) -> BatchLoader:
     """Make the loader of a dataset: it yields `(inputs, labels)`.
 
@@ -133,11 +179,14 @@ def build_loader(
             the same again with the same seed and number of workers. Without workers it draws from
             the generators of the process.
         pin_memory: copy batches to page-locked memory, from where CUDA takes them faster.
+        on_broken: `'stop'` at a Document that cannot be loaded (a file that is missing, empty or
+            damaged), or `'skip'` it: its batch is smaller, without the other half of its pair or
+            the matches of its session too. See `BatchLoader.broken`.
 
     Returns:
         A loader whose batches are `(inputs, labels)`: inputs as `collate_fn` returns them, labels
-        `[num_items]` int64. Iterating raises `LoadingError`, a DataError, when a Document cannot
-        be preprocessed.
+        `[num_items]` or `[num_items, 2]`, int64, or float32 where they are scores. Iterating
+        raises `LoadingError`, a DataError, when a Document cannot be preprocessed.
     """
     num_workers = _cap_workers(num_workers)
     workers: dict[str, Any] = {}
@@ -146,8 +195,8 @@ def build_loader(
         if sys.platform == 'linux':
             # A forked worker has the dataset already: a lambda for preprocess_fn need not pickle.
             workers['multiprocessing_context'] = 'fork'
-    return BatchLoader(
-        _NamedItems(dataset),  # type: ignore[arg-type]
+    loader = BatchLoader(
+        _NamedItems(dataset, skips=on_broken == 'skip'),  # type: ignore[arg-type]
         batch_sampler=sampler,
         collate_fn=_Collate(dataset, collate_fn),
         num_workers=num_workers,
@@ -155,90 +204,71 @@ def build_loader(
         pin_memory=pin_memory,
         **workers,
     )
+    loader.broken = {}
+    return loader
 
 
-def stack_contents(contents: list[Any], names: Sequence[str] | None = None) -> Tensor:
-    """Stack arrays or tensors of one shape into one tensor.
+class _Broken:
+    """Stands for the content of an item that could not be loaded."""
 
-    Args:
-        contents: ndarrays, tensors, numbers or lists of numbers, at least one.
-        names: what errors call them; by default their number in the batch.
-
-    Returns:
-        `[num_items, ...]` of the dtype that came (uint8 stays uint8), float64 as float32.
-
-    Raises:
-        DataError: a content is no array, or shapes differ.
-    """
-    names = names or [f'item {number}' for number in range(len(contents))]
-    tensors: list[Tensor] = []
-    for content, name in zip(contents, names, strict=True):
-        tensor = _as_tensor(content, name)
-        if tensors and tensor.shape != tensors[0].shape:
-            raise DataError(
-                f'{name} became an array of shape {tuple(tensor.shape)} and {names[0]} one of '
-                f'{tuple(tensors[0].shape)}: give a preprocess_fn that makes them the same, or a '
-                'collate_fn that takes both'
-            )
-        tensors.append(tensor)
-    stacked = torch.stack(tensors)
-    return stacked.float() if stacked.dtype == torch.float64 else stacked
-
-
-def _as_tensor(content: Any, name: str) -> Tensor:
-    if isinstance(content, torch.Tensor):
-        return content
-    array = np.asarray(content) if not isinstance(content, (str, bytes)) else None
-    if array is None or array.dtype.kind not in 'biuf':
-        kind = type(content).__name__
-        raise DataError(
-            f'{name} became {"a" if kind[0] not in "aeiou" else "an"} {kind}, which is no array: '
-            'give a preprocess_fn that returns one, or a collate_fn that takes what it returns'
-        )
-    # A copy where it must be: torch takes no read-only array, which protobuf makes of a tensor.
-    return torch.from_numpy(np.require(array, requirements=['C', 'W']))
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
 
 
 class _NamedItems:
     """The dataset's items with their index, and failures that say which Document failed."""
 
-    def __init__(self, dataset: LabelledDataset[Any]) -> None:
+    def __init__(self, dataset: LabelledDataset[Any], skips: bool) -> None:
         self._dataset = dataset
+        self._skips = skips
 
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def __getitem__(self, index: int) -> tuple[int, Any, Any]:
+    def __getitem__(self, index: int) -> tuple[int, Any]:
         try:
-            content, label = self._dataset[index]
+            return index, self._dataset[index][0]
         except Exception as error:
             # Whatever a user's preprocess_fn raises, and from wherever.
-            raise LoadingError(
-                f'{self._dataset.position_of(index)} cannot be preprocessed: {_cause(error)}'
-            ) from error
-        return index, content, label
+            reason = f'{self._dataset.position_of(index)} cannot be preprocessed: {_cause(error)}'
+            if self._skips and isinstance(error, _BROKEN):
+                return index, _Broken(reason)
+            raise LoadingError(reason) from error
 
 
 class _Collate:
-    """Stacks contents with the collate_fn and labels into an int64 tensor."""
+    """Stacks contents with the collate_fn and takes their labels from the dataset's array."""
 
     def __init__(self, dataset: LabelledDataset[Any], collate_fn: CollateFn | None) -> None:
         self._dataset = dataset
         self._collate_fn = collate_fn
 
-    def __call__(self, items: list[tuple[int, Any, Any]]) -> tuple[Any, Tensor]:
-        indices, contents, labels = zip(*items, strict=True)
-        return self._collate(indices, list(contents)), torch.tensor(labels, dtype=torch.int64)
+    def __call__(self, items: list[tuple[int, Any]]) -> tuple[Any, ...]:
+        """Return inputs and labels, and what was left out where something was."""
+        indices, contents = (list(each) for each in zip(*items, strict=True))
+        broken = {i: c.reason for i, c in items if isinstance(c, _Broken)}
+        reasons = {self._dataset.position_of(i): reason for i, reason in broken.items()}
+        if broken:
+            places = self._dataset.usable(indices, broken)
+            # one item alone teaches nothing
+            if len(places) < 2:
+                return None, None, reasons
+            indices, contents = [indices[p] for p in places], [contents[p] for p in places]
+        labels = torch.from_numpy(self._dataset.label_values[indices])
+        inputs = self._collate(indices, contents)
+        return (inputs, labels, reasons) if broken else (inputs, labels)
 
     def _collate(self, indices: Sequence[int], contents: list[Any]) -> Any:
         names = [self._dataset.position_of(index) for index in indices]
-        if self._collate_fn is None:
+        collate: Any = self._collate_fn or stack_contents
+        if collate in (stack_contents, pad_contents) or isinstance(collate, TextCollate):
+            # our own name the Document themselves
             try:
-                return stack_contents(contents, names)
+                return collate(contents, names)
             except DataError as error:
                 raise LoadingError(str(error)) from error
         try:
-            return self._collate_fn(contents)
+            return collate(contents)
         except Exception as error:
             shown = ', '.join(names[:5]) + (', ...' if len(names) > 5 else '')
             raise LoadingError(

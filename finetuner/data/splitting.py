@@ -2,43 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-from docarray import Document, DocumentArray
 
-from finetuner.data.contents import read_label
+from finetuner.data.datasets import ClassDataset
+from finetuner.data.labelled import AnyDataset
 from finetuner.excepts import DataError
 
 
-def split_by_class(
-    docs: Sequence[Document], share: float, seed: int
-) -> tuple[DocumentArray, DocumentArray]:
-    """Split class data so that no class is on both sides.
+def split_dataset(dataset: AnyDataset, share: float, seed: int) -> tuple[AnyDataset, AnyDataset]:
+    """Split a dataset so that nothing that belongs together is on both sides.
+
+    What belongs together: all Documents of a class, a root and its matches, the two of a pair.
 
     Args:
-        docs: class data.
-        share: of the classes that go to the validation side, in 0..1; at least two go there.
+        dataset: of any kind.
+        share: of the classes (of the Documents, where they have none) that goes to the validation
+            side, in 0..1; at least two go there.
         seed: of the draw.
 
     Returns:
-        Training and validation Documents, each in their order.
+        Training and validation side, each in the order of the dataset.
 
     Raises:
-        DataError: fewer than two classes would be left on one side.
+        DataError: fewer than two classes or Documents would be left to train on.
     """
-    labels = [read_label(doc, position) for position, doc in enumerate(docs)]
-    classes = list(dict.fromkeys(labels))
-    num_held_out = max(2, round(share * len(classes)))
-    if len(classes) - num_held_out < 2:
+    units: Any
+    if isinstance(dataset, ClassDataset):
+        units, num_units, name = dataset.label_values, len(dataset.classes), 'classes'
+    else:
+        num_units, name = dataset.num_documents, 'Documents'
+        units = np.arange(num_units)
+    num_held_out = max(2, round(share * num_units))
+    if num_units - num_held_out < 2:
         raise DataError(
-            f'val_split={share} of {len(classes)} classes leaves '
-            f'{max(0, len(classes) - num_held_out)} to train on, which needs at least two: use a '
-            'smaller val_split or data with more classes'
+            f'val_split={share} of {num_units} {name} leaves '
+            f'{max(0, num_units - num_held_out)} to train on, which needs at least two: use a '
+            f'smaller val_split or data with more {name}'
         )
-    drawn = np.random.default_rng(seed).choice(len(classes), num_held_out, replace=False)
-    held_out = {classes[position] for position in drawn}
-    sides: tuple[DocumentArray, DocumentArray] = (DocumentArray(), DocumentArray())
-    for doc, label in zip(docs, labels, strict=True):
-        sides[label in held_out].append(doc)
-    return sides
+    held_out = np.zeros(num_units, dtype=bool)
+    held_out[np.random.default_rng(seed).choice(num_units, num_held_out, replace=False)] = True
+    validates = held_out[units]
+    return dataset.subset(np.flatnonzero(~validates)), dataset.subset(np.flatnonzero(validates))

@@ -2,60 +2,89 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
-from docarray import DocumentArray
+from docarray import Document
 
 from finetuner.artifact import Artifact, ModelSpec, load_artifact
 from finetuner.config import RunConfig
-from finetuner.data.documents import check_class_data, read_label, require_class_data
-from finetuner.data.splitting import split_by_class
+from finetuner.data.checks import check_training_data
+from finetuner.data.datasets import ClassDataset
+from finetuner.data.labelled import LabelledDataset
+from finetuner.data.loading import build_dataset
+from finetuner.data.splitting import split_dataset
 from finetuner.excepts import ConfigError, DataError, PictureError
 from finetuner.images import picture_of
 from finetuner.models.zoo import Backbone, get_backbone, parse_options, picture_spec
 from finetuner.training.setup import (
+    BatchShape,
     Description,
-    check_callbacks,
-    evaluation_batch,
     parse_callback,
-    resolve_batch_size,
+    prepare_callbacks,
+    resolve_batch,
+    validation_batch,
 )
+
+logger = logging.getLogger('finetuner.run')
+
+Dataset = LabelledDataset[Any]
 
 DEFAULT_LEARNING_RATE = 1e-4
 # opening every picture of a large set would keep the caller waiting; training opens the others
 MAX_PICTURES_CHECKED = 10_000
+_NUM_NAMED = 5
+_NUM_LOGGED = 20
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A config with everything it leaves open decided, and its data at hand."""
+    """A config with everything it leaves open decided, and its data at hand.
+
+    Attributes:
+        train: what to train on.
+        validation: what the validation loss is measured on.
+        callbacks: with datasets for their evaluation data.
+        batch: of training.
+        validation_batch: of validation.
+        augmentation: recipe by which pictures are varied in training.
+    """
 
     backbone: Backbone
     spec: ModelSpec
     train_input_size: int
-    train_docs: DocumentArray
-    eval_docs: DocumentArray | None
+    train: Dataset
+    validation: Dataset | None
     callbacks: list[Description]
-    batch_size: int
-    eval_batch: tuple[int, int]  # Documents in a batch, and of each class
+    batch: BatchShape
+    validation_batch: BatchShape
+    augmentation: str
     learning_rate: float
     parent: Artifact | None
 
     @property
-    def num_items(self) -> int:
-        """Training Documents."""
-        return len(self.train_docs)
-
-    @property
     def num_classes(self) -> int:
-        """Classes among them."""
-        return len({read_label(doc) for doc in self.train_docs})
+        """Classes among the training data: labels, or Documents where they have none."""
+        train = self.train
+        return len(train.classes) if isinstance(train, ClassDataset) else train.num_documents
+
+    def datasets(self) -> dict[str, Dataset]:
+        """Every dataset, by the name that errors call it."""
+        found = {'train_data': self.train}
+        if self.validation is not None:
+            found['eval_data'] = self.validation
+        for number, callback in enumerate(self.callbacks):
+            for option in ('query_data', 'index_data'):
+                if getattr(callback, option, None) is not None:
+                    found[f'callbacks.{number}.{option}'] = getattr(callback, option)
+        return found
 
 
-def make_plan(config: RunConfig, data: Mapping[str, DocumentArray]) -> Plan:
+def make_plan(config: RunConfig, data: Mapping[str, Sequence[Document]]) -> Plan:
     """Decide what the config leaves open, and check it against the data.
 
     Args:
@@ -83,32 +112,55 @@ def make_plan(config: RunConfig, data: Mapping[str, DocumentArray]) -> Plan:
             config.output_dim,
         )
     )
-    train_docs, eval_docs = data['train_data'], data.get('eval_data')
-    _check_docs('train_data', train_docs)
-    if eval_docs is None and config.val_split:
-        train_docs, eval_docs = split_by_class(train_docs, config.val_split, config.seed)
-    items = config.num_items_per_class
-    random = config.sampler == 'random'
-    batch_size = resolve_batch_size(config.batch_size, items, train_docs)
-    _check_docs('train_data', train_docs, None if random else batch_size, items)
-    eval_batch = (batch_size, items)
-    if eval_docs is not None:
-        _check_docs('eval_data', eval_docs)
-        eval_batch = evaluation_batch(eval_docs, batch_size, items)
-        _check_docs('eval_data', eval_docs, None if random else eval_batch[0], eval_batch[1])
-    callbacks = _callbacks(config, data)
-    check_callbacks(callbacks, eval_docs is not None)
-    return Plan(
+    train = _build(data['train_data'], 'train_data')
+    validation = None
+    if data.get('eval_data') is not None:
+        validation = _build(data['eval_data'], 'eval_data')
+        if validation.kind != train.kind:
+            raise DataError(
+                f'eval_data is of kind {validation.kind} and train_data of kind {train.kind}: the '
+                'validation loss is that of training; for retrieval on other data use '
+                'EvaluationCallback'
+            )
+    plan = Plan(
         backbone=backbone,
         spec=spec,
         train_input_size=options.train_input_size or spec.picture.input_size,
-        train_docs=train_docs,
-        eval_docs=eval_docs,
-        callbacks=callbacks,
-        batch_size=batch_size,
-        eval_batch=eval_batch,
+        train=train,
+        validation=validation,
+        callbacks=_callbacks(config, data, validation is not None or config.val_split > 0),
+        batch=BatchShape(0, config.num_items_per_class, config.views_per_instance, config.sampler),
+        validation_batch=BatchShape(0),
+        augmentation=config.augmentation or ('strong' if train.kind == 'instance' else 'none'),
         learning_rate=config.learning_rate or DEFAULT_LEARNING_RATE,
         parent=parent,
+    )
+    if config.on_broken == 'skip':
+        plan = leave_out_broken(plan)
+    return _with_batches(plan, config)
+
+
+def _build(docs: Sequence[Document], name: str) -> Dataset:
+    try:
+        return build_dataset(docs)
+    except DataError as error:
+        raise DataError(f'{name}: {error}') from error
+
+
+def _with_batches(plan: Plan, config: RunConfig) -> Plan:
+    train, validation = plan.train, plan.validation
+    _check('train_data', train)
+    if validation is None and config.val_split:
+        train, validation = split_dataset(train, config.val_split, config.seed)
+    batch = resolve_batch(plan.batch, config.batch_size, train)
+    _check('train_data', train, batch)
+    validation_shape = batch
+    if validation is not None:
+        _check('eval_data', validation)
+        validation_shape = validation_batch(batch, validation)
+        _check('eval_data', validation, validation_shape)
+    return replace(
+        plan, train=train, validation=validation, batch=batch, validation_batch=validation_shape
     )
 
 
@@ -125,21 +177,20 @@ def _check_parent(config: RunConfig, parent: Artifact, backbone: Backbone) -> No
         )
 
 
-def _check_docs(
-    name: str, docs: DocumentArray, batch_size: int | None = None, num_items: int | None = None
-) -> None:
+def _check(name: str, dataset: Dataset, shape: BatchShape | None = None) -> None:
+    size = None if shape is None or shape.sampler == 'random' else shape.size
+    items, views = (shape.num_items_per_class, shape.views_per_instance) if shape else (None, 2)
     try:
-        if num_items is None:
-            require_class_data(docs)
-        else:
-            check_class_data(docs, batch_size, num_items)
+        check_training_data(dataset, size, items, views)
     except DataError as error:
         raise DataError(f'{name}: {error}') from error
 
 
-def _callbacks(config: RunConfig, data: Mapping[str, DocumentArray]) -> list[Description]:
-    """The callbacks' descriptions, Documents in the place of references."""
-    return [
+def _callbacks(
+    config: RunConfig, data: Mapping[str, Sequence[Document]], has_validation_data: bool
+) -> list[Description]:
+    """The callbacks' descriptions, datasets in the place of references."""
+    descriptions = [
         parse_callback(
             callback.name,
             dict(callback.options),
@@ -151,23 +202,85 @@ def _callbacks(config: RunConfig, data: Mapping[str, DocumentArray]) -> list[Des
         )
         for position, callback in enumerate(config.callbacks)
     ]
+    return prepare_callbacks(descriptions, has_validation_data)  # type: ignore[return-value]
 
 
-def check_pictures(docs: DocumentArray, size: int, name: str) -> None:
-    """Open the pictures of Documents, up to 10,000 spread over all of them.
+def check_pictures(plan: Plan) -> None:
+    """Open the pictures of all data, up to 10,000 of each spread over all of it.
 
     Raises:
-        PictureError: one cannot be opened; says which and why.
+        PictureError: some cannot be opened; says which, why, and how many there are.
     """
-    chosen = np.linspace(0, len(docs) - 1, min(len(docs), MAX_PICTURES_CHECKED)).astype(int)
+    for name, dataset in plan.datasets().items():
+        broken = _find_broken(dataset, plan.spec.picture.input_size, MAX_PICTURES_CHECKED)
+        if broken:
+            named = [broken[index] for index in sorted(broken)[:_NUM_NAMED]]
+            more = f'; and {len(broken) - _NUM_NAMED} more' if len(broken) > _NUM_NAMED else ''
+            many = f'{len(broken)} pictures cannot be opened: ' if len(broken) > 1 else ''
+            raise PictureError(f'{name}: {many}{"; ".join(named)}{more}')
 
-    def check(position: int) -> None:
-        picture_of(docs[position], size, position)
+
+def leave_out_broken(plan: Plan) -> Plan:
+    """Drop Documents whose pictures cannot be opened, as far as they are looked at before training.
+
+    Of training data 10,000 are; those among the others are left out when their batch comes, and so
+    are matches of sessions. Evaluation data is opened as a whole: what is missing in the middle of
+    it would shift the rest.
+
+    Returns:
+        The plan with what is left; what is not is counted and named in the log.
+
+    Raises:
+        PictureError: nothing is left of a dataset.
+    """
+    size = plan.spec.picture.input_size
+    callbacks: list[Description] = []
+    for number, callback in enumerate(plan.callbacks):
+        kept: dict[str, Any] = {
+            option: _openable(dataset, size, len(dataset), f'callbacks.{number}.{option}')
+            for option in ('query_data', 'index_data')
+            if (dataset := getattr(callback, option, None)) is not None
+        }
+        callbacks.append(replace(callback, **kept))
+    train = _openable(plan.train, size, MAX_PICTURES_CHECKED, 'train_data')
+    validation = plan.validation
+    if validation is not None:
+        validation = _openable(validation, size, MAX_PICTURES_CHECKED, 'eval_data')
+    return replace(plan, train=train, validation=validation, callbacks=callbacks)
+
+
+def _openable(dataset: Dataset, size: int, limit: int, name: str) -> Dataset:
+    broken = _find_broken(dataset, size, limit)
+    if not broken:
+        return dataset
+    lost = np.array(sorted(dataset.lost_documents(broken)), dtype=np.int64)
+    logger.warning(
+        '%s: %d of %d Documents are left out, since their pictures cannot be opened',
+        name,
+        len(lost),
+        dataset.num_documents,
+    )
+    for index in sorted(broken)[:_NUM_LOGGED]:
+        logger.warning('Left out: %s', broken[index])
+    if len(lost) == dataset.num_documents:
+        raise PictureError(
+            f'{name}: none of the {len(lost)} Documents holds a picture that can be opened, such '
+            f'as {next(iter(broken.values()))}'
+        )
+    return dataset.subset(np.setdiff1d(np.arange(dataset.num_documents), lost))
+
+
+def _find_broken(dataset: Dataset, size: int, limit: int) -> dict[int, str]:
+    """Items that are no picture that can be opened, with the reasons; looks at `limit` of them."""
+    chosen = np.linspace(0, len(dataset) - 1, min(len(dataset), limit)).astype(int)
+
+    def reason(index: int) -> str:
+        try:
+            picture_of(dataset.document(index), size, dataset.position_of(index))
+        except PictureError as error:
+            return str(error)
+        return ''
 
     with ThreadPoolExecutor() as pool:
-        try:
-            for _ in pool.map(check, chosen.tolist()):
-                pass
-        except PictureError as error:
-            pool.shutdown(cancel_futures=True)
-            raise PictureError(f'{name}: {error}') from error
+        reasons = pool.map(reason, chosen.tolist())
+        return {index: why for index, why in zip(chosen.tolist(), reasons, strict=True) if why}

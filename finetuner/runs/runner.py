@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
-from docarray import DocumentArray
+from docarray import Document
 
 from finetuner.artifact import TrainingRecord, save_artifact
+from finetuner.augmentation import Augmentation, build_augmentation
 from finetuner.config import RunConfig
-from finetuner.excepts import ConfigError
+from finetuner.data.labelled import LabelledDataset
+from finetuner.excepts import ConfigError, PictureError
 from finetuner.images import picture_of
 from finetuner.runs.plan import Plan, check_pictures, make_plan
-from finetuner.training.losses import (
-    build_loss,
-    build_miner,
-    check_loss_runs,
-    learns_class_weights,
-)
+from finetuner.training.losses import build_loss, build_miner, learns_class_weights
+from finetuner.training.objectives import Objective, build_objective, check_objective_runs
 from finetuner.training.optimization import build_optimizer, build_schedule
 from finetuner.training.setup import Pipeline, build_callbacks
 
@@ -55,7 +53,7 @@ class RunObserver(Protocol):
         """Example results before and after training."""
 
 
-def validate_run(config: RunConfig, data: Mapping[str, DocumentArray]) -> None:
+def validate_run(config: RunConfig, data: Mapping[str, Sequence[Document]]) -> None:
     """Check everything about a run that can be known before it exists.
 
     Args:
@@ -70,14 +68,15 @@ def validate_run(config: RunConfig, data: Mapping[str, DocumentArray]) -> None:
     """
     plan = make_plan(config, data)
     training = _build_training(config, plan, _NoModel())
-    check_loss_runs(training.loss, training.miner, plan.spec.dimension, plan.num_classes)
-    for key, docs in data.items():
-        check_pictures(docs, plan.spec.picture.input_size, key)
+    kind = plan.train.kind
+    check_objective_runs(training.objective, kind, plan.spec.dimension, plan.num_classes)
+    if config.on_broken == 'stop':
+        check_pictures(plan)
 
 
 def execute_run(
     config: RunConfig,
-    load_data: Callable[[str], DocumentArray],
+    load_data: Callable[[str], Sequence[Document]],
     artifact_directory: Path,
     observer: RunObserver,
 ) -> None:
@@ -111,12 +110,13 @@ def execute_run(
     record = TrainingRecord(
         config={
             **config.dict(),
-            'batch_size': plan.batch_size,
+            'batch_size': plan.batch.size,
+            'augmentation': plan.augmentation,
             'learning_rate': plan.learning_rate,
         },
         metrics=metrics,
         parent=config.model_artifact and Path(config.model_artifact).name,
-        num_documents=plan.num_items,
+        num_documents=plan.train.num_documents,
     )
     _save(config, plan, model, record, artifact_directory)
 
@@ -160,8 +160,7 @@ class _NoModel:
 class _Training:
     """What the trainer is made of, built once to check it and once to use it."""
 
-    loss: torch.nn.Module
-    miner: torch.nn.Module | None
+    objective: Objective
     optimizers: list[torch.optim.Optimizer]
     schedule: Any
 
@@ -169,13 +168,14 @@ class _Training:
 def _build_training(
     config: RunConfig, plan: Plan, model: Any, batches_per_epoch: int = 1
 ) -> _Training:
-    if plan.eval_docs is not None and learns_class_weights(config.loss):
+    if plan.validation is not None and learns_class_weights(config.loss):
         raise ConfigError(
             f'loss {config.loss} learns weights for the classes of the training data, so it cannot '
             'judge validation data: leave out eval_data and val_split, or use EvaluationCallback'
         )
     loss = build_loss(config.loss, config.loss_options, plan.spec.dimension, plan.num_classes)
     miner = build_miner(config.miner, config.miner_options)
+    objective = build_objective(plan.train.kind, loss, miner)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizers = [
         build_optimizer(config.optimizer, trained, plan.learning_rate, config.optimizer_options)
@@ -207,7 +207,7 @@ def _build_training(
         config.epochs,
         batches_per_epoch,
     )
-    return _Training(loss, miner, optimizers, schedule)
+    return _Training(objective, optimizers, schedule)
 
 
 def _train(
@@ -225,18 +225,20 @@ def _train(
         functools.partial(picture_of, size=plan.spec.picture.input_size),
         num_workers=config.num_workers,
         seed=config.seed,
+        on_broken=config.on_broken,
     )
     with pipeline:
-        loader = pipeline.training_loader(
-            plan.train_docs,
-            plan.batch_size,
-            config.num_items_per_class,
-            config.sampler,
-            functools.partial(picture_of, size=plan.train_input_size),
-        )
+        size = plan.train_input_size
+        augmentation = build_augmentation(plan.augmentation, size)
+        augmented = functools.partial(_training_picture, size=size, augmentation=augmentation)
+        loader = pipeline.training_loader(plan.train, plan.batch, augmented)
         val_loader = None
-        if plan.eval_docs is not None:
-            val_loader = pipeline.training_loader(plan.eval_docs, *plan.eval_batch, config.sampler)
+        if plan.validation is not None:
+            val_loader = pipeline.training_loader(
+                plan.validation,
+                plan.validation_batch,
+                augmented if plan.validation.kind == 'instance' else None,
+            )
         training = _build_training(config, plan, model, len(loader))
         callbacks = build_callbacks(
             plan.callbacks, plan.backbone.name, pipeline, report, observer.examples
@@ -244,15 +246,24 @@ def _train(
         watch = ProgressReport(observer.progress, observer.step_metrics, observer.epoch_metrics)
         trainer = Trainer(
             model,
-            training.loss,
+            training.objective,
             training.optimizers,
-            miner=training.miner,
             schedule=training.schedule,
             callbacks=[*callbacks, watch],
             device=device,
             freeze_batch_norm=_freezes_batch_norm(config),
         )
         trainer.fit(loader, config.epochs, val_loader)
+        if loader.broken:
+            logger.warning(
+                '%d Documents were left out of batches, since they cannot be loaded',
+                len(loader.broken),
+            )
+
+
+def _training_picture(doc: Document, size: int, augmentation: Augmentation | None) -> np.ndarray:
+    picture = picture_of(doc, size)
+    return picture if augmentation is None else augmentation(picture)
 
 
 def _freezes_batch_norm(config: RunConfig) -> bool:
@@ -270,15 +281,26 @@ def _save(
     directory: Path,
 ) -> None:
     size = plan.spec.picture.input_size
-    pictures = np.stack(
-        [
-            picture_of(doc, size, position)
-            for position, doc in enumerate(plan.train_docs[:_NUM_EXPORT_PICTURES])
-        ]
-    )
+    pictures = np.stack(_first_pictures(plan.train, size))
     save_artifact(
         directory, model, plan.spec, record, onnx_pictures=pictures, onnx_required=config.to_onnx
     )
+
+
+def _first_pictures(dataset: LabelledDataset[Any], size: int) -> list[np.ndarray]:
+    """A few pictures that can be opened, to compare the graph with the model on."""
+    pictures: list[np.ndarray] = []
+    reason = None
+    for index in range(len(dataset)):
+        if len(pictures) == _NUM_EXPORT_PICTURES:
+            break
+        try:
+            pictures.append(picture_of(dataset.document(index), size, dataset.position_of(index)))
+        except PictureError as error:
+            reason = error
+    if not pictures:
+        raise PictureError(f'no training picture can be opened: {reason}')
+    return pictures
 
 
 def _log_plan(config: RunConfig, plan: Plan, device: str) -> None:
@@ -292,13 +314,16 @@ def _log_plan(config: RunConfig, plan: Plan, device: str) -> None:
         device,
     )
     logger.info(
-        'Training on %d Documents: %s, %s, learning rate %g%s, batches of %d, %d epochs, seed %d',
-        plan.num_items,
+        'Training on %d Documents (%s): %s, %s, learning rate %g%s, batches of %d%s, %d epochs, '
+        'seed %d',
+        plan.train.num_documents,
+        plan.train.kind,
         config.loss,
         config.optimizer,
         plan.learning_rate,
         f' ({config.scheduler})' if config.scheduler else '',
-        plan.batch_size,
+        plan.batch.size,
+        '' if plan.augmentation == 'none' else f', augmentation {plan.augmentation}',
         config.epochs,
         config.seed,
     )

@@ -9,24 +9,51 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from docarray import DocumentArray
+from docarray import Document
 
 from finetuner.config import RunConfig
 from finetuner.excepts import ConfigError
+
+if TYPE_CHECKING:
+    from finetuner.data.csv import CSVOptions
 
 # Stands for data that is validated but not stored yet.
 NOT_STORED_YET = 'sha256:' + '0' * 64
 
 
+Documents = Sequence[Document]
+
+
+def opened(data: Any, csv_options: CSVOptions | None) -> Documents | str:
+    """Open whatever was given as data; what names pushed data is left to the client.
+
+    Args:
+        data: a path, Documents, an iterator of them, or the name of pushed data.
+        csv_options: how CSV files are read; not looked at for anything else.
+
+    Returns:
+        Documents, or the name.
+
+    Raises:
+        DataError: there is nothing to be read, or it is no data.
+    """
+    from finetuner.data.sources import is_csv, is_source_path, open_documents
+
+    if isinstance(data, str) and not is_source_path(data):
+        return data
+    return open_documents(data, csv_options if is_csv(data) else None)
+
+
 def callback_parameters(
-    callbacks: Iterable[Any] | None,
-) -> tuple[list[dict[str, Any]], dict[str, DocumentArray | str]]:
+    callbacks: Iterable[Any] | None, csv_options: CSVOptions | None = None
+) -> tuple[list[dict[str, Any]], dict[str, Documents | str]]:
     """Split callbacks into plain JSON values and their Documents, as `Client.fit` takes them.
 
     Args:
         callbacks: instances of the dataclasses in `finetuner.callback`.
+        csv_options: how CSV files among their data are read.
 
     Returns:
         `[{'name': ..., 'options': {...}}]`, and Documents or their names by
@@ -36,7 +63,7 @@ def callback_parameters(
         ConfigError: something else stands among the callbacks.
     """
     configs: list[dict[str, Any]] = []
-    data: dict[str, DocumentArray | str] = {}
+    data: dict[str, Documents | str] = {}
     for position, callback in enumerate(callbacks or ()):
         if not is_dataclass(callback) or isinstance(callback, type):
             raise ConfigError(
@@ -46,7 +73,9 @@ def callback_parameters(
         options = {}
         for field in fields(callback):
             value = getattr(callback, field.name)
-            if isinstance(value, DocumentArray):
+            if field.name in ('query_data', 'index_data') and value is not None:
+                value = opened(value, csv_options)
+            if isinstance(value, Sequence) and not isinstance(value, str):
                 data[f'callbacks.{position}.{field.name}'] = value
             else:
                 options[field.name] = value
@@ -55,10 +84,10 @@ def callback_parameters(
 
 
 def collect_data(
-    parameters: Mapping[str, Any], data: Mapping[str, DocumentArray | str]
-) -> dict[str, DocumentArray | str]:
+    parameters: Mapping[str, Any], data: Mapping[str, Documents | str]
+) -> dict[str, Documents | str]:
     """All Documents and references of a run by key, those written into the parameters too."""
-    everything: dict[str, DocumentArray | str] = {}
+    everything: dict[str, Documents | str] = {}
     for name in ('train_data', 'eval_data'):
         if parameters.get(name) is not None:
             everything[name] = parameters[name]
@@ -69,7 +98,7 @@ def collect_data(
                 everything[f'callbacks.{position}.{name}'] = options[name]
     everything.update(data)
     for key, value in everything.items():
-        if not isinstance(value, (str, DocumentArray)):
+        if not isinstance(value, Sequence) or isinstance(value, bytes):
             raise ConfigError(
                 f'{key} is a {type(value).__name__}: give a DocumentArray, or the reference or '
                 'name of one that was pushed'

@@ -15,7 +15,8 @@ from docarray import Document, DocumentArray
 
 from finetuner.config import RunConfig, Settings
 from finetuner.data.contents import copy_document, is_local_file, nested_documents
-from finetuner.data.storing import load_documents, save_documents
+from finetuner.data.stored import StoredDocuments
+from finetuner.data.storing import save_documents
 from finetuner.excepts import ConflictError, DataError, NotFoundError
 from finetuner.names import random_run_name
 from finetuner.runs import processes
@@ -75,9 +76,9 @@ class Workspace:
 
     # data
 
-    def push_data(self, docs: DocumentArray, name: str | None = None) -> str:
+    def push_data(self, docs: Sequence[Document], name: str | None = None) -> str:
         """Store Documents by content and, when given one, under a name; returns `sha256:<hex>`."""
-        absolute = [_with_absolute_uris(doc) for doc in docs]
+        absolute = (_with_absolute_uris(doc) for doc in docs)
         make_private_directory(self.settings.home)
         with tempfile.TemporaryDirectory(prefix='.push-', dir=self.settings.home) as directory:
             path = Path(directory) / 'documents'
@@ -86,11 +87,11 @@ class Workspace:
             if not self.data.exists(f'{sha256}.docs'):
                 self.data.put_file(path, f'{sha256}.docs', move=True)
         if name is not None:
-            self.runs.name_dataset(name, sha256, len(absolute), num_bytes)
+            self.runs.name_dataset(name, sha256, len(docs), num_bytes)
         return f'sha256:{sha256}'
 
-    def load_data(self, reference: str) -> DocumentArray:
-        """Read stored Documents by `sha256:<hex>` or name; NotFoundError with nearest names."""
+    def load_data(self, reference: str) -> StoredDocuments:
+        """Open stored Documents by `sha256:<hex>` or name; NotFoundError with nearest names."""
         match = REFERENCE.fullmatch(reference)
         sha256 = match[1] if match else self.runs.find_dataset(reference)
         key = f'{sha256}.docs'
@@ -100,7 +101,7 @@ class Workspace:
             raise DataError(
                 f'the data {reference!r} was changed after it was stored: push it again'
             )
-        return load_documents(self.data.local_path(key))
+        return StoredDocuments(self.data.local_path(key))
 
     # artifacts
 

@@ -1,4 +1,4 @@
-"""Losses and miners of pytorch-metric-learning by name, with their options checked."""
+"""Losses by name, most of them pytorch-metric-learning's, and its miners, their options checked."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from pytorch_metric_learning import distances, losses, miners, reducers, regularizers
+from torch import Tensor
 
 from finetuner.excepts import ConfigError, unknown_name
 
@@ -44,7 +45,41 @@ def _classes(module: ModuleType, excluded: set[str]) -> dict[str, type]:
     }
 
 
-LOSSES = _classes(losses, _NOT_LOSSES)
+class CosineSimilarityLoss(torch.nn.Module):
+    """Mean squared difference between the cosine similarity of pairs and their scores.
+
+    Takes the two embeddings of each pair `[num_pairs, dimension]` and scores `[num_pairs]` in
+    0..1. After Reimers and Gurevych, Sentence-BERT (2019), section 3, regression objective.
+    """
+
+    def forward(self, first: Tensor, second: Tensor, scores: Tensor) -> Tensor:
+        """Compute the loss, a scalar; 0 for no pairs."""
+        if not len(scores):
+            return (first.sum() + second.sum()) * 0
+        return torch.nn.functional.mse_loss(torch.cosine_similarity(first, second), scores)
+
+
+LOSSES = {**_classes(losses, _NOT_LOSSES), CosineSimilarityLoss.__name__: CosineSimilarityLoss}
+# learn from pairs with a score
+PAIR_LOSSES = (CosineSimilarityLoss.__name__,)
+# Learn from exactly the pairs they are told, and look at no labels. Which these are was found by
+# giving each loss the same pairs with other labels, and a test finds it again.
+TUPLE_LOSSES = (
+    'CircleLoss',
+    'ContrastiveLoss',
+    'GeneralizedLiftedStructureLoss',
+    'HistogramLoss',
+    'IntraPairVarianceLoss',
+    'LiftedStructureLoss',
+    'MarginLoss',
+    'MultiSimilarityLoss',
+    'NTXentLoss',
+    'SignalToNoiseRatioContrastiveLoss',
+    'SupConLoss',
+    'ThresholdConsistentMarginLoss',
+    'TripletMarginLoss',
+    'TupletMarginLoss',
+)
 MINERS = _classes(miners, _NOT_MINERS)
 # options that are objects themselves: written as a name or {'name': ..., option: value}
 _PARTS = {
@@ -112,26 +147,6 @@ def learns_class_weights(name: str) -> bool:
 def _required(class_: type) -> list[str]:
     options = accepted_options(class_)
     return [name for name, option in options.items() if option.default is option.empty]
-
-
-def check_loss_runs(
-    loss: torch.nn.Module, miner: torch.nn.Module | None, dimension: int, num_classes: int
-) -> None:
-    """Run loss and miner once on a small random batch: some options fail only when used.
-
-    Raises:
-        ConfigError: they do not run; says why.
-    """
-    generator = torch.Generator().manual_seed(0)
-    embeddings = torch.randn(8, dimension, generator=generator)
-    labels = torch.arange(8) % min(num_classes, 4)
-    try:
-        with torch.no_grad():
-            tuples = miner(embeddings, labels) if miner is not None else None
-            loss(embeddings, labels, tuples) if tuples else loss(embeddings, labels)
-    except Exception as error:
-        named = type(loss).__name__ + (f' with {type(miner).__name__}' if miner else '')
-        raise ConfigError(f'{named} does not run with these options: {error}') from error
 
 
 def build_miner(name: str | None, options: Mapping[str, Any] | None) -> torch.nn.Module | None:

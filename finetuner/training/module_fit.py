@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from docarray import DocumentArray
+from docarray import Document
 
 from finetuner.console import console, print_metrics
-from finetuner.data.contents import read_label
-from finetuner.data.datasets import PreprocessFn
-from finetuner.data.documents import check_class_data
-from finetuner.data.loading import CollateFn
+from finetuner.data.checks import check_training_data
+from finetuner.data.datasets import ClassDataset
+from finetuner.data.labelled import LabelledDataset, PreprocessFn
+from finetuner.data.loading import CollateFn, OnBroken, build_dataset
+from finetuner.data.samplers import SequentialSampler
 from finetuner.excepts import ConfigError, DataError
 from finetuner.training.losses import build_loss
+from finetuner.training.objectives import build_objective
 from finetuner.training.optimization import Schedule, build_optimizer
 from finetuner.training.progress import ProgressBar
 from finetuner.training.setup import (
+    BatchShape,
     Description,
     Pipeline,
     build_callbacks,
-    check_callbacks,
+    prepare_callbacks,
+    resolve_batch,
 )
 from finetuner.training.trainer import (
     BaseCallback,
@@ -34,6 +38,7 @@ from finetuner.training.trainer import (
 )
 
 logger = logging.getLogger('finetuner.training')
+DEFAULT_BATCH_SIZE = 256
 
 Optimizer = torch.optim.Optimizer
 Scheduler = torch.optim.lr_scheduler.LRScheduler
@@ -45,7 +50,7 @@ class ModuleFitOptions:
     """The arguments of `finetuner.fit(model=<nn.Module>, ...)` that say how to train."""
 
     epochs: int = 10
-    batch_size: int = 256
+    batch_size: int | None = None
     loss: str | torch.nn.Module = 'SiameseLoss'
     configure_optimizer: ConfigureOptimizer | None = None
     learning_rate: float = 1e-3
@@ -57,6 +62,8 @@ class ModuleFitOptions:
     callbacks: Sequence[Description | BaseCallback] = ()
     num_workers: int = 0
     freeze_batch_norm: bool = False
+    views_per_instance: int = 2
+    on_broken: OnBroken = 'stop'
     seed: int = 0
 
     def check(self) -> None:
@@ -67,28 +74,34 @@ class ModuleFitOptions:
         """
         for name in ('epochs', 'batch_size'):
             value = getattr(self, name)
+            if name == 'batch_size' and value is None:
+                continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f'{name}: {value!r} is not a whole number of at least 1')
         if not self.learning_rate > 0:
             raise ConfigError(f'learning_rate: {self.learning_rate!r} is not more than 0')
         if self.scheduler_step not in ('batch', 'epoch'):
             raise ConfigError(f'scheduler_step: {self.scheduler_step!r} is not batch or epoch')
+        if self.on_broken not in ('stop', 'skip'):
+            raise ConfigError(f'on_broken: {self.on_broken!r} is not stop or skip')
+        if isinstance(self.views_per_instance, bool) or self.views_per_instance < 2:
+            raise ConfigError(f'views_per_instance: {self.views_per_instance!r} is not 2 or more')
         if self.device not in ('cpu', 'cuda'):
             raise ConfigError(f'device: {self.device!r} is not cpu or cuda')
 
 
 def fit_module(
     model: torch.nn.Module,
-    train_data: DocumentArray,
-    eval_data: DocumentArray | None,
+    train_data: Sequence[Document],
+    eval_data: Sequence[Document] | None,
     options: ModuleFitOptions,
 ) -> None:
     """Train an embedding model in place.
 
     Args:
         model: maps a batch, as `collate_fn` makes it, to embeddings `[batch, dimension]`.
-        train_data: class data.
-        eval_data: class data for the validation loss.
+        train_data: Documents of any kind that can be trained on.
+        eval_data: of the same kind, for the validation loss.
         options: how.
 
     Raises:
@@ -98,38 +111,42 @@ def fit_module(
     """
     options.check()
     seed_everything(options.seed)
-    _check_data(train_data, options.batch_size, options, 'train_data')
-    eval_batch_size = options.batch_size
+    train, shape = _build(train_data, options, 'train_data')
+    validation, validation_shape = None, shape
     if eval_data is not None:
         # validation data is usually the smaller: that is no reason to refuse it
-        eval_batch_size = min(eval_batch_size, max(1, len(eval_data)))
-        _check_data(eval_data, eval_batch_size, options, 'eval_data')
-    check_callbacks(
-        [c for c in options.callbacks if not isinstance(c, BaseCallback)], eval_data is not None
-    )
+        least = replace(options, batch_size=min(shape.size, max(1, len(eval_data))))
+        validation, validation_shape = _build(eval_data, least, 'eval_data')
+        if validation.kind != train.kind:
+            raise DataError(f'eval_data is of kind {validation.kind}, train_data of {train.kind}')
+    prepared = prepare_callbacks(options.callbacks, validation is not None)
     device = resolve_device(options.device)
     pipeline = Pipeline(
-        options.preprocess_fn, options.collate_fn, options.num_workers, options.seed
+        options.preprocess_fn,
+        options.collate_fn,
+        options.num_workers,
+        options.seed,
+        options.on_broken,
     )
     with pipeline, ProgressBar(console) as bar:
-        items = options.num_items_per_class
-        train_loader = pipeline.training_loader(train_data, options.batch_size, items, 'class')
+        train_loader = pipeline.training_loader(train, shape)
         val_loader = None
-        if eval_data is not None:
-            val_loader = pipeline.training_loader(eval_data, eval_batch_size, items, 'class')
-        dimension = _probe_dimension(model, pipeline, train_data, device)
+        if validation is not None:
+            val_loader = pipeline.training_loader(validation, validation_shape)
+        dimension = _probe_dimension(model, pipeline, train, device)
         loss = options.loss
         if isinstance(loss, str):
-            num_classes = len({read_label(doc) for doc in train_data})
+            num_classes = (
+                len(train.classes) if isinstance(train, ClassDataset) else train.num_documents
+            )
             loss = build_loss(loss, None, dimension, num_classes)
+        objective = build_objective(train.kind, loss)
         optimizers, schedule = _optimizers(model, loss, options)
         caption = type(model).__name__.lower()
-        callbacks = build_callbacks(
-            options.callbacks, caption, pipeline, print_metrics, _no_examples
-        )
+        callbacks = build_callbacks(prepared, caption, pipeline, print_metrics, _no_examples)
         trainer = Trainer(
             model,
-            loss,
+            objective,
             optimizers,
             schedule=schedule,
             callbacks=[*callbacks, bar],
@@ -143,19 +160,34 @@ def _no_examples(stage: str, results: dict[str, list[str]]) -> None:
     """Example results are kept for runs; here the user has the model at hand."""
 
 
-def _check_data(docs: DocumentArray, batch_size: int, options: ModuleFitOptions, name: str) -> None:
+def _build(
+    docs: Sequence[Document], options: ModuleFitOptions, name: str
+) -> tuple[LabelledDataset[Any], BatchShape]:
     try:
-        check_class_data(docs, batch_size, options.num_items_per_class)
+        dataset = build_dataset(docs)
+        asked = BatchShape(0, options.num_items_per_class, options.views_per_instance)
+        shape = _filled(asked, options.batch_size, dataset)
+        items, views = shape.num_items_per_class, shape.views_per_instance
+        check_training_data(dataset, shape.size, items, views)
     except DataError as error:
         raise DataError(f'{name}: {error}') from error
+    return dataset, shape
+
+
+def _filled(shape: BatchShape, batch_size: int | None, dataset: LabelledDataset[Any]) -> BatchShape:
+    """Divide the batch among all classes, but never so that nothing in it is similar."""
+    if not isinstance(dataset, ClassDataset) or shape.num_items_per_class is not None:
+        return resolve_batch(shape, batch_size, dataset, DEFAULT_BATCH_SIZE)
+    size = batch_size or min(DEFAULT_BATCH_SIZE, len(dataset))
+    items = size // len(dataset.classes)
+    return replace(shape, size=size, num_items_per_class=items if items > 1 else None)
 
 
 def _probe_dimension(
-    model: torch.nn.Module, pipeline: Pipeline, docs: DocumentArray, device: str
+    model: torch.nn.Module, pipeline: Pipeline, dataset: LabelledDataset[Any], device: str
 ) -> int:
-    """Embed two Documents to see what the model gives, before training starts."""
-    probe = pipeline.evaluation_set(docs[:2], batch_size=2, workers=0)
-    inputs, _ = next(iter(probe.loader))
+    """Embed two items to see what the model gives, before training starts."""
+    inputs, _ = next(iter(pipeline.loader(dataset, SequentialSampler(len(dataset), 2))))
     model.to(device)
     was_training = model.training
     model.eval()

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, cast
 
 import numpy as np
-from docarray import DocumentArray
 
 from finetuner.callback import BestModelCheckpoint, EarlyStopping, EvaluationCallback
-from finetuner.data.contents import positions_text, read_label
-from finetuner.data.datasets import ClassDataset, PreprocessFn
-from finetuner.data.documents import check_evaluation_data
-from finetuner.data.loading import CollateFn, build_loader, build_sampler
+from finetuner.data.checks import (
+    build_evaluation_dataset,
+    check_evaluation_data,
+    check_findable,
+)
+from finetuner.data.datasets import ClassDataset, InstanceDataset
+from finetuner.data.labelled import LabelledDataset, PreprocessFn
+from finetuner.data.loading import BatchLoader, CollateFn, OnBroken, build_loader, build_sampler
 from finetuner.data.samplers import EpochSampler, SequentialSampler
 from finetuner.evaluation import METRICS
 from finetuner.excepts import ConfigError, DataError, unknown_name
@@ -34,6 +37,23 @@ CALLBACKS = {c.__name__: c for c in (EvaluationCallback, BestModelCheckpoint, Ea
 Description = EvaluationCallback | BestModelCheckpoint | EarlyStopping
 
 
+@dataclass(frozen=True)
+class BatchShape:
+    """How items stand together in a batch.
+
+    Attributes:
+        size: items in a batch.
+        num_items_per_class: of class data, items of each class; None divides the batch among all.
+        views_per_instance: of unlabelled data, views of each Document.
+        sampler: `auto`, or of class data `class` or `random`.
+    """
+
+    size: int
+    num_items_per_class: int | None = None
+    views_per_instance: int = 2
+    sampler: Any = 'auto'
+
+
 @dataclass
 class Pipeline:
     """How a Document becomes the model's input; its loaders end with its `with` block.
@@ -43,12 +63,14 @@ class Pipeline:
         collate_fn: makes a batch of a list of inputs; None stacks them.
         num_workers: loader processes.
         seed: of the workers' random numbers.
+        on_broken: what training does with Documents that cannot be loaded: `stop` or `skip`.
     """
 
     preprocess_fn: PreprocessFn | None
     collate_fn: CollateFn | None = None
     num_workers: int = 0
     seed: int = 0
+    on_broken: OnBroken = 'stop'
     _loaders: ExitStack = field(default_factory=ExitStack, init=False, repr=False)
 
     def __enter__(self) -> Pipeline:
@@ -59,41 +81,71 @@ class Pipeline:
         """End the workers of every loader made here."""
         self._loaders.close()
 
-    def _loader(self, dataset: ClassDataset, sampler: EpochSampler, num_workers: int) -> Any:
-        loader = build_loader(dataset, sampler, self.collate_fn, num_workers, self.seed)
+    def loader(
+        self,
+        dataset: LabelledDataset[Any],
+        sampler: EpochSampler,
+        num_workers: int = 0,
+        on_broken: OnBroken = 'stop',
+        preprocess_fn: PreprocessFn | None = None,
+    ) -> BatchLoader:
+        """Batches of a dataset as a sampler draws them.
+
+        Args:
+            dataset: of any kind.
+            sampler: which items stand together.
+            num_workers: processes that preprocess.
+            on_broken: `stop` or `skip`.
+            preprocess_fn: instead of the pipeline's own.
+        """
+        dataset = dataset.with_preprocess(preprocess_fn or self.preprocess_fn)
+        loader = build_loader(
+            dataset,
+            sampler,
+            self.collate_fn,
+            num_workers,
+            self.seed,
+            on_broken=on_broken,
+        )
         self._loaders.callback(loader.close)
         return loader
 
     def training_loader(
         self,
-        docs: DocumentArray,
-        batch_size: int,
-        num_items_per_class: int | None,
-        sampler: Any,
+        dataset: LabelledDataset[Any],
+        shape: BatchShape,
         preprocess_fn: PreprocessFn | None = None,
-    ) -> Any:
-        """Batches of labelled Documents, drawn anew each epoch.
+    ) -> BatchLoader:
+        """Batches of labelled items, drawn anew each epoch.
 
         Args:
-            docs: class data.
-            batch_size: Documents in a batch.
-            num_items_per_class: of each class in a batch; None divides the batch among all.
-            sampler: `class`, `random` or `auto`.
+            dataset: of any kind.
+            shape: of the batches.
             preprocess_fn: instead of the pipeline's own.
         """
-        dataset = ClassDataset(docs, preprocess_fn or self.preprocess_fn)
-        drawn = build_sampler(dataset, batch_size, sampler, num_items_per_class, self.seed)
-        return self._loader(dataset, drawn, self.num_workers)
+        drawn = build_sampler(
+            dataset,
+            shape.size,
+            shape.sampler,
+            shape.num_items_per_class,
+            self.seed,
+            shape.views_per_instance,
+        )
+        return self.loader(dataset, drawn, self.num_workers, self.on_broken, preprocess_fn)
 
-    def evaluation_set(self, docs: DocumentArray, batch_size: int, workers: int) -> EvaluationSet:
+    def evaluation_set(self, dataset: ClassDataset, batch_size: int, workers: int) -> EvaluationSet:
         """Documents in order, with the labels they came with."""
-        dataset = ClassDataset(docs, self.preprocess_fn)
         sampler = SequentialSampler(len(dataset), batch_size)
+        ids, names = [], []
+        for index in range(len(dataset)):
+            doc = dataset.document(index)
+            ids.append(doc.id)
+            names.append(document_name(doc, index))
         return EvaluationSet(
-            loader=self._loader(dataset, sampler, workers),
+            loader=self.loader(dataset, sampler, workers),
             labels=[dataset.classes[label] for label in dataset.labels],
-            ids=[doc.id for doc in docs],
-            names=[document_name(doc, position) for position, doc in enumerate(docs)],
+            ids=ids,
+            names=names,
         )
 
 
@@ -104,31 +156,46 @@ def document_name(doc: Any, position: int) -> str:
     return doc.uri or doc.tags.get('file') or f'Document {position} ({doc.id})'
 
 
-def resolve_batch_size(
-    batch_size: int | None, num_items_per_class: int, docs: Sequence[Any]
-) -> int:
-    """The batch size asked for or, when none was, up to 128 as far as classes and items allow."""
+def resolve_batch(
+    shape: BatchShape,
+    batch_size: int | None,
+    dataset: LabelledDataset[Any],
+    default: int = DEFAULT_BATCH_SIZE,
+) -> BatchShape:
+    """The shape with the batch size asked for or, when none was, the default as the data allows.
+
+    Args:
+        shape: whose size is not looked at.
+        batch_size: asked for.
+        dataset: of any kind.
+        default: items in a batch at most, when none are asked for.
+    """
     if batch_size is not None:
-        return batch_size
-    num_classes = len({read_label(doc, position) for position, doc in enumerate(docs)})
-    classes = min(
-        DEFAULT_BATCH_SIZE // num_items_per_class, num_classes, len(docs) // num_items_per_class
-    )
-    return max(2, classes * num_items_per_class)
+        return replace(shape, size=batch_size)
+    if isinstance(dataset, ClassDataset):
+        items = shape.num_items_per_class or 1
+        classes = min(default // items, len(dataset.classes), len(dataset) // items)
+        return replace(shape, size=max(2, classes * items))
+    if isinstance(dataset, InstanceDataset):
+        views = shape.views_per_instance
+        return replace(shape, size=min(default // views, len(dataset)) * views)
+    return replace(shape, size=min(default, len(dataset)))
 
 
-def evaluation_batch(
-    docs: Sequence[Any], batch_size: int, num_items_per_class: int
-) -> tuple[int, int]:
-    """Documents in a batch and of each class, as near to those of training as these allow."""
-    num_classes = len({read_label(doc, position) for position, doc in enumerate(docs)})
-    items = max(1, min(num_items_per_class, len(docs) // num_classes))
-    return min(batch_size, resolve_batch_size(None, items, docs)), items
+def validation_batch(shape: BatchShape, dataset: Any) -> BatchShape:
+    """A shape for validation data, as near to that of training as this data allows.
+
+    Args:
+        shape: of training.
+        dataset: the validation data, of the same kind.
+    """
+    if isinstance(dataset, ClassDataset) and shape.num_items_per_class is not None:
+        items = len(dataset) // len(dataset.classes)
+        shape = replace(shape, num_items_per_class=max(1, min(shape.num_items_per_class, items)))
+    return replace(shape, size=min(shape.size, resolve_batch(shape, None, dataset).size))
 
 
-def parse_callback(
-    name: str, options: dict[str, Any], data: dict[str, DocumentArray | None]
-) -> Description:
+def parse_callback(name: str, options: dict[str, Any], data: dict[str, Any]) -> Description:
     """Make a callback's description from its name and options.
 
     Args:
@@ -152,8 +219,17 @@ def parse_callback(
         raise ConfigError(f'callback {name}: {error}') from error
 
 
-def check_callbacks(descriptions: Sequence[Description], has_validation_data: bool) -> None:
+def prepare_callbacks(
+    descriptions: Sequence[Description | BaseCallback], has_validation_data: bool
+) -> list[Description | BaseCallback]:
     """Check what callbacks evaluate and monitor, before anything is trained.
+
+    Args:
+        descriptions: as the user gave them; a `BaseCallback` is left alone.
+        has_validation_data: whether there is a validation loss to monitor.
+
+    Returns:
+        The same, with datasets in the place of evaluation data.
 
     Raises:
         ConfigError: one monitors what nothing measures, or two report under the same names.
@@ -168,11 +244,12 @@ def check_callbacks(descriptions: Sequence[Description], has_validation_data: bo
             'two EvaluationCallbacks would overwrite the metrics of each other: give each a '
             'caption of its own'
         )
+    prepared: list[Description | BaseCallback] = []
     for description in descriptions:
         if isinstance(description, EvaluationCallback):
             measured |= set(METRICS)
-            _check_evaluation(description)
-        elif description.monitor not in measured:
+            description = _prepare_evaluation(description)
+        elif not isinstance(description, BaseCallback) and description.monitor not in measured:
             name = type(description).__name__
             hint = (
                 'give eval_data or val_split'
@@ -183,33 +260,34 @@ def check_callbacks(descriptions: Sequence[Description], has_validation_data: bo
                 f'{name} monitors {description.monitor!r}, which nothing measures: {hint}, or '
                 f'monitor one of {", ".join(sorted(measured))}'
             )
+        prepared.append(description)
+    return prepared
 
 
-def _check_evaluation(description: EvaluationCallback) -> None:
-    queries, index = description.query_data, description.index_data
+def _prepare_evaluation(description: EvaluationCallback) -> EvaluationCallback:
     if description.model or description.index_model or description.multi_modal:
         raise ConfigError(
             'EvaluationCallback: model, index_model and multi_modal are for models with several '
             'towers; this one has a single model'
         )
-    if not isinstance(queries, DocumentArray) or not len(queries):
-        raise DataError('query_data of the EvaluationCallback is empty: give labelled Documents')
-    if index is not None and not len(index):
-        raise DataError(
-            'index_data of the EvaluationCallback is empty: give labelled Documents, or leave it '
-            'out to search among the queries'
-        )
-    check_evaluation_data(queries, queries if index is None else index)
-    if index is None and description.exclude_self:
-        counts: dict[Any, list[int]] = {}
-        for position, doc in enumerate(queries):
-            counts.setdefault(read_label(doc, position), []).append(position)
-        alone = sorted(where[0] for where in counts.values() if len(where) == 1)
-        if alone:
-            raise DataError(
-                f'query_data: {positions_text(alone)} can find nothing but themselves: without '
-                'index_data every label needs at least two Documents'
-            )
+    queries = _evaluation_dataset(description.query_data, 'query_data', 'give labelled Documents')
+    if description.index_data is None:
+        if description.exclude_self:
+            check_findable(queries)
+        return replace(description, query_data=queries)
+    index = _evaluation_dataset(
+        description.index_data,
+        'index_data',
+        'give labelled Documents, or leave it out to search among the queries',
+    )
+    check_evaluation_data(queries, index)
+    return replace(description, query_data=queries, index_data=index)
+
+
+def _evaluation_dataset(docs: Any, name: str, hint: str) -> Any:
+    if isinstance(docs, str) or not isinstance(docs, Sequence) or not len(docs):
+        raise DataError(f'{name} of the EvaluationCallback is empty: {hint}')
+    return build_evaluation_dataset(docs, name)
 
 
 def build_callbacks(
@@ -222,7 +300,7 @@ def build_callbacks(
     """Set the described callbacks to work.
 
     Args:
-        descriptions: checked; a `BaseCallback` of the user's own is taken as it is.
+        descriptions: as `prepare_callbacks` gives them; a `BaseCallback` is taken as it is.
         caption: put before the names of metrics in reports: the model's name.
         pipeline: how Documents become inputs.
         report: told metrics before and after training.
@@ -258,12 +336,14 @@ def _build_evaluation(
     report: ReportMetrics,
     report_examples: ReportExamples,
 ) -> RetrievalEvaluation:
-    queries = sample(description.query_data, description.query_sample_size, pipeline.seed)
+    # `prepare_callbacks` has put datasets there
+    query_data: Any = description.query_data
+    queries = sample(query_data, description.query_sample_size, pipeline.seed)
     # loader processes cost more than they save on what is decoded in a second
     workers = min(description.num_workers, pipeline.num_workers) if len(queries) > 5_000 else 0
     sets = [
-        None if docs is None else pipeline.evaluation_set(docs, description.batch_size, workers)
-        for docs in (queries, description.index_data)
+        None if data is None else pipeline.evaluation_set(data, description.batch_size, workers)
+        for data in (queries, cast('ClassDataset | None', description.index_data))
     ]
     options = EvaluationOptions(
         limit=description.limit,
@@ -275,9 +355,8 @@ def _build_evaluation(
     return RetrievalEvaluation(caption, sets[0], sets[1], options, report, report_examples)  # type: ignore[arg-type]
 
 
-def sample(docs: Any, size: int | None, seed: int) -> DocumentArray:
+def sample(dataset: ClassDataset, size: int | None, seed: int) -> ClassDataset:
     """Draw so many Documents, in their order; all of them when size is None or more."""
-    if size is None or size >= len(docs):
-        return docs
-    drawn = np.sort(np.random.default_rng(seed).choice(len(docs), size, replace=False))
-    return DocumentArray(docs[int(position)] for position in drawn)
+    if size is None or size >= len(dataset):
+        return dataset
+    return dataset.subset(np.sort(np.random.default_rng(seed).choice(len(dataset), size, False)))

@@ -105,21 +105,20 @@ class Trainer:
     def __init__(
         self,
         model: torch.nn.Module,
-        loss: torch.nn.Module,
+        objective: torch.nn.Module,
         optimizers: Sequence[torch.optim.Optimizer],
-        miner: torch.nn.Module | None = None,
         schedule: Schedule | None = None,
         callbacks: Sequence[BaseCallback] = (),
         device: str = 'cpu',
         freeze_batch_norm: bool = False,
     ) -> None:
-        """Prepare model, loss and optimizers for the device.
+        """Prepare model, objective and optimizers for the device.
 
         Args:
             model: maps inputs to embeddings `[batch, dimension]`.
-            loss: called with embeddings, labels and, if there is a miner, its tuples.
-            optimizers: one, or one more for the loss's own parameters.
-            miner: picks the tuples of a batch that the loss looks at.
+            objective: called with embeddings and labels, gives the loss; a loss of
+                pytorch-metric-learning, or an `Objective`.
+            optimizers: one, or one more for the objective's own parameters.
             schedule: of the first optimizer's learning rate.
             callbacks: called in this order at every event.
             device: `cpu` or `cuda`.
@@ -135,8 +134,7 @@ class Trainer:
         # L-BFGS evaluates the loss several times a step, so it steps alone
         self._needs_closure = isinstance(optimizers[0], torch.optim.LBFGS)
         self._optimizers = [self._accelerator.prepare(optimizer) for optimizer in optimizers]
-        self._loss = loss.to(self._accelerator.device)
-        self._miner = miner
+        self._objective = objective.to(self._accelerator.device)
         self._schedule = schedule
         self._callbacks = list(callbacks)
         self._freeze_batch_norm = freeze_batch_norm
@@ -154,7 +152,7 @@ class Trainer:
         """Train.
 
         Args:
-            train_loader: yields (inputs, labels int64 `[batch]`), anew at each iteration.
+            train_loader: yields (inputs, labels `[batch]` or `[batch, 2]`), anew at each iteration.
             epochs: how many times it is gone through.
             val_loader: the same for the validation loss.
 
@@ -257,9 +255,7 @@ class Trainer:
 
     def _compute_loss(self, inputs: Any, labels: torch.Tensor) -> torch.Tensor:
         embeddings = self._prepared(to_device(inputs, self.device))
-        labels = labels.to(self.device)
-        tuples = self._miner(embeddings, labels) if self._miner is not None else None
-        return self._loss(embeddings, labels, tuples) if tuples else self._loss(embeddings, labels)
+        return self._objective(embeddings, labels.to(self.device))
 
     def _validate(self, loader: Iterable[Any]) -> float:
         """Mean loss over the batches of the validation data."""

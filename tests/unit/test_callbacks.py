@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from finetuner.data.loading import build_dataset
 from finetuner.evaluation import METRICS, evaluate_embeddings
 from finetuner.training.callbacks import (
     BestWeights,
@@ -17,7 +18,7 @@ from finetuner.training.callbacks import (
 )
 from finetuner.training.losses import build_loss
 from finetuner.training.optimization import build_optimizer
-from finetuner.training.setup import Pipeline
+from finetuner.training.setup import BatchShape, Pipeline
 from finetuner.training.trainer import BaseCallback, Trainer
 from tests.conftest import make_vector_docs
 
@@ -34,7 +35,7 @@ class Scripted(BaseCallback):
 
 
 def train(model, callbacks, epochs=5, freeze_batch_norm=False):
-    loader = Pipeline(None).training_loader(make_vector_docs(), 16, 4, 'class')
+    loader = Pipeline(None).training_loader(build_dataset(make_vector_docs()), BatchShape(16, 4))
     trainer = Trainer(
         model,
         build_loss('TripletMarginLoss', None, 5, 4),
@@ -93,8 +94,8 @@ def evaluation_of(queries, index, reports, examples=None, **options):
     pipeline = Pipeline(None)
     return RetrievalEvaluation(
         'tiny',
-        pipeline.evaluation_set(queries, 8, 0),
-        None if index is None else pipeline.evaluation_set(index, 8, 0),
+        pipeline.evaluation_set(build_dataset(queries), 8, 0),
+        None if index is None else pipeline.evaluation_set(build_dataset(index), 8, 0),
         EvaluationOptions(limit=3, **options),
         lambda stage, metrics: reports.append((stage, metrics)),
         lambda stage, results: (examples if examples is not None else {}).update({stage: results}),
@@ -111,7 +112,7 @@ def test_before_and_after_are_measured_with_those_weights(tiny_network):
 
     def expected(model):
         vectors = [
-            embed_all(model, Pipeline(None).evaluation_set(side, 8, 0).loader, 'cpu')
+            embed_all(model, Pipeline(None).evaluation_set(build_dataset(side), 8, 0).loader, 'cpu')
             for side in (queries, index)
         ]
         labels = [[doc.tags['finetuner_label'] for doc in side] for side in (queries, index)]
@@ -181,7 +182,9 @@ def test_a_query_is_left_out_of_its_own_results(tiny_network, exclude):
         assert (results[0] == query) != exclude
         assert (query in results) != exclude
     # and out of the metrics: by hand, from all similarities
-    vectors = embed_all(tiny_network, Pipeline(None).evaluation_set(docs, 8, 0).loader, 'cpu')
+    vectors = embed_all(
+        tiny_network, Pipeline(None).evaluation_set(build_dataset(docs), 8, 0).loader, 'cpu'
+    )
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     similarity = vectors @ vectors.T
     if exclude:
@@ -207,7 +210,9 @@ def test_embeddings_of_example_results_are_the_nearest(tiny_network):
     docs = make_vector_docs()
     examples = {}
     train(tiny_network, [evaluation_of(docs, None, [], examples, num_examples=3)], 1)
-    vectors = embed_all(tiny_network, Pipeline(None).evaluation_set(docs, 8, 0).loader, 'cpu')
+    vectors = embed_all(
+        tiny_network, Pipeline(None).evaluation_set(build_dataset(docs), 8, 0).loader, 'cpu'
+    )
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     similarity = vectors @ vectors.T
     np.fill_diagonal(similarity, -2)

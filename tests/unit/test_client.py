@@ -223,7 +223,7 @@ def test_callbacks_carry_their_data_as_references(client, docs):
             {},
             {'train_data': DocumentArray([Document(text='no label')])},
             DataError,
-            'finetuner_label',
+            'one Document only',
         ),
         ({'model_artifact': 'ab' * 12}, {}, NotFoundError, 'no artifact'),
         ({'model_artifact': 'not-there'}, {}, NotFoundError, 'no artifact'),

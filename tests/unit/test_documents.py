@@ -8,8 +8,6 @@ from docarray import Document, DocumentArray
 
 from finetuner.data.contents import content_of, copy_document, is_local_file, positions_text
 from finetuner.data.documents import (
-    check_class_data,
-    check_evaluation_data,
     data_kind,
     has_content,
     load_contents,
@@ -161,62 +159,6 @@ def test_session_parts_need_content_and_label():
 def test_pairs_are_checked(doc, message):
     with pytest.raises(DataError, match=f'^Document 0: .*{message}'):
         data_kind([doc])
-
-
-def test_good_class_data_passes():
-    docs = class_data(*(list(range(10)) * 4))
-    check_class_data(docs)
-    check_class_data(docs, batch_size=40, num_items_per_class=4)
-    check_class_data(docs, batch_size=20)
-
-
-@pytest.mark.parametrize(
-    ('labels', 'arguments', 'message'),
-    [
-        ([1, 1.0, True], (), 'all 3 Documents have the label 1'),
-        (['a', 'b', 'c'], (), 'each of the 3 labels occurs once'),
-        ([1, 1, 2, 2], (12, 4), 'needs 3 classes in a batch, and the data has 2: .* at most 8'),
-        ([1, 1, 2, 2], (8, 4), 'needs 8 Documents in a batch, and the data has 4: .* at most 4'),
-        ([1, 1, 2, 2], (4, 4), 'puts 1 class into .* batch_size of at least 8'),
-        ([1, 1, 2, 2], (2, 4), 'puts 0 classes into'),
-    ],
-)
-def test_too_little_class_data_says_what_is_needed(labels, arguments, message):
-    with pytest.raises(DataError, match=message):
-        check_class_data(class_data(*labels), *arguments)
-
-
-def test_advice_on_sizes_is_right():
-    """What a message advises must pass."""
-    docs = class_data(*([1, 2, 3] * 4))
-    with pytest.raises(DataError, match=r'at most 12, or num_items_per_class of at least 6'):
-        check_class_data(docs, 16, 4)
-    check_class_data(docs, 12, 4)
-    check_class_data(docs, 12, 6)
-
-
-def test_other_kinds_cannot_be_trained_yet():
-    with pytest.raises(DataError, match=r'sessions.* for class data only for now'):
-        check_class_data(DocumentArray([session(1, -1)]))
-
-
-def test_single_documents_are_warned_of(caplog):
-    check_class_data(class_data(1, 1, 2))
-    assert '1 of 2 classes have one Document only' in caplog.text
-
-
-def test_evaluation_data():
-    index = class_data(1, 2, 3, 'a')
-    check_evaluation_data(class_data(1.0, 'a'), index)
-    with pytest.raises(
-        DataError,
-        match=r"^query_data: Documents 1, 3, 4 \(3 of 5\).*: no .* the label 5 or '1'; add",
-    ):
-        check_evaluation_data(class_data(1, 5, 2, '1', 5), index)
-    with pytest.raises(DataError, match=r'^index_data: Document 2: label is missing'):
-        check_evaluation_data(class_data(1), [*class_data(1, 2), Document(text='a')])
-    with pytest.raises(DataError, match=r'^query_data: there are no Documents'):
-        check_evaluation_data(DocumentArray(), index)
 
 
 def test_local_files_become_blobs(tmp_path):

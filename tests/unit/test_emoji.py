@@ -9,7 +9,8 @@ import cv2
 import numpy as np
 import pytest
 
-from finetuner.data.documents import check_class_data, check_evaluation_data
+from finetuner.data.checks import check_evaluation_data, check_training_data
+from finetuner.data.loading import build_dataset
 
 EXAMPLES = Path(__file__).parents[2] / 'examples'
 sys.path.insert(0, str(EXAMPLES))
@@ -29,7 +30,7 @@ def test_1000_pictures_of_250_concepts_by_four_artists(split):
     for doc in docs:
         folder = EXAMPLES / 'emoji' / split / doc.tags['concept']
         assert Path(doc.uri) == folder / f'{doc.tags["artist"]}.webp'
-    check_class_data(docs, batch_size=128, num_items_per_class=4)
+    check_training_data(build_dataset(docs), batch_size=128, num_items_per_class=4)
 
 
 def test_no_concept_is_in_both_splits():
@@ -56,7 +57,7 @@ def test_queries_and_index():
     assert {doc.tags['artist'] for doc in queries} == {'noto'}
     assert {doc.tags['artist'] for doc in index} == set(ARTISTS) - {'noto'}
     assert set(Counter(doc.tags['finetuner_label'] for doc in index).values()) == {3}
-    check_evaluation_data(queries, index)
+    check_evaluation_data(build_dataset(queries), build_dataset(index))
 
 
 def test_blobs_hold_the_files():

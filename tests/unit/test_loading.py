@@ -13,6 +13,7 @@ import torch
 from docarray import Document, DocumentArray
 
 from finetuner.data import ClassDataset
+from finetuner.data.datasets import DATASETS
 from finetuner.data.documents import load_documents, save_documents
 from finetuner.data.loading import (
     LoadingError,
@@ -21,8 +22,9 @@ from finetuner.data.loading import (
     build_sampler,
     stack_contents,
 )
+from finetuner.data.relation_samplers import InstanceSampler, PairSampler, SessionSampler
 from finetuner.data.samplers import ClassSampler, RandomSampler, SequentialSampler
-from finetuner.excepts import DataError
+from finetuner.excepts import ConfigError, DataError
 
 
 def number_data(num_docs=12, num_classes=3):
@@ -252,10 +254,109 @@ def test_accelerate_leaves_batches_alone():
         assert [inputs[:, 0, 0].tolist() for inputs, _ in loader] == list(again)
 
 
-def test_build_dataset_takes_class_data_only():
+def tagged(content, label, **fields):
+    return Document(text=content, tags={'finetuner_label': label}, **fields)
+
+
+def pair_of(first, second, **tags):
+    chunks = [Document(text=first, modality='text'), Document(text=second, modality='image')]
+    return Document(chunks=chunks, tags=tags)
+
+
+# the contents of each, in order of the items, are a, b, c and d
+EVERY_KIND = {
+    'class': DocumentArray([tagged('a', 1), tagged('b', 2), tagged('c', 1), tagged('d', 2)]),
+    'instance': DocumentArray([Document(text=each) for each in 'abcd']),
+    'session': DocumentArray(
+        [Document(text='a', matches=[tagged('b', 1), tagged('c', -1), tagged('d', 1)])]
+    ),
+    'scored_pair': DocumentArray(
+        [pair_of('a', 'b', finetuner_score=0.25), pair_of('c', 'd', finetuner_score=1)]
+    ),
+    'text_image_pair': DocumentArray([pair_of('a', 'b'), pair_of('c', 'd')]),
+}
+
+
+def test_build_dataset_takes_every_kind():
     assert build_dataset(number_data()).labels == [0, 1, 2] * 4
-    with pytest.raises(DataError, match='class data only for now'):
-        build_dataset(DocumentArray([Document(text='a')]))
+    for kind, docs in EVERY_KIND.items():
+        dataset = build_dataset(docs)
+        assert dataset.kind == kind
+        assert type(dataset) is DATASETS[kind]
+        assert [content for content, _ in dataset] == list('abcd')
+
+
+@pytest.mark.parametrize(
+    ('kind', 'sampler', 'labels'),
+    [
+        ('class', ClassSampler, [0, 1, 0, 1]),
+        ('instance', InstanceSampler, [0, 1, 2, 3]),
+        ('session', SessionSampler, [[0, 0], [0, 1], [0, -1], [0, 1]]),
+        ('scored_pair', PairSampler, [0.25, 0.25, 1, 1]),
+        ('text_image_pair', PairSampler, [[0, 0], [0, 1], [1, 0], [1, 1]]),
+    ],
+)
+def test_every_kind_comes_in_batches(kind, sampler, labels):
+    dataset = build_dataset(EVERY_KIND[kind])
+    drawn = build_sampler(dataset, 4, seed=0)
+    assert type(drawn) is sampler
+    expected = dict(zip('abcd', labels, strict=True))
+    for contents, found in build_loader(dataset, drawn, collate_fn=list):
+        assert isinstance(found, torch.Tensor)
+        assert found.dtype == (torch.float32 if kind == 'scored_pair' else torch.int64)
+        assert found.tolist() == [expected[content] for content in contents]
+    if kind != 'class':
+        with pytest.raises(ConfigError, match=f"'random' is for class data, .* kind {kind}"):
+            build_sampler(dataset, 4, 'random')
+
+
+def broken_at(*lost):
+    def read(doc):
+        if doc.text in lost:
+            raise DataError(f'{doc.text} is broken')
+        return doc.text
+
+    return read
+
+
+@pytest.mark.parametrize('num_workers', [0, 1])
+@pytest.mark.parametrize(
+    ('kind', 'lost', 'kept'),
+    [
+        ('class', 'b', 'acd'),
+        ('instance', 'd', 'abc'),
+        ('session', 'c', 'abd'),  # a match: the others of its session stay
+        ('session', 'a', ''),  # the root: nothing is known of its matches
+        ('scored_pair', 'b', 'cd'),
+        ('text_image_pair', 'c', 'ab'),
+        ('class', 'abc', ''),  # what is left alone in its batch teaches nothing
+    ],
+)
+def test_broken_items_are_left_out_with_what_needs_them(kind, lost, kept, num_workers):
+    dataset = build_dataset(EVERY_KIND[kind], broken_at(*lost))
+    sampler = SequentialSampler(4, 4)
+    loader = build_loader(dataset, sampler, list, num_workers, on_broken='skip')
+    if kept:
+        for _ in range(2):
+            ((contents, labels),) = list(loader)
+            assert contents == list(kept)
+            assert len(labels) == len(kept)
+    else:
+        with pytest.raises(LoadingError, match='nothing is left to load'):
+            list(loader)
+    assert list(loader.broken) == [dataset.position_of('abcd'.index(each)) for each in lost]
+    for each, reason in zip(lost, loader.broken.values(), strict=True):
+        assert f'{each} is broken' in reason
+    loader.close()
+
+
+def test_a_mistake_in_preprocess_fn_is_never_skipped():
+    def mistaken(doc):
+        return doc.text + 1
+
+    dataset = build_dataset(EVERY_KIND['class'], mistaken)
+    with pytest.raises(LoadingError, match='Document 0 cannot be preprocessed: TypeError'):
+        list(build_loader(dataset, SequentialSampler(4, 4), list, on_broken='skip'))
 
 
 def test_build_sampler():

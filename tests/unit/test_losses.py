@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from finetuner.excepts import ConfigError
-from finetuner.training.losses import LOSSES, MINERS, build_loss, build_miner
+from finetuner.training.losses import LOSSES, MINERS, PAIR_LOSSES, build_loss, build_miner
+from finetuner.training.objectives import build_objective
 
 DIMENSION, NUM_CLASSES = 8, 4
 # arguments without a default in pytorch-metric-learning
@@ -75,7 +76,8 @@ def test_every_loss_runs_and_has_a_gradient(name):
     embeddings, labels = toy_batch()
     embeddings.requires_grad_(True)
     loss = build_loss(name, NEEDED.get(name), DIMENSION, NUM_CLASSES)
-    value = loss(embeddings, labels)
+    objective = build_objective('scored_pair' if name in PAIR_LOSSES else 'class', loss)
+    value = objective(embeddings, labels / 4 if name in PAIR_LOSSES else labels)
     assert torch.is_tensor(value)
     assert value.ndim == 0
     assert math.isfinite(float(value))

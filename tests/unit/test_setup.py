@@ -5,15 +5,17 @@ import pytest
 from docarray import Document, DocumentArray
 
 from finetuner.callback import BestModelCheckpoint, EarlyStopping, EvaluationCallback
+from finetuner.data.loading import build_dataset
 from finetuner.excepts import ConfigError, DataError
 from finetuner.training.callbacks import BestWeights, RetrievalEvaluation, Stopping
 from finetuner.training.setup import (
+    BatchShape,
     Pipeline,
     build_callbacks,
-    check_callbacks,
     document_name,
     parse_callback,
-    resolve_batch_size,
+    prepare_callbacks,
+    resolve_batch,
     sample,
 )
 from finetuner.training.trainer import BaseCallback
@@ -29,8 +31,10 @@ def class_docs(num_classes, items):
     [(250, 4, 4, 128), (6, 4, 4, 24), (50, 2, 4, 100), (3, 100, 4, 12), (200, 2, 1, 128)],
 )
 def test_batch_size_follows_classes_and_items(num_classes, items, per_class, expected):
-    assert resolve_batch_size(None, per_class, class_docs(num_classes, items)) == expected
-    assert resolve_batch_size(7, per_class, class_docs(num_classes, items)) == 7
+    dataset = build_dataset(class_docs(num_classes, items))
+    shape = BatchShape(0, per_class)
+    assert resolve_batch(shape, None, dataset) == BatchShape(expected, per_class)
+    assert resolve_batch(shape, 7, dataset) == BatchShape(7, per_class)
 
 
 def test_callbacks_by_name():
@@ -63,32 +67,32 @@ def test_wrong_callbacks(name, options, message):
 def test_what_is_monitored_must_be_measured_before(class_):
     evaluation = EvaluationCallback(class_docs(2, 3))
     with pytest.raises(ConfigError, match=r"monitors 'val_loss'.*give eval_data or val_split"):
-        check_callbacks([class_()], False)
+        prepare_callbacks([class_()], False)
     with pytest.raises(ConfigError, match=r"'recall_at_k'.*put an EvaluationCallback before it"):
-        check_callbacks([class_('recall_at_k'), evaluation], True)
+        prepare_callbacks([class_('recall_at_k'), evaluation], True)
     with pytest.raises(ConfigError, match=r'monitor one of .*recall_at_k'):
-        check_callbacks([evaluation, class_('recal_at_k')], True)
-    check_callbacks([class_()], True)
-    check_callbacks([class_('train_loss')], False)
-    check_callbacks([evaluation, class_('recall_at_k')], False)
+        prepare_callbacks([evaluation, class_('recal_at_k')], True)
+    prepare_callbacks([class_()], True)
+    prepare_callbacks([class_('train_loss')], False)
+    prepare_callbacks([evaluation, class_('recall_at_k')], False)
 
 
 def test_evaluation_data_is_checked():
     docs = class_docs(3, 2)
     with pytest.raises(DataError, match='query_data of the EvaluationCallback is empty'):
-        check_callbacks([EvaluationCallback(DocumentArray())], False)
+        prepare_callbacks([EvaluationCallback(DocumentArray())], False)
     with pytest.raises(DataError, match='index_data of the EvaluationCallback is empty'):
-        check_callbacks([EvaluationCallback(docs, DocumentArray())], False)
+        prepare_callbacks([EvaluationCallback(docs, DocumentArray())], False)
     with pytest.raises(DataError, match=r'Documents 4, 5 .*no Document of index_data has'):
-        check_callbacks([EvaluationCallback(docs, docs[:4])], False)
+        prepare_callbacks([EvaluationCallback(docs, docs[:4])], False)
     unlabelled = DocumentArray([*docs, Document(tensor=np.ones(6))])
     with pytest.raises(DataError, match=r'index_data:.*6'):
-        check_callbacks([EvaluationCallback(docs, unlabelled)], False)
+        prepare_callbacks([EvaluationCallback(docs, unlabelled)], False)
     with pytest.raises(DataError, match=r'Document 4\b.*nothing but themselves'):
-        check_callbacks([EvaluationCallback(docs[:5])], False)
-    check_callbacks([EvaluationCallback(docs[:5], exclude_self=False)], False)
+        prepare_callbacks([EvaluationCallback(docs[:5])], False)
+    prepare_callbacks([EvaluationCallback(docs[:5], exclude_self=False)], False)
     with pytest.raises(ConfigError, match='single model'):
-        check_callbacks([EvaluationCallback(docs, model='clip-text')], False)
+        prepare_callbacks([EvaluationCallback(docs, model='clip-text')], False)
 
 
 def test_building_keeps_the_order_and_ones_own():
@@ -99,7 +103,8 @@ def test_building_keeps_the_order_and_ones_own():
         BestModelCheckpoint('recall_at_k'),
         EarlyStopping('recall_at_k'),
     ]
-    built = build_callbacks(descriptions, 'tiny', Pipeline(None), print, print)
+    prepared = prepare_callbacks(descriptions, False)
+    built = build_callbacks(prepared, 'tiny', Pipeline(None), print, print)
     assert [type(c) for c in built] == [RetrievalEvaluation, BaseCallback, BestWeights, Stopping]
     assert built[1] is own
 
@@ -109,7 +114,7 @@ def test_evaluation_sets_keep_order_labels_and_ids():
     for position, doc in enumerate(docs):
         doc.tags['finetuner_label'] = f'class {doc.tags["finetuner_label"]:.0f}'
         doc.tensor = np.full(2, position, np.float32)
-    made = Pipeline(None).evaluation_set(docs, 4, 0)
+    made = Pipeline(None).evaluation_set(build_dataset(docs), 4, 0)
     assert made.labels == [doc.tags['finetuner_label'] for doc in docs]
     assert made.ids == [doc.id for doc in docs]
     values = [row for inputs, _ in made.loader for row in inputs[:, 0].tolist()]
@@ -124,12 +129,14 @@ def test_names_of_documents():
 
 
 def test_a_sample_is_seeded_and_in_order():
-    docs = class_docs(4, 10)
-    positions = {doc.id: position for position, doc in enumerate(docs)}
-    drawn = [positions[doc.id] for doc in sample(docs, 12, seed=3)]
-    assert drawn == sorted(set(drawn))
-    assert len(drawn) == 12
-    assert drawn == [positions[doc.id] for doc in sample(docs, 12, seed=3)]
-    assert drawn != [positions[doc.id] for doc in sample(docs, 12, seed=4)]
-    assert sample(docs, None, 0) is docs
-    assert sample(docs, 40, 0) is docs
+    dataset = build_dataset(class_docs(4, 10))
+
+    def drawn(seed):
+        part = sample(dataset, 12, seed=seed)
+        return [int(part.position_of(index).split()[1]) for index in range(len(part))]
+
+    assert drawn(3) == sorted(set(drawn(3)))
+    assert len(drawn(3)) == 12
+    assert drawn(3) != drawn(4)
+    assert sample(dataset, None, 0) is dataset
+    assert sample(dataset, 40, 0) is dataset

@@ -8,12 +8,14 @@ import pytest
 import torch
 from docarray import Document, DocumentArray
 
+from finetuner.data.loading import build_dataset
 from finetuner.excepts import TrainingError
 from finetuner.training.callbacks import embed_all
 from finetuner.training.losses import build_loss, build_miner
+from finetuner.training.objectives import Objective
 from finetuner.training.optimization import build_optimizer, build_schedule
 from finetuner.training.progress import ProgressReport, bar_fields, describe
-from finetuner.training.setup import Pipeline
+from finetuner.training.setup import BatchShape, Pipeline
 from finetuner.training.trainer import (
     BaseCallback,
     Trainer,
@@ -27,15 +29,19 @@ BATCH, ITEMS = 16, 4
 
 
 def loader_of(docs, seed=0, batch_size=BATCH):
-    return Pipeline(None, seed=seed).training_loader(docs, batch_size, ITEMS, 'class')
+    shape = BatchShape(batch_size, ITEMS)
+    return Pipeline(None, seed=seed).training_loader(build_dataset(docs), shape)
 
 
-def trainer_of(model, callbacks=(), learning_rate=0.01, loss=None, optimizer='Adam', **options):
+def trainer_of(
+    model, callbacks=(), learning_rate=0.01, loss=None, optimizer='Adam', miner=None, **options
+):
     loss = loss or build_loss('TripletMarginLoss', None, 5, 4)
     optimizers = [build_optimizer(optimizer, model.parameters(), learning_rate)]
     if list(loss.parameters()):
         optimizers.append(build_optimizer('SGD', loss.parameters(), learning_rate))
-    return Trainer(model, loss, optimizers, callbacks=callbacks, **options)
+    objective = Objective(loss, miner)
+    return Trainer(model, objective, optimizers, callbacks=callbacks, **options)
 
 
 def share_of_right_neighbours(model, docs):
@@ -315,8 +321,8 @@ def test_bar_fields_count_over_all_epochs(tiny_network, vector_docs):
 
 def test_embed_all_keeps_order_and_mode(tiny_network, vector_docs):
     tiny_network.train()
-    whole = Pipeline(None).evaluation_set(vector_docs, 32, 0)
-    parts = Pipeline(None).evaluation_set(vector_docs, 5, 0)
+    whole = Pipeline(None).evaluation_set(build_dataset(vector_docs), 32, 0)
+    parts = Pipeline(None).evaluation_set(build_dataset(vector_docs), 5, 0)
     expected = embed_all(tiny_network, whole.loader, 'cpu')
     assert tiny_network.training
     assert expected.dtype == np.float32
@@ -361,7 +367,8 @@ def test_inputs_of_several_tensors(vector_docs):
     )
     torch.manual_seed(0)
     model = Two()
-    loader = Pipeline(None, collate).training_loader(docs, BATCH, ITEMS, 'class')
+    shape = BatchShape(BATCH, ITEMS)
+    loader = Pipeline(None, collate).training_loader(build_dataset(docs), shape)
     before = model.linear.weight.detach().clone()
     trainer_of(model).fit(loader, 1)
     assert not torch.equal(before, model.linear.weight.detach())
