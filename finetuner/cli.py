@@ -1,4 +1,4 @@
-"""The command `finetuner`: serve, and look at runs and models."""
+"""The command `finetuner`: serve, and look at runs, models and training data."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from finetuner import data_cli
 from finetuner.excepts import FinetunerError
 
 app = typer.Typer(
@@ -16,6 +17,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={'help_option_names': ['-h', '--help']},
 )
+
+app.add_typer(data_cli.app, name='data')
 
 _DEFAULT_FLOW = 'flows/train-and-encode.yml'
 

@@ -22,11 +22,11 @@ TREES = {name: ast.parse(path.read_text(encoding='utf-8')) for name, path in MOD
 # layers from the ground up: a module imports from its own layer and from those below it
 LAYERS = (
     ('config', 'excepts', 'names', 'callback', 'data', 'models', 'images', 'uris', 'search',
-     'evaluation', 'storage', 'training', 'runs.states', 'console'),
+     'evaluation', 'storage', 'training', 'runs.states', 'console', 'augmentation'),
     ('model_spec', 'artifact', 'inference'),
     ('runs', 'collections', 'columns'),
     ('client', 'run', 'experiment'),
-    ('fitting', 'api', 'cli', 'server', '__init__'),
+    ('fitting', 'api', 'cli', 'data_cli', 'server', '__init__'),
 )  # fmt: skip
 # what training may know beside itself
 BELOW_TRAINING = {
@@ -36,7 +36,7 @@ BELOW_TRAINING = {
 HEAVY = (
     'torch', 'torchvision', 'transformers', 'onnxruntime', 'onnx', 'accelerate', 'jina', 'fastapi',
     'sqlalchemy', 'alembic', 'cv2', 'faiss', 'matplotlib', 'PIL', 'pytorch_metric_learning',
-    'simplejpeg', 'fsspec', 'scipy', 'sklearn', 'pandas',
+    'simplejpeg', 'fsspec', 'scipy', 'sklearn', 'pandas', 'pyarrow', 'tokenizers',
 )  # fmt: skip
 
 
