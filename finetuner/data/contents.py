@@ -22,6 +22,11 @@ MODALITIES = ('text', 'image')
 
 # Tags travel as doubles: beyond this two different labels may arrive as one.
 _LARGEST_EXACT_INT = 2**53
+_TEXT_FIELDS = ('id', 'text', 'uri', 'modality')
+_ARRAY_FIELDS: tuple[tuple[str, Any], ...] = (
+    ('tensor', (list, tuple)),
+    ('blob', (bytes, bytearray, memoryview)),
+)
 _ELSEWHERE = re.compile(r'(?:data|https?):|[a-z][a-z0-9+.-]+://', re.IGNORECASE)
 
 
@@ -39,6 +44,16 @@ def positions_text(positions: Sequence[int], count: int | None = None, shown: in
     return f'Document{"s" if count > 1 else ""} {names}{more}'
 
 
+def shown_value(value: Any) -> str:
+    """Show a value in a message: on one line, and cut where it is long."""
+    try:
+        text = ' '.join(repr(value).split())
+    except ValueError:
+        # an int of more than 4,300 digits has no repr
+        return f'a very long {type(value).__name__}'
+    return text if len(text) <= 80 else f'{text[:80]}...'
+
+
 def normalise_label(value: Any) -> int | str:
     """Bring a label to the one form it is compared in.
 
@@ -49,17 +64,19 @@ def normalise_label(value: Any) -> int | str:
         DataError: the value is neither a whole number nor a non-empty string.
     """
     if isinstance(value, str):
-        if not value:
-            raise DataError("label '' is empty")
+        if not value or value.isspace():
+            raise DataError(f'label {shown_value(value)} is empty')
         return value
     if isinstance(value, (Real, np.bool_)):
         number = int(value) if isinstance(value, (Integral, np.bool_)) else float(value)
         if isinstance(number, float) and not number.is_integer():
-            raise DataError(f'label {value!r} is not a whole number')
+            raise DataError(f'label {shown_value(value)} is not a whole number')
         if abs(number) > _LARGEST_EXACT_INT:
-            raise DataError(f'label {value!r} is beyond 2**53, where tags are not exact: use a str')
+            raise DataError(
+                f'label {shown_value(value)} is beyond 2**53, where tags are not exact: use a str'
+            )
         return int(number)
-    raise DataError(f'label {value!r} is neither an int nor a str')
+    raise DataError(f'label {shown_value(value)} is neither an int nor a str')
 
 
 def has_label(doc: Document) -> bool:
@@ -112,6 +129,12 @@ def has_score(doc: Document) -> bool:
     return SCORE_TAG in doc.tags
 
 
+def read_score(doc: Document) -> float | None:
+    """Return the score of a pair; None where its tag holds anything but a number from 0 to 1."""
+    score = doc.tags[SCORE_TAG]
+    return float(score) if isinstance(score, (Real, np.bool_)) and 0 <= score <= 1 else None
+
+
 def _older_tags(tags: dict[str, Any]) -> dict[str, Any]:
     older = tags.get('finetuner')
     return older if isinstance(older, dict) else {}
@@ -148,8 +171,29 @@ def _own_content(doc: Document) -> Any:
 
 
 def has_content(doc: Document) -> bool:
-    """Say whether text, tensor, blob or uri holds anything."""
-    return content_of(doc) is not None
+    """Say whether text, tensor, blob or uri holds anything but spaces."""
+    content = content_of(doc)
+    return content is not None and not (isinstance(content, str) and content.isspace())
+
+
+def wrong_field(doc: Document) -> str | None:
+    """Say which field of a Document holds what it cannot, which docarray lets pass; None if none.
+
+    Only types are looked at. Matches and chunks are not.
+    """
+    data = doc._data
+    for name in _TEXT_FIELDS:
+        value = getattr(data, name)
+        if value is not None and not isinstance(value, str):
+            return f'its {name} is {shown_value(value)}, and takes a str'
+    for name, others in _ARRAY_FIELDS:
+        value = getattr(data, name)
+        if value is not None and not hasattr(value, 'shape') and not isinstance(value, others):
+            return (
+                f'its {name} is {shown_value(value)}, and takes an array'
+                f'{" or bytes" if name == "blob" else ""}'
+            )
+    return None
 
 
 def _num_elements(value: Any) -> int:
@@ -206,8 +250,19 @@ def portable_document(doc: Document, where: str = 'Document', load_file: bool = 
         A copy: a blob that is an ndarray becomes the tensor, numpy values in tags plain ones.
 
     Raises:
-        DataError: a tag holds a number that is not finite, or a file cannot be read.
+        DataError: a tag holds a number that is not finite, a file cannot be read, or it is nested
+            too deep.
     """
+    try:
+        return _portable(doc, where, load_file)
+    except RecursionError as error:
+        raise DataError(
+            f'{where} is nested too deep, or holds itself: its tags, matches and chunks must end '
+            'somewhere'
+        ) from error
+
+
+def _portable(doc: Document, where: str, load_file: bool) -> Document:
     twin = copy_document(doc)
     twin._data.tags = {key: _plain(value, where) for key, value in doc.tags.items()}
     if isinstance(doc.blob, np.ndarray):
@@ -224,7 +279,7 @@ def portable_document(doc: Document, where: str = 'Document', load_file: bool = 
         inner = nested_documents(doc, name)
         if inner:
             copies = [
-                portable_document(d, f'{where}, {kind} {number}', load_file)
+                _portable(d, f'{where}, {kind} {number}', load_file)
                 for number, d in enumerate(inner)
             ]
             setattr(twin, name, copies)

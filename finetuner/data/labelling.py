@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from finetuner.data.contents import (
     MODALITIES,
-    SCORE_TAG,
     match_label,
     nested_documents,
     normalise_label,
@@ -167,7 +166,9 @@ class ScoredPairLabels(LabelColumn):
 
     def add(self, doc: Document) -> None:
         """Take the pair's score, once for each of its chunks."""
-        score = float(doc.tags[SCORE_TAG])
+        score = read_score(doc)
+        if score is None:
+            raise DataError('the score of a pair is not a number from 0 to 1')
         self._scores.extend((score, score))
 
     def values(self) -> NDArray[np.float32]:

@@ -227,7 +227,7 @@ class SQLiteDocuments(LazyDocuments):
                 # After reading, so that a change in between is noticed too.
                 if file_state(self._path) != self._state:
                     self._check_again()
-            except (sqlite3.Error, FileNotFoundError) as error:
+            except sqlite3.Error as error:
                 raise self._unreadable(error) from error
         if [key for key, _ in rows] != keys:
             raise self._changed()

@@ -7,15 +7,17 @@ import logging
 import shutil
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor as ThreadPool
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from docarray import DocumentArray
+from docarray import Document, DocumentArray
 
-from finetuner.data.documents import load_documents, save_documents
+from finetuner.data.stored import StoredDocuments, spool_documents
+from finetuner.data.storing import save_documents
 from finetuner.excepts import ConfigError, ConflictError, DataError
 
 logger = logging.getLogger(__name__)
@@ -66,7 +68,7 @@ class Uploads:
         total: int | None,
         upload: str | None,
         parameters: Mapping[str, Any],
-    ) -> DocumentArray | None:
+    ) -> Sequence[Document] | None:
         """Take the Documents of one request.
 
         Args:
@@ -103,7 +105,7 @@ class Uploads:
 
     async def _add(
         self, upload: str, docs: DocumentArray, total: int, parameters: dict[str, Any]
-    ) -> DocumentArray | None:
+    ) -> Sequence[Document] | None:
         now = time.monotonic()
         self._complete = {key: until for key, until in self._complete.items() if until > now}
         if upload in self._complete:
@@ -190,8 +192,12 @@ class Uploads:
             return
         oldest = time.time() - self._seconds
         for left in self._directory.iterdir():
-            if left.stat().st_mtime < oldest:
+            if left.stat().st_mtime >= oldest:
+                continue
+            if left.is_dir():
                 shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
 
     async def _in_thread(self, function: Any, *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
@@ -202,10 +208,9 @@ def _write(docs: DocumentArray, part: Path) -> None:
     save_documents(docs, part)
 
 
-def _join(parts: list[Path], directory: Path) -> DocumentArray:
-    """Read the parts in the order they came, and remove them."""
-    docs = DocumentArray()
-    for part in parts:
-        docs.extend(load_documents(part))
+def _join(parts: list[Path], directory: Path) -> Sequence[Document]:
+    """Put the parts together in the order they came, without ever holding all, and remove them."""
+    every = chain.from_iterable(StoredDocuments(part) for part in parts)
+    docs = spool_documents(every, directory.parent)
     shutil.rmtree(directory)
     return docs

@@ -37,7 +37,7 @@ def test_parts_come_together_in_order_and_once(uploads):
     first, second, last = asyncio.run(post())
     assert first is None
     assert second is None
-    assert last.texts == [f'text {i}' for i in range(237)]
+    assert [doc.text for doc in last] == [f'text {i}' for i in range(237)]
     assert [doc.tags['finetuner_label'] for doc in last] == [i % 7 for i in range(237)]
     assert left_on_disk(uploads) == []
 
@@ -51,7 +51,7 @@ def test_parts_that_arrive_at_once_are_complete_once(uploads):
 
     answers = [answer for answer in asyncio.run(post()) if answer is not None]
     assert len(answers) == 1
-    assert sorted(answers[0].texts) == sorted(documents(0, 200).texts)
+    assert sorted(doc.text for doc in answers[0]) == sorted(documents(0, 200).texts)
 
 
 def test_all_in_one_request_need_no_upload(uploads):
