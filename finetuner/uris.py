@@ -134,7 +134,7 @@ def _read_data_uri(uri: str, policy: PicturePolicy) -> bytes:
 
 
 def _local_path(uri: str) -> str:
-    """Real path (links followed) of a path or file URI."""
+    """Path of a path or file URI, as it stands."""
     path = uri
     if uri[:5].lower() == 'file:':
         try:
@@ -146,18 +146,24 @@ def _local_path(uri: str) -> str:
         path = unquote(parts.path)
     if '\0' in path:
         raise PictureError(f'path {_shown(path)} holds a zero byte')
-    return os.path.realpath(os.path.expanduser(path))
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError as error:
+        raise PictureError(f'path {_shown(path)} is no UTF-8, as paths are') from error
+    return os.path.expanduser(path)
 
 
 def _read_file(uri: str, policy: PicturePolicy) -> bytes:
     path = _local_path(uri)
+    no_link = 0
     if policy.uri_allow is not None:
+        # Links are followed before the check, and the path that was checked has none at its end.
+        path, no_link = os.path.realpath(path), getattr(os, 'O_NOFOLLOW', 0)
         folders = [p for p in policy.uri_allow if not p.lower().startswith(('http:', 'https:'))]
-        if not any(Path(path).is_relative_to(_local_path(folder)) for folder in folders):
+        if not any(Path(path).is_relative_to(os.path.realpath(_local_path(folder))) for folder in folders):
             raise _not_allowed(uri, policy)
-    # Not blocking, so that a named pipe is refused instead of waited for; no link at the end,
-    # because the path that was checked has none.
-    flags = os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0) | getattr(os, 'O_NOFOLLOW', 0)
+    # Not blocking, so that a named pipe is refused instead of waited for.
+    flags = os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0) | no_link
     try:
         with open(os.open(path, flags | getattr(os, 'O_CLOEXEC', 0)), 'rb') as file:
             status = os.fstat(file.fileno())
@@ -165,7 +171,8 @@ def _read_file(uri: str, policy: PicturePolicy) -> bytes:
                 raise PictureError(f'{_shown(uri)} is not a regular file')
             if status.st_size > policy.max_bytes:
                 raise too_many_bytes(f'file {_shown(uri)}', policy)
-            content = file.read(policy.max_bytes + 1)
+            # no more than it has: a buffer is made for all that is asked for
+            content = file.read(status.st_size + 1)
     except FileNotFoundError as error:
         raise PictureError(f'there is no file {_shown(uri)}') from error
     except OSError as error:
@@ -224,7 +231,8 @@ def _fetch(uri: str, policy: PicturePolicy) -> bytes:
                     if response.status_code != 200:
                         raise PictureError(f'{_shown(uri)} answers {response.status_code}')
                     return _read_response(response, uri, policy, deadline)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
+        # the last for hosts that no name service would take, such as `a..b`
         reason = str(error) or type(error).__name__
         raise PictureError(f'{_shown(uri)} cannot be fetched: {reason}') from error
     raise PictureError(f'{_shown(uri)} redirects more than {_MAX_REDIRECTS} times')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import random
@@ -291,6 +292,9 @@ def _cap_workers(num_workers: int) -> int:
 
 def _start_worker(worker: int) -> None:
     """Seed every generator from torch's seed of this worker, and keep to one core."""
+    # What came with the fork stays as it is: a collection would write to every object of it, and so
+    # copy what the processes share.
+    gc.freeze()
     seed = torch.initial_seed() % 2**32
     random.seed(seed)
     np.random.seed(seed)

@@ -13,6 +13,7 @@ import torch
 from docarray import Document, DocumentArray
 
 from finetuner.data import ClassDataset
+from finetuner.data.contents import content_of
 from finetuner.data.datasets import DATASETS
 from finetuner.data.documents import load_documents, save_documents
 from finetuner.data.loading import (
@@ -259,7 +260,7 @@ def tagged(content, label, **fields):
 
 
 def pair_of(first, second, **tags):
-    chunks = [Document(text=first, modality='text'), Document(text=second, modality='image')]
+    chunks = [Document(text=first, modality='text'), Document(uri=second, modality='image')]
     return Document(chunks=chunks, tags=tags)
 
 
@@ -312,9 +313,10 @@ def test_every_kind_comes_in_batches(kind, sampler, labels):
 
 def broken_at(*lost):
     def read(doc):
-        if doc.text in lost:
-            raise DataError(f'{doc.text} is broken')
-        return doc.text
+        content = content_of(doc)
+        if content in lost:
+            raise DataError(f'{content} is broken')
+        return content
 
     return read
 

@@ -39,6 +39,8 @@ def test_parts_come_together_in_order_and_once(uploads):
     assert second is None
     assert [doc.text for doc in last] == [f'text {i}' for i in range(237)]
     assert [doc.tags['finetuner_label'] for doc in last] == [i % 7 for i in range(237)]
+    assert len(left_on_disk(uploads)) == 1  # where the Documents are read from
+    last.close()
     assert left_on_disk(uploads) == []
 
 
