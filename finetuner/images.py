@@ -129,7 +129,7 @@ def _decode(data: bytes, size: int, policy: PicturePolicy) -> tuple[np.ndarray, 
     if width * height > policy.max_pixels:
         raise PictureError(
             f'the picture has {width} x {height} = {width * height:,} pixels, more than the '
-            f'{policy.max_pixels:,} allowed'
+            f'{policy.max_pixels:,} allowed: make it smaller'
         )
     if image.format in ('JPEG', 'MPO') and image.mode in ('L', 'RGB'):
         pixels = _decode_jpeg(data, size)
@@ -158,6 +158,11 @@ def _open(data: bytes, policy: PicturePolicy) -> Image.Image:
             return Image.open(io.BytesIO(data), formats=policy.formats)
         except Image.UnidentifiedImageError:
             return None
+        except Image.DecompressionBombError as error:
+            # Pillow's own limit, for all of the process, comes first where ours is far below it
+            raise ValueError(
+                f'it has more pixels than the {policy.max_pixels:,} allowed: make it smaller'
+            ) from error
 
     image = _guarded(identify)
     if image is not None:
@@ -252,7 +257,12 @@ def _resize(pixels: np.ndarray, size: int) -> np.ndarray:
 
 
 def _from_array(source: Any) -> np.ndarray:
-    array = np.asarray(source)
+    try:
+        # a tensor of torch that learns is a picture like any other
+        array = np.asarray(source.detach() if hasattr(source, 'detach') else source)
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).partition('. ')[0]
+        raise PictureError(f'a {type(source).__name__} is not a picture: {reason}') from error
     if array.ndim == 2:
         array = array[:, :, None]
     elif array.ndim == 3 and array.shape[2] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):

@@ -21,7 +21,7 @@ from finetuner.data.documents import KIND_NAMES
 from finetuner.data.labelled import LabelledDataset
 from finetuner.data.labelling import NEGATIVE, POSITIVE, ROOT
 from finetuner.data.loading import build_dataset
-from finetuner.excepts import DataError
+from finetuner.excepts import ConfigError, DataError
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -44,7 +44,11 @@ def check_training_data(
     Raises:
         DataError: nothing can be learned from it (one class only, no session with a positive
             match, one score only ...), or it is less than a batch needs.
+        ConfigError: a size is no whole number, or too small for any data.
     """
+    _check_size('batch_size', batch_size, 1)
+    _check_size('num_items_per_class', num_items_per_class, 1)
+    _check_size('views_per_instance', views_per_instance, 2)
     if isinstance(dataset, ClassDataset):
         _check_classes(dataset, batch_size, num_items_per_class)
     elif isinstance(dataset, SessionDataset):
@@ -58,6 +62,12 @@ def check_training_data(
             f'these Documents are {KIND_NAMES[dataset.kind]}, which only models with a tower for '
             'texts and one for images learn from, and there is none yet; see docs/data.md#pairs'
         )
+
+
+def _check_size(name: str, value: Any, least: int) -> None:
+    is_number = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if value is not None and not (is_number and value >= least):
+        raise ConfigError(f'{name}={value!r} is not a whole number of at least {least}')
 
 
 def _check_classes(

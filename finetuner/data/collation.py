@@ -97,13 +97,25 @@ def as_tensor(content: Any, name: str) -> Tensor:
         DataError: it is none of these.
     """
     if isinstance(content, torch.Tensor):
+        if content.layout is not torch.strided:
+            raise DataError(
+                f'{name} became a sparse tensor: give a preprocess_fn that returns '
+                'tensor.to_dense(), or a collate_fn that takes sparse ones'
+            )
         return content
-    array = np.asarray(content) if not isinstance(content, (str, bytes)) else None
+    try:
+        array = np.asarray(content) if not isinstance(content, (str, bytes)) else None
+    except ValueError:
+        # lists in it differ in length
+        array = None
     if array is None or array.dtype.kind not in 'biuf':
         raise DataError(
             f'{name} became {_a_kind(content)}, which is no array: give a preprocess_fn that '
             'returns one, or a collate_fn that takes what it returns'
         )
+    if array.dtype.itemsize > 8 or not array.dtype.isnative:
+        # torch has neither long doubles nor the other order of bytes
+        array = array.astype(f'{array.dtype.kind}{min(array.dtype.itemsize, 8)}')
     # A copy where it must be: torch takes no read-only array, which protobuf makes of a tensor.
     return torch.from_numpy(np.require(array, requirements=['C', 'W']))
 

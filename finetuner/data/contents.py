@@ -132,7 +132,9 @@ def has_score(doc: Document) -> bool:
 def read_score(doc: Document) -> float | None:
     """Return the score of a pair; None where its tag holds anything but a number from 0 to 1."""
     score = doc.tags[SCORE_TAG]
-    return float(score) if isinstance(score, (Real, np.bool_)) and 0 <= score <= 1 else None
+    is_number = isinstance(score, (Real, np.bool_))
+    # compared as it came: an int may be too large for a float
+    return float(score) if is_number and 0 <= score <= 1 else None
 
 
 def _older_tags(tags: dict[str, Any]) -> dict[str, Any]:
@@ -177,10 +179,21 @@ def has_content(doc: Document) -> bool:
 
 
 def wrong_field(doc: Document) -> str | None:
-    """Say which field of a Document holds what it cannot, which docarray lets pass; None if none.
+    """Say which field holds what docarray lets pass and nobody can read; None if all are right.
 
-    Only types are looked at. Matches and chunks are not.
+    Only types are looked at, those of matches and chunks too.
     """
+    fault = _wrong_field(doc)
+    if fault:
+        return fault
+    for inner in (*nested_documents(doc, 'matches'), *nested_documents(doc, 'chunks')):
+        fault = _wrong_field(inner)
+        if fault:
+            return f'{fault}, in a match or chunk'
+    return None
+
+
+def _wrong_field(doc: Document) -> str | None:
     data = doc._data
     for name in _TEXT_FIELDS:
         value = getattr(data, name)

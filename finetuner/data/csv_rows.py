@@ -134,13 +134,15 @@ class RowReader:
         return csv.reader(lines, dialect, strict=True)
 
     def _lines(self) -> Iterator[str]:
-        lines = iter(self._file)
+        lines: Iterator[str] | None = None
         for number in itertools.count(1):
             try:
+                lines = iter(self._file) if lines is None else lines
                 line = next(lines, None)
             except UnicodeError as error:
                 raise DataError(self._undecodable(error)) from error
-            except OSError as error:
+            except (OSError, ValueError) as error:
+                # a ValueError where the file was closed
                 raise DataError(f'{self._name!r} cannot be read: {error}') from error
             if line is None:
                 return

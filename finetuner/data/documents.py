@@ -5,7 +5,6 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Literal
 
 import numpy as np
@@ -26,6 +25,9 @@ from finetuner.data.contents import (
     positions_text,
     raw_label,
     read_label,
+    read_score,
+    shown_value,
+    wrong_field,
 )
 from finetuner.data.labelling import (
     ClassLabels,
@@ -151,6 +153,9 @@ def survey_documents(docs: Sequence[Document]) -> Survey:
                 f'item {position} is a {type(doc).__name__}, not a Document: give '
                 'docarray.Document objects'
             )
+        fault = wrong_field(doc)
+        if fault:
+            raise DataError(f'Document {position}: {fault}')
         kind = kind_of(doc)
         positions.setdefault(kind, Positions()).add(position)
         ids.append(hash(doc.id))
@@ -184,7 +189,7 @@ def _duplicates(docs: Sequence[Document], hashes: NDArray[np.int64]) -> dict[str
         id_ = docs[position].id
         if id_ in seen:
             problem = (
-                f'the id {id_!r} is that of Document {seen[id_]} too: give every Document an id of '
+                f'the id {shown_value(id_)} is that of Document {seen[id_]} too: give every Document an id of '
                 'its own, or leave ids out'
             )
             again.setdefault(problem, Positions()).add(position)
@@ -224,7 +229,7 @@ def _session_problems(root: Document) -> Iterator[str]:
         if not has_content(match):
             yield 'content of a match is empty: set text, tensor, blob or uri'
         if match_label(match) is None:
-            found = f'the label {raw_label(match)!r}' if has_label(match) else 'no label'
+            found = f'the label {shown_value(raw_label(match))}' if has_label(match) else 'no label'
             yield (
                 f"a match has {found}: a session's matches are labelled 1 (similar to the root) "
                 'or -1 (not similar); see docs/data.md#session'
@@ -238,9 +243,9 @@ def _pair_problems(doc: Document, kind: DataKind) -> Iterator[str]:
     if any(not has_content(chunk) for chunk in chunks):
         yield 'content of a chunk is empty: set text, tensor, blob or uri'
     if kind == 'scored_pair':
-        score = doc.tags[SCORE_TAG]
-        if not isinstance(score, Real) or not 0 <= float(score) <= 1:
-            yield f'{SCORE_TAG} {score!r} is not a number from 0 to 1; see docs/data.md#pairs'
+        if read_score(doc) is None:
+            found = shown_value(doc.tags[SCORE_TAG])
+            yield f'{SCORE_TAG} {found} is not a number from 0 to 1; see docs/data.md#pairs'
     elif sorted(chunk.modality or '' for chunk in chunks) != sorted(MODALITIES):
         yield (
             'the chunks are not of modality `text` and `image`: set `modality`, or give the pair a '
@@ -256,6 +261,12 @@ def _mixture(positions: dict[DataKind, Positions]) -> dict[str, Positions]:
             f'`{LABEL_TAG}` of all Documents or of none; see docs/data.md#class': positions[
                 'instance'
             ]
+        }
+    if set(positions) == {'session', 'instance'}:
+        return {
+            f'matches are missing, while {positions["session"].count} others have some: set '
+            'matches of all Documents or of none, and leave out roots that have none; see '
+            'docs/data.md#session': positions['instance']
         }
     return {
         f'these are {KIND_NAMES[kind]}, and all Documents of a data set must be of one kind': where

@@ -18,7 +18,6 @@ from docarray import Document
 from numpy.typing import NDArray
 
 from finetuner.data.contents import (
-    SCORE_TAG,
     content_of,
     is_local_file,
     match_label,
@@ -26,6 +25,8 @@ from finetuner.data.contents import (
     normalise_label,
     positions_text,
     raw_label,
+    read_score,
+    wrong_field,
 )
 from finetuner.data.documents import DataKind, data_kind, kind_of
 from finetuner.data.items import (
@@ -34,6 +35,7 @@ from finetuner.data.items import (
     item_name,
     items_of,
     picture_format,
+    plain_array,
     scheme_of,
     shape_text,
 )
@@ -56,7 +58,7 @@ class Inventory:
         num_without_positive: sessions with no match labelled 1.
         classes: number of each class, by label, in order of appearance.
         class_numbers: number of the class of each Document; -1 where it has no label.
-        scores: of scored pairs, those that are numbers.
+        scores: of scored pairs, those that are numbers from 0 to 1.
         contents: items by what they hold: text, tensor, blob, uri, nothing.
         shapes: tensors by shape and dtype.
         formats: blobs by the picture format that they begin like.
@@ -146,8 +148,8 @@ class Inventory:
             self.matches.update(labels)
             self.num_without_positive += 1 not in labels
         elif kind == 'scored_pair':
-            score = doc.tags[SCORE_TAG]
-            if isinstance(score, (int, float)) and np.isfinite(score):
+            score = read_score(doc)
+            if score is not None:
                 self.scores.append(score)
         elif kind == 'class':
             try:
@@ -293,12 +295,9 @@ class _Watched(Sequence[Document]):
                 # data_kind refuses it
                 yield doc
                 return
-            for name in ('text', 'uri'):
-                value = getattr(doc, name)
-                if not isinstance(value, (str, type(None))):
-                    raise DataError(
-                        f'Document {position}: its {name} is {value!r:.80}, and takes a str'
-                    )
+            fault = wrong_field(doc)
+            if fault:
+                raise DataError(f'Document {position}: {fault}')
             if position == self._inventory.num_documents:
                 self._inventory.add(doc)
             yield doc
@@ -349,7 +348,7 @@ def open_sample(docs: Sequence[Document], inventory: Inventory, most: int) -> Op
         content = content_of(item)
         try:
             data = _open(content, opened)
-        except PictureError as error:
+        except DataError as error:
             opened.failures.append(f'{item_name(doc, position, number)}: {error}')
             continue
         label = inventory.class_numbers[position]
@@ -370,10 +369,7 @@ def _open(content: Any, opened: Opened) -> bytes | None:
     from finetuner.images import load_picture, read_uri
 
     if not isinstance(content, (str, bytes, bytearray, memoryview)):
-        try:
-            array = np.asarray(content)
-        except (ValueError, TypeError, RuntimeError) as error:
-            raise PictureError(f'its tensor is no array: {error}') from error
+        array = plain_array(content)
         if array.dtype.kind == 'f' and not np.isfinite(array).all():
             raise PictureError('its tensor holds numbers that are not finite')
         return None

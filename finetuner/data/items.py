@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 from docarray import Document
+from numpy.typing import NDArray
 
 from finetuner.data.contents import (
     has_content,
@@ -17,6 +18,7 @@ from finetuner.data.contents import (
     is_local_file,
     nested_documents,
 )
+from finetuner.excepts import DataError
 
 _SIGNATURES = (
     ('JPEG', re.compile(rb'\xff\xd8\xff')),
@@ -76,10 +78,24 @@ def shape_text(content: Any) -> str:
     return f'{[int(length) for length in shape]} {dtype}'
 
 
+def plain_array(content: Any) -> NDArray[Any]:
+    """Return a tensor as an array of NumPy.
+
+    Raises:
+        DataError: it is none, such as a list of lists that differ in length; says why.
+    """
+    try:
+        # a tensor of torch that learns gives its values only so
+        return np.asarray(content.detach() if hasattr(content, 'detach') else content)
+    except (ValueError, TypeError, RuntimeError) as error:
+        reason = str(error).partition('. ')[0]
+        raise DataError(f'its tensor is no array: {reason}') from error
+
+
 def array_key(content: Any) -> Any:
     """Return what tells tensors of different values apart."""
     try:
-        array = np.asarray(content)
-    except (ValueError, TypeError, RuntimeError):
+        array = plain_array(content)
+    except DataError:
         return ('no array', id(content))
     return array.tobytes() if array.dtype != object else ('no array', id(content))

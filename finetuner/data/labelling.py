@@ -17,6 +17,7 @@ from finetuner.data.contents import (
     nested_documents,
     normalise_label,
     raw_label,
+    read_score,
 )
 from finetuner.excepts import DataError
 

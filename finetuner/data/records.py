@@ -142,7 +142,8 @@ def _parquet_records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
                 for record in _rows_of(batch, path):
                     yield f'row {next(numbers)} of {path.name!r}', record
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f'{str(path)!r} cannot be read as Parquet: {error}') from error
+        reason = ' '.join(str(error).split())
+        raise DataError(f'{str(path)!r} cannot be read as Parquet: {reason}') from error
 
 
 def _rows_of(batch: Any, path: Path) -> list[dict[str, Any]]:

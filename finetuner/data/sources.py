@@ -9,9 +9,10 @@ from typing import Any, TextIO, TypeGuard
 
 from docarray import Document, DocumentArray
 
+from finetuner.data.contents import shown_value, wrong_field
 from finetuner.data.csv import CSVOptions, read_csv
 from finetuner.data.folders import read_folder
-from finetuner.excepts import ConfigError, DataError
+from finetuner.excepts import ConfigError, DataError, FinetunerError
 
 CSV_ENDINGS = ('.csv', '.tsv')
 JSON_LINES_ENDINGS = ('.jsonl', '.ndjson')
@@ -124,13 +125,36 @@ def _opened_array(docs: DocumentArray) -> Sequence[Document]:
 
 
 def _checked(elements: Iterable[Any]) -> Iterator[Document]:
-    for position, element in enumerate(elements):
+    for position, element in enumerate(_named_failures(elements)):
         if not isinstance(element, Document):
             raise DataError(
                 f'element {position} is a {type(element).__name__}, not a Document: wrap it, such '
                 'as Document(text=...) or Document(uri=...), with its label in the tag '
                 "'finetuner_label'"
             )
+        fault = wrong_field(element)
+        if fault:
+            raise DataError(f'Document {position}: {fault}')
+        yield element
+
+
+def _named_failures(elements: Iterable[Any]) -> Iterator[Any]:
+    count = 0
+    iterator = iter(elements)
+    while True:
+        try:
+            element = next(iterator)
+        except StopIteration:
+            return
+        except FinetunerError:
+            raise
+        except Exception as error:
+            # it is the user's own code, which may raise anything
+            raise DataError(
+                f'the iterator of the data failed after {count} Documents: '
+                f'{type(error).__name__}: {error}'
+            ) from error
+        count += 1
         yield element
 
 
@@ -142,7 +166,7 @@ def _open_path(source: str | os.PathLike[str], options: CSVOptions | None) -> Se
     if os.path.isdir(name):
         return spool_documents(read_folder(name))
     if not os.path.isfile(name):
-        raise DataError(f'there is no file or folder {str(source)!r}')
+        raise DataError(f'there is no file or folder {shown_value(str(source))}')
     path = Path(name)
     ending = path.suffix.lower()
     try:

@@ -217,7 +217,10 @@ def check_pictures(plan: Plan) -> None:
             named = [broken[index] for index in sorted(broken)[:_NUM_NAMED]]
             more = f'; and {len(broken) - _NUM_NAMED} more' if len(broken) > _NUM_NAMED else ''
             many = f'{len(broken)} pictures cannot be opened: ' if len(broken) > 1 else ''
-            raise PictureError(f'{name}: {many}{"; ".join(named)}{more}')
+            raise PictureError(
+                f'{name}: {many}{"; ".join(named)}{more}. Mend or remove them, or leave them out '
+                "with on_broken='skip'"
+            )
 
 
 def leave_out_broken(plan: Plan) -> Plan:
@@ -255,8 +258,9 @@ def _openable(dataset: Dataset, size: int, limit: int, name: str) -> Dataset:
         return dataset
     lost = np.array(sorted(dataset.lost_documents(broken)), dtype=np.int64)
     logger.warning(
-        '%s: %d of %d Documents are left out, since their pictures cannot be opened',
+        '%s: %d pictures cannot be opened, and with them %d of %d Documents are left out',
         name,
+        len(broken),
         len(lost),
         dataset.num_documents,
     )

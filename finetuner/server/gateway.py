@@ -23,6 +23,10 @@ from finetuner.server.security import DENIED, TokenCheck, refuse_open_server
 
 _OPEN_METHODS = ('/grpc.health.v1.Health/', '/jina.JinaGatewayDryRunRPC/')
 _JINAS_OWN = '_jina'
+_NOT_FINITE = (
+    'a tag or a parameter of the request is NaN or infinite: such numbers cannot be sent; mend or '
+    'remove the Documents that hold one'
+)
 
 
 class Gateway(CompositeGateway):
@@ -102,7 +106,10 @@ class Gateway(CompositeGateway):
         """Leave of an Executor's error what a client may read."""
         exception = answer.header.status.exception
         arguments = list(exception.args)
-        if http_status(exception.name) is None:
+        if exception.name == 'ValueError' and 'Fail to serialize' in ''.join(arguments):
+            # protobuf's refusal to hand an Executor such a number, before our code sees the request
+            _fail(answer, 'DataError', _NOT_FINITE)
+        elif http_status(exception.name) is None:
             self.logger.error(
                 f'request {request_id} to {endpoint} failed in {exception.executor}: '
                 f'{exception.name}({", ".join(arguments)})'

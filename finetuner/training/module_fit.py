@@ -84,8 +84,9 @@ class ModuleFitOptions:
             raise ConfigError(f'scheduler_step: {self.scheduler_step!r} is not batch or epoch')
         if self.on_broken not in ('stop', 'skip'):
             raise ConfigError(f'on_broken: {self.on_broken!r} is not stop or skip')
-        if isinstance(self.views_per_instance, bool) or self.views_per_instance < 2:
-            raise ConfigError(f'views_per_instance: {self.views_per_instance!r} is not 2 or more')
+        views = self.views_per_instance
+        if isinstance(views, bool) or not isinstance(views, int) or views < 2:
+            raise ConfigError(f'views_per_instance: {views!r} is not a whole number of 2 or more')
         if self.device not in ('cpu', 'cuda'):
             raise ConfigError(f'device: {self.device!r} is not cpu or cuda')
 
@@ -187,7 +188,8 @@ def _probe_dimension(
     model: torch.nn.Module, pipeline: Pipeline, dataset: LabelledDataset[Any], device: str
 ) -> int:
     """Embed two items to see what the model gives, before training starts."""
-    inputs, _ = next(iter(pipeline.loader(dataset, SequentialSampler(len(dataset), 2))))
+    two = SequentialSampler(len(dataset), 2)
+    inputs, _ = next(iter(pipeline.loader(dataset, two, on_broken=pipeline.on_broken)))
     model.to(device)
     was_training = model.training
     model.eval()

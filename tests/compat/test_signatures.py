@@ -11,8 +11,7 @@ import inspect
 import pytest
 
 import finetuner
-from finetuner import callback
-from finetuner.data import ClassDataset, ClassSampler
+from finetuner import callback, data
 from finetuner.experiment import Experiment
 from finetuner.fitting import fit_own_model
 from finetuner.run import Run
@@ -212,13 +211,16 @@ OLD_MODULE_FUNCTIONS = {
         ('**kwargs', NEEDED),
     ],
 }
-CLASS_DATASET = [('self', NEEDED), ('docs', NEEDED), ('preprocess_fn', None)]
-CLASS_SAMPLER = [
-    ('self', NEEDED),
-    ('labels', NEEDED),
-    ('batch_size', NEEDED),
-    ('num_items_per_class', None),
-]
+DATASET = [('docs', NEEDED), ('preprocess_fn', None)]
+SAMPLERS = {
+    'ClassSampler': [('labels', NEEDED), ('batch_size', NEEDED), ('num_items_per_class', None)],
+    'SessionSampler': [('labels', NEEDED), ('batch_size', NEEDED), ('shuffle', True)],
+    'InstanceSampler': [
+        ('num_instances', NEEDED),
+        ('batch_size', NEEDED),
+        ('views_per_instance', 2),
+    ],
+}
 
 # what differs from the tables, by function and parameter, and why
 DEVIATIONS = {
@@ -359,10 +361,14 @@ def test_what_is_absent_is_listed_until_it_is_there():
     assert [name for name in ABSENT_CALLBACKS if hasattr(callback, name)] == []
 
 
-def test_class_data_of_041():
-    check('ClassDataset', parameters(ClassDataset.__init__), CLASS_DATASET)
-    check('ClassSampler', parameters(ClassSampler.__init__), CLASS_SAMPLER)
-    assert parameters(ClassSampler.__init__)[-1] == ('seed', None)
+@pytest.mark.parametrize('name', ['ClassDataset', 'SessionDataset', 'InstanceDataset'])
+def test_datasets_of_041(name):
+    assert parameters(getattr(data, name)) == DATASET
+
+
+@pytest.mark.parametrize('name', SAMPLERS)
+def test_samplers_of_041(name):
+    assert parameters(getattr(data, name)) == [*SAMPLERS[name], ('seed', None)]
 
 
 def test_the_executor_of_081():
