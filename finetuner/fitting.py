@@ -121,10 +121,12 @@ def fit_backbone(
         NotFoundError: pushed data or the artifact does not exist.
     """
     parameters = dict(locals())
-    configs, data = callback_parameters(parameters.pop('callbacks'), parameters.pop('csv_options'))
-    data['train_data'] = opened(parameters.pop('train_data'), csv_options)
+    configs, data = callback_parameters(
+        parameters.pop('callbacks'), parameters.pop('csv_options'), on_broken
+    )
+    data['train_data'] = opened(parameters.pop('train_data'), csv_options, on_broken)
     if parameters.pop('eval_data') is not None:
-        data['eval_data'] = opened(eval_data, csv_options)
+        data['eval_data'] = opened(eval_data, csv_options, on_broken)
     client = get_client()
     return Run.from_dict(client, client.fit({**parameters, 'callbacks': configs}, data))
 
@@ -233,14 +235,16 @@ def fit_own_model(
         on_broken=on_broken,  # type: ignore[arg-type]
         seed=seed,
     )
-    train_docs = _own_documents(train_data, csv_options, 'train_data')
-    eval_docs = None if eval_data is None else _own_documents(eval_data, csv_options, 'eval_data')
+    train_docs = _own_documents(train_data, csv_options, on_broken, 'train_data')
+    eval_docs = None
+    if eval_data is not None:
+        eval_docs = _own_documents(eval_data, csv_options, on_broken, 'eval_data')
     fit_module(model, train_docs, eval_docs, options)
     return model
 
 
-def _own_documents(data: Any, csv_options: CSVOptions | None, name: str) -> Any:
-    docs = opened(data, csv_options)
+def _own_documents(data: Any, csv_options: CSVOptions | None, on_broken: str, name: str) -> Any:
+    docs = opened(data, csv_options, on_broken)
     if isinstance(docs, str):
         raise ConfigError(
             f'{name} {data!r} is no file, and pushed data is for models known by name: give '

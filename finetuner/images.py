@@ -74,6 +74,9 @@ def picture_of(
     try:
         return load_picture(source, size, policy)
     except PictureError as error:
+        if source is doc.uri and source[:200] not in str(error):
+            # errors of reading name the file, those of decoding know of none
+            name = f'{name} ({source[:200]})'
         raise PictureError(f'{name}: {error}') from error
 
 

@@ -160,7 +160,9 @@ def _read_file(uri: str, policy: PicturePolicy) -> bytes:
         # Links are followed before the check, and the path that was checked has none at its end.
         path, no_link = os.path.realpath(path), getattr(os, 'O_NOFOLLOW', 0)
         folders = [p for p in policy.uri_allow if not p.lower().startswith(('http:', 'https:'))]
-        if not any(Path(path).is_relative_to(os.path.realpath(_local_path(folder))) for folder in folders):
+        if not any(
+            Path(path).is_relative_to(os.path.realpath(_local_path(folder))) for folder in folders
+        ):
             raise _not_allowed(uri, policy)
     # Not blocking, so that a named pipe is refused instead of waited for.
     flags = os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0) | no_link

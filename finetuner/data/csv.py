@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 from urllib.parse import urlsplit
 
 from docarray import Document
@@ -124,7 +124,9 @@ def _require_count(name: str, value: Any) -> None:
 
 
 def read_csv(
-    file: str | os.PathLike[str] | TextIO, options: CSVOptions | None = None
+    file: str | os.PathLike[str] | TextIO,
+    options: CSVOptions | None = None,
+    on_broken: Literal['stop', 'skip'] = 'stop',
 ) -> Iterator[Document]:
     """Read training data from a CSV file without a header, row by row.
 
@@ -145,6 +147,8 @@ def read_csv(
         file: a path, or an open text file. Paths of pictures are relative to the file's folder,
             or to the working directory for an open file.
         options: None for the defaults.
+        on_broken: `'stop'` at a picture file that is not there or cannot be read, or leave it to
+            whoever opens the picture to `'skip'` it: its Document has the path as `uri`.
 
     Yields:
         Documents. Pictures read into a blob have what the cell said in `tags['file']`.
@@ -160,11 +164,11 @@ def read_csv(
     if not isinstance(file, (str, os.PathLike)):
         name = getattr(file, 'name', None)
         name = name if isinstance(name, str) else 'the CSV'
-        return _CSVReader(file, name, Path.cwd(), options).documents()
+        return _CSVReader(file, name, Path.cwd(), options, on_broken == 'skip').documents()
     path = Path(os.path.expanduser(file))
     if not os.path.isfile(path):
         raise DataError(f'there is no CSV file {str(file)!r}')
-    return _read_path(path, options)
+    return _read_path(path, options, on_broken == 'skip')
 
 
 def is_picture_cell(cell: str) -> bool:
@@ -186,20 +190,23 @@ def is_picture_cell(cell: str) -> bool:
     return cell.strip().lower().endswith(PICTURE_SUFFIXES)
 
 
-def _read_path(path: Path, options: CSVOptions) -> Iterator[Document]:
+def _read_path(path: Path, options: CSVOptions, skips: bool) -> Iterator[Document]:
     is_utf8 = codecs.lookup(options.encoding).name == 'utf-8'
     try:
         file = path.open(encoding='utf-8-sig' if is_utf8 else options.encoding, newline='')
     except OSError as error:
         raise DataError(f'{str(path)!r} cannot be read: {error.strerror or error}') from error
     with file:
-        yield from _CSVReader(file, path.name, path.parent, options).documents()
+        yield from _CSVReader(file, path.name, path.parent, options, skips).documents()
 
 
 class _CSVReader:
     """Makes Documents of the rows of one file, once."""
 
-    def __init__(self, file: TextIO, name: str, folder: Path, options: CSVOptions) -> None:
+    def __init__(
+        self, file: TextIO, name: str, folder: Path, options: CSVOptions, skips: bool
+    ) -> None:
+        self._skips = skips
         self._name = name
         self._folder = folder
         self._options = options
@@ -269,7 +276,7 @@ class _CSVReader:
         if kind == 'text':
             return Document(text=cell)
         try:
-            uri = picture_uri(cell.strip(), self._folder)
+            uri = picture_uri(cell.strip(), self._folder, must_exist=not self._skips)
         except DataError as error:
             self._reader.refuse(row, str(error), error)
         if self._options.convert_to_blob and is_local_file(uri):
@@ -282,6 +289,8 @@ class _CSVReader:
         try:
             doc.blob = read_uri(Path(doc.uri))
         except PictureError as error:
+            if self._skips:
+                return
             raise DataError(f'{where}: {error}') from error
         doc.uri = None
 

@@ -264,6 +264,9 @@ class TextImageDataset(_PairDataset[tuple[int, int]]):
         chunks = nested_documents(root, 'chunks')
         return next(chunk for chunk in chunks if chunk.modality == MODALITIES[inner])
 
+    def _inner_name(self, inner: int) -> str:
+        return f', {MODALITIES[inner]}'
+
     def _relabel(self, whole: LabelledDataset[Any], numbers: NDArray[np.int64]) -> None:
         self._values = whole._values[: 2 * len(numbers)]
 

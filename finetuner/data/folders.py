@@ -21,13 +21,14 @@ _SPLITS = {'train', 'training', 'val', 'valid', 'validation', 'dev', 'eval', 'te
 _NAMES_SHOWN = 3
 
 
-def picture_uri(name: str, folder: Path) -> str:
+def picture_uri(name: str, folder: Path, must_exist: bool = True) -> str:
     """Turn the way a data file names a picture into a uri that holds wherever one stands.
 
     Args:
         name: a path, absolute or relative to `folder`, or a uri with the scheme `file`, `http`,
             `https` or `data`.
         folder: that of the data file.
+        must_exist: whether a file that is not there is an error.
 
     Returns:
         The absolute path of a local file; other uris as they are.
@@ -52,7 +53,7 @@ def picture_uri(name: str, folder: Path) -> str:
             raise DataError(f'{name!r} names the host {parts.netloc!r}: files are local')
         path = unquote(parts.path)
     path = os.path.abspath(folder / os.path.expanduser(path))
-    if not os.path.isfile(path):
+    if must_exist and not os.path.isfile(path):
         raise DataError(
             f'there is no file {name!r} in the folder {str(folder)!r}: paths are absolute or '
             'relative to that folder'

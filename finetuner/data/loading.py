@@ -96,6 +96,14 @@ class BatchLoader(DataLoader[Any]):
                 elif len(self.broken) == _NUM_LOGGED + 1:
                     _LOGGER.warning('More are left out and counted, but not named here')
 
+    def log_broken(self) -> None:
+        """Say in the log how many Documents were left out, if any."""
+        if self.broken:
+            _LOGGER.warning(
+                '%d Documents were left out of batches, since they cannot be loaded',
+                len(self.broken),
+            )
+
     def close(self) -> None:
         """End the workers; iterating starts new ones."""
         iterator, self._iterator = self._iterator, None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 from docarray import Document
@@ -29,9 +30,13 @@ _ROWS_READ_AT_ONCE = 64
 _BUFFER_BYTES = 1024 * 1024
 
 _Pair = tuple[Document, Document]
+# the way a record names a picture to its uri
+_Locate = Callable[[str], str]
 
 
-def read_json_lines(path: str | os.PathLike[str]) -> Iterator[Document]:
+def read_json_lines(
+    path: str | os.PathLike[str], on_broken: Literal['stop', 'skip'] = 'stop'
+) -> Iterator[Document]:
     """Read training data from a JSON Lines file: an object on each line, a Document each.
 
     | keys | Documents |
@@ -53,6 +58,8 @@ def read_json_lines(path: str | os.PathLike[str]) -> Iterator[Document]:
 
     Args:
         path: of the file, in UTF-8. Empty lines are skipped.
+        on_broken: `'stop'` at a picture file that is not there, or leave it to whoever opens the
+            picture to `'skip'` it.
 
     Yields:
         Documents, in order.
@@ -62,15 +69,18 @@ def read_json_lines(path: str | os.PathLike[str]) -> Iterator[Document]:
             is named.
     """
     file = _existing(path)
-    return _documents(_json_records(file), file)
+    return _documents(_json_records(file), file, on_broken == 'stop')
 
 
-def read_parquet(path: str | os.PathLike[str]) -> Iterator[Document]:
+def read_parquet(
+    path: str | os.PathLike[str], on_broken: Literal['stop', 'skip'] = 'stop'
+) -> Iterator[Document]:
     """Read training data from a Parquet file: a Document for each row, in batches.
 
     Args:
         path: of the file. Its columns are the keys of `read_json_lines`; `image` may also hold
             bytes, or bytes and path as Hugging Face's data sets do.
+        on_broken: as for `read_json_lines`.
 
     Yields:
         Documents, in order.
@@ -80,7 +90,7 @@ def read_parquet(path: str | os.PathLike[str]) -> Iterator[Document]:
         DataError: no such file, no Parquet, or a row that fits no form; the row is named, from 1.
     """
     file = _existing(path)
-    return _documents(_parquet_records(file), file)
+    return _documents(_parquet_records(file), file, on_broken == 'stop')
 
 
 def _existing(path: str | os.PathLike[str]) -> Path:
@@ -154,8 +164,11 @@ def _rows_of(batch: Any, path: Path) -> list[dict[str, Any]]:
         raise DataError(f'{str(path)!r} holds values that Python cannot read: {error}') from error
 
 
-def _documents(records: Iterable[tuple[str, Mapping[str, Any]]], path: Path) -> Iterator[Document]:
-    made = ((where, _made(record, path.parent, where)) for where, record in records)
+def _documents(
+    records: Iterable[tuple[str, Mapping[str, Any]]], path: Path, must_exist: bool
+) -> Iterator[Document]:
+    locate = functools.partial(picture_uri, folder=path.parent, must_exist=must_exist)
+    made = ((where, _made(record, locate, where)) for where, record in records)
     first = next(made, None)
     if first is None:
         raise DataError(f'{path.name!r} holds no records')
@@ -176,9 +189,9 @@ def _alike(
         yield doc_or_pair
 
 
-def _made(record: Mapping[str, Any], folder: Path, where: str) -> Document | _Pair:
+def _made(record: Mapping[str, Any], locate: _Locate, where: str) -> Document | _Pair:
     try:
-        return _Record(record, folder, where).document_or_pair()
+        return _Record(record, locate, where).document_or_pair()
     except RecursionError as error:
         raise DataError(f'{where} is nested too deep') from error
 
@@ -186,8 +199,8 @@ def _made(record: Mapping[str, Any], folder: Path, where: str) -> Document | _Pa
 class _Record:
     """One record on its way to a Document."""
 
-    def __init__(self, record: Mapping[str, Any], folder: Path, where: str) -> None:
-        self._folder = folder
+    def __init__(self, record: Mapping[str, Any], locate: _Locate, where: str) -> None:
+        self._locate = locate
         self._where = where
         for key in record:
             if key not in _KEYS:
@@ -321,7 +334,7 @@ class _Record:
         where = f'{self._where}, {kind} {number}'
         if not isinstance(record, dict):
             raise DataError(f'{where} is {_shown(record)}, not a record')
-        inner = _Record(record, self._folder, where)
+        inner = _Record(record, self._locate, where)
         doc = inner.document_or_pair()
         if isinstance(doc, tuple):
             inner._refuse('a pair stands at the top, not in a record')
@@ -361,7 +374,7 @@ class _Record:
         if not isinstance(value, str) or not value.strip():
             self._refuse(f'`{key}` is {_shown(value)}, not a path or uri')
         try:
-            return Document(uri=picture_uri(value, self._folder))
+            return Document(uri=self._locate(value))
         except DataError as error:
             self._refuse(str(error), error)
 

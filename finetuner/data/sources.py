@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO, TypeGuard
+from typing import Any, Literal, TextIO, TypeGuard
 
 from docarray import Document, DocumentArray
 
@@ -26,6 +26,7 @@ _HEADER_BYTES = 9
 def open_documents(
     source: Iterable[Document] | str | os.PathLike[str] | TextIO,
     csv_options: CSVOptions | None = None,
+    on_broken: Literal['stop', 'skip'] = 'stop',
 ) -> Sequence[Document]:
     """Open training data of any form as a sequence of Documents.
 
@@ -46,6 +47,8 @@ def open_documents(
     Args:
         source: as above.
         csv_options: how a CSV file is read; only for those.
+        on_broken: `'stop'` at a picture that a CSV, JSON Lines or Parquet file names and that is
+            not there, or leave it to whoever opens the picture to `'skip'` it.
 
     Raises:
         ConfigError: `csv_options` with another source.
@@ -61,9 +64,9 @@ def open_documents(
     if isinstance(source, (list, tuple)):
         return DocumentArray(_checked(source))
     if isinstance(source, (str, os.PathLike)):
-        return _open_path(source, csv_options)
+        return _open_path(source, csv_options, on_broken)
     if _is_open_file(source):
-        return spool_documents(read_csv(source, csv_options))
+        return spool_documents(read_csv(source, csv_options, on_broken))
     if isinstance(source, Iterable) and not isinstance(source, (Document, bytes, bytearray, dict)):
         return spool_documents(_checked(source))
     hint = ': put it into a DocumentArray' if isinstance(source, Document) else ''
@@ -158,7 +161,9 @@ def _named_failures(elements: Iterable[Any]) -> Iterator[Any]:
         yield element
 
 
-def _open_path(source: str | os.PathLike[str], options: CSVOptions | None) -> Sequence[Document]:
+def _open_path(
+    source: str | os.PathLike[str], options: CSVOptions | None, on_broken: Literal['stop', 'skip']
+) -> Sequence[Document]:
     from finetuner.data.stored import SQLiteDocuments, StoredDocuments, spool_documents
 
     name = os.path.expanduser(source)
@@ -176,18 +181,20 @@ def _open_path(source: str | os.PathLike[str], options: CSVOptions | None) -> Se
             return StoredDocuments(path)
     except OSError as error:
         raise DataError(f'{str(source)!r} cannot be read: {error.strerror or error}') from error
-    return spool_documents(_stream(path, ending, options))
+    return spool_documents(_stream(path, ending, options, on_broken))
 
 
-def _stream(path: Path, ending: str, options: CSVOptions | None) -> Iterator[Document]:
+def _stream(
+    path: Path, ending: str, options: CSVOptions | None, on_broken: Literal['stop', 'skip']
+) -> Iterator[Document]:
     from finetuner.data.records import read_json_lines, read_parquet
 
     if ending in CSV_ENDINGS:
-        return read_csv(path, options)
+        return read_csv(path, options, on_broken)
     if ending in JSON_LINES_ENDINGS:
-        return read_json_lines(path)
+        return read_json_lines(path, on_broken)
     if ending == '.parquet':
-        return read_parquet(path)
+        return read_parquet(path, on_broken)
     raise DataError(
         f'the ending {ending!r} of {path.name!r} is none that is known: allowed are '
         f'{" ".join(ENDINGS)}, folders, and files written with `save_documents` or '

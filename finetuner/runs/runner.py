@@ -254,11 +254,7 @@ def _train(
             freeze_batch_norm=_freezes_batch_norm(config),
         )
         trainer.fit(loader, config.epochs, val_loader)
-        if loader.broken:
-            logger.warning(
-                '%d Documents were left out of batches, since they cannot be loaded',
-                len(loader.broken),
-            )
+        loader.log_broken()
 
 
 def _training_picture(doc: Document, size: int, augmentation: Augmentation | None) -> np.ndarray:

@@ -26,12 +26,13 @@ NOT_STORED_YET = 'sha256:' + '0' * 64
 Documents = Sequence[Document]
 
 
-def opened(data: Any, csv_options: CSVOptions | None) -> Documents | str:
+def opened(data: Any, csv_options: CSVOptions | None, on_broken: Any = 'stop') -> Documents | str:
     """Open whatever was given as data; what names pushed data is left to the client.
 
     Args:
         data: a path, Documents, an iterator of them, or the name of pushed data.
         csv_options: how CSV files are read; not looked at for anything else.
+        on_broken: see `open_documents`.
 
     Returns:
         Documents, or the name.
@@ -43,17 +44,20 @@ def opened(data: Any, csv_options: CSVOptions | None) -> Documents | str:
 
     if isinstance(data, str) and not is_source_path(data):
         return data
-    return open_documents(data, csv_options if is_csv(data) else None)
+    return open_documents(data, csv_options if is_csv(data) else None, on_broken)
 
 
 def callback_parameters(
-    callbacks: Iterable[Any] | None, csv_options: CSVOptions | None = None
+    callbacks: Iterable[Any] | None,
+    csv_options: CSVOptions | None = None,
+    on_broken: Any = 'stop',
 ) -> tuple[list[dict[str, Any]], dict[str, Documents | str]]:
     """Split callbacks into plain JSON values and their Documents, as `Client.fit` takes them.
 
     Args:
         callbacks: instances of the dataclasses in `finetuner.callback`.
         csv_options: how CSV files among their data are read.
+        on_broken: see `open_documents`.
 
     Returns:
         `[{'name': ..., 'options': {...}}]`, and Documents or their names by
@@ -74,7 +78,7 @@ def callback_parameters(
         for field in fields(callback):
             value = getattr(callback, field.name)
             if field.name in ('query_data', 'index_data') and value is not None:
-                value = opened(value, csv_options)
+                value = opened(value, csv_options, on_broken)
             if isinstance(value, Sequence) and not isinstance(value, str):
                 data[f'callbacks.{position}.{field.name}'] = value
             else:

@@ -155,6 +155,7 @@ def fit_module(
             freeze_batch_norm=options.freeze_batch_norm,
         )
         trainer.fit(train_loader, options.epochs, val_loader)
+        train_loader.log_broken()
 
 
 def _no_examples(stage: str, results: dict[str, list[str]]) -> None:

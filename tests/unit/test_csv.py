@@ -287,3 +287,19 @@ def test_rows_stream(tmp_path):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 1_000_000
+
+
+@pytest.mark.parametrize('convert_to_blob', [True, False])
+def test_pictures_that_are_not_there_are_left_to_be_skipped(tmp_path, convert_to_blob):
+    picture(tmp_path / 'good.png')
+    (tmp_path / 'empty.png').write_bytes(b'')
+    path = written(tmp_path, 'good.png,a\nempty.png,b\nabsent.png,c\n')
+    options = CSVOptions(is_labeled=True, convert_to_blob=convert_to_blob)
+    with pytest.raises(DataError, match=r'row at line [23]'):
+        list(read_csv(path, options))
+    docs = list(read_csv(path, options, on_broken='skip'))
+    assert [doc.tags['finetuner_label'] for doc in docs] == ['a', 'b', 'c']
+    assert [doc.uri for doc in docs[1:]] == [
+        str(tmp_path / f'{n}.png') for n in ('empty', 'absent')
+    ]
+    assert bool(docs[0].blob) == convert_to_blob

@@ -173,7 +173,6 @@ def text_image_data(num_pairs):
     return docs
 
 
-CHUNK_PLACES = [f'Document {i}, chunk {chunk}' for i in range(2) for chunk in range(2)]
 # of each kind: its Documents, the contents and labels of its items, and its places
 KINDS = {
     InstanceDataset: (
@@ -198,13 +197,13 @@ KINDS = {
         lambda: pair_data(1, 0.25),
         ['0 a', '0 b', '1 a', '1 b'],
         [1.0, 1.0, 0.25, 0.25],
-        CHUNK_PLACES,
+        [f'Document {i}, chunk {chunk}' for i in range(2) for chunk in range(2)],
     ),
     TextImageDataset: (
         lambda: text_image_data(2),
         ['text 0', '0.png', 'text 1', '1.png'],
         [(0, 0), (0, 1), (1, 0), (1, 1)],
-        CHUNK_PLACES,
+        [f'Document {i}, {modality}' for i in range(2) for modality in ('text', 'image')],
     ),
 }
 each_kind = pytest.mark.parametrize('kind', KINDS, ids=lambda kind: kind.__name__)

@@ -233,3 +233,14 @@ def test_without_pyarrow_it_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'pyarrow', None)
     with pytest.raises(ConfigError, match=r"pip install 'finetuner\[parquet\]'"):
         list(read_parquet(path))
+
+
+def test_pictures_that_are_not_there_are_left_to_be_skipped(tmp_path):
+    path = lines_of(tmp_path, {'image': 'absent.png', 'matches': [{'uri': 'b.png', 'label': 1}]})
+    with pytest.raises(DataError, match=r"line 1 of 'x.jsonl', match 0: there is no file 'b.png'"):
+        list(read_json_lines(path))
+    (doc,) = read_json_lines(path, on_broken='skip')
+    assert [doc.uri, doc.matches[0].uri] == [str(tmp_path / n) for n in ('absent.png', 'b.png')]
+    path = table(tmp_path, image=['absent.png'])
+    (doc,) = read_parquet(path, on_broken='skip')
+    assert doc.uri == str(tmp_path / 'absent.png')
