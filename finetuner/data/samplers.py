@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _MIXING_ROUNDS = 12
+_BATCHES_AT_ONCE = 512
 
 
 class EpochSampler(ABC):
@@ -98,11 +99,14 @@ class ClassSampler(EpochSampler):
                 f'num_items_per_class must be at most batch_size ({batch_size}), '
                 f'not {num_items_per_class}'
             )
-        self._classes = classes.reshape(-1)
-        self._counts = counts
+        # Half the bytes: there are millions of these, in each loader's parent.
+        whole = np.int32 if len(classes) <= np.iinfo(np.int32).max // 2 else np.int64
+        self._classes = classes.reshape(-1).astype(whole)
+        self._counts = counts.astype(whole)
+        self._first = (np.cumsum(counts) - counts).astype(whole)
         self._num_items = num_items_per_class
         self._num_classes = batch_size // num_items_per_class
-        self._groups = -(-counts // num_items_per_class)
+        self._groups = -(-self._counts // num_items_per_class)
         self._num_batches = _most_batches(self._groups, self._num_classes)
 
     def __len__(self) -> int:
@@ -112,10 +116,14 @@ class ClassSampler(EpochSampler):
     def _batches(self, generator: np.random.Generator) -> Iterator[list[int]]:
         if not self._num_batches:
             return
-        for batch in self._items(self._table(generator), generator):
-            yield batch.tolist()
+        table = self._table(generator)
+        groups = _occurrence(table.reshape(-1)).reshape(table.shape)
+        shuffled = self._shuffled(generator)
+        for start in range(0, len(table), _BATCHES_AT_ONCE):
+            part = slice(start, start + _BATCHES_AT_ONCE)
+            yield from self._items(table[part], groups[part], shuffled).tolist()
 
-    def _table(self, generator: np.random.Generator) -> NDArray[np.int64]:
+    def _table(self, generator: np.random.Generator) -> NDArray[np.integer]:
         """Draw which classes make up each batch.
 
         Returns:
@@ -126,7 +134,7 @@ class ClassSampler(EpochSampler):
         if surplus:
             dropped = generator.choice(int(used.sum()), surplus, replace=False)
             np.subtract.at(used, np.repeat(np.arange(len(used)), used)[dropped], 1)
-        order = generator.permutation(len(used))
+        order = generator.permutation(len(used)).astype(used.dtype)
         groups = np.repeat(order, used[order])
         # Dealt like cards, one to each batch in turn: a class has at most as many groups as there
         # are batches, and they lie side by side, so no batch gets the same class twice.
@@ -136,19 +144,30 @@ class ClassSampler(EpochSampler):
                 table = _mix(table, generator)
         return table[generator.permutation(self._num_batches)]
 
-    def _items(self, table: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.int64]:
-        """Put items into the table of classes.
+    def _shuffled(self, generator: np.random.Generator) -> NDArray[np.integer]:
+        """Draw the order of the items within each class.
 
         Returns:
-            `[num_batches, items in a batch]` int, indices of items.
+            `[num_items]` int, indices of items: those of the first class, of the second, and so on.
         """
-        shuffled = np.lexsort((generator.random(len(self._classes)), self._classes))
-        first = np.cumsum(self._counts) - self._counts
-        group = _occurrence(table.reshape(-1)).reshape(table.shape)
-        place = group[..., None] * self._num_items + np.arange(self._num_items)
+        order = generator.permutation(len(self._classes)).astype(self._classes.dtype)
+        return order[np.argsort(self._classes[order], kind='stable')]
+
+    def _items(
+        self,
+        table: NDArray[np.integer],
+        groups: NDArray[np.integer],
+        shuffled: NDArray[np.integer],
+    ) -> NDArray[np.integer]:
+        """Put items into a part of the table of classes, given which group of its class each is.
+
+        Returns:
+            `[batches, items in a batch]` int, indices of items.
+        """
+        place = groups[..., None] * self._num_items + np.arange(self._num_items)
         # Past its last item a class begins again with its first.
         place %= self._counts[table][..., None]
-        return shuffled[first[table][..., None] + place].reshape(len(table), -1)
+        return shuffled[self._first[table][..., None] + place].reshape(len(table), -1)
 
 
 class RandomSampler(EpochSampler):
@@ -317,7 +336,7 @@ def _checked_lengths(lengths: Sequence[int] | NDArray[np.integer]) -> NDArray[np
     return array.astype(np.int64)
 
 
-def _most_batches(groups: NDArray[np.int64], num_classes: int) -> int:
+def _most_batches(groups: NDArray[np.integer], num_classes: int) -> int:
     """Return the most batches of `num_classes` different classes that the groups allow.
 
     A class can stand in each batch once, so `n` batches can be made exactly when
@@ -333,7 +352,7 @@ def _most_batches(groups: NDArray[np.int64], num_classes: int) -> int:
     return low
 
 
-def _mix(table: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.int64]:
+def _mix(table: NDArray[np.integer], generator: np.random.Generator) -> NDArray[np.integer]:
     """Let batches swap classes, two by two at random, where neither gets one twice.
 
     Only classes that one batch of the two has and the other has not are swapped.
@@ -358,12 +377,12 @@ def _mix(table: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np
     return table
 
 
-def _occurrence(values: NDArray[np.int64]) -> NDArray[np.int64]:
+def _occurrence(values: NDArray[np.integer]) -> NDArray[np.integer]:
     """Count, for each value, how many equal ones stand before it."""
     order = np.argsort(values, kind='stable')
     counts = np.bincount(values)
     counts = counts[counts > 0]
     ranks = np.arange(len(values)) - np.repeat(np.cumsum(counts) - counts, counts)
-    occurrence = np.empty_like(order)
+    occurrence = np.empty_like(values)
     occurrence[order] = ranks
     return occurrence
