@@ -47,7 +47,7 @@ from torch.utils.data import DataLoader, Dataset
 from finetuner.data.documents import save_documents
 from finetuner.data.loading import build_dataset, build_loader
 from finetuner.data.samplers import ClassSampler
-from finetuner.data.stored import SQLiteDocuments, StoredDocuments
+from finetuner.data.stored.files import SQLiteDocuments, StoredDocuments
 from finetuner.images import picture_of
 
 EMOJI = Path(__file__).parents[1] / 'examples' / 'emoji' / 'train'

@@ -60,7 +60,7 @@ def check(
     The exit code is 0 when it can be trained on, 1 when not, 2 when the arguments are unusable.
     """
     with _exit_codes():
-        from finetuner.data.describing import describe
+        from finetuner.data.report.describing import describe
 
         options = _csv_options(file, labeled, encoding, dialect, size)
         description = describe(file, options)
@@ -83,7 +83,7 @@ def sheet(
 ) -> None:
     """Draw a sample of training data into one picture."""
     with _exit_codes():
-        from finetuner.data.contact_sheet import save_contact_sheet
+        from finetuner.data.report.contact_sheet import save_contact_sheet
         from finetuner.data.sources import open_documents
 
         options = _csv_options(file, labeled, encoding, dialect, size)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from finetuner.data.collation import TextCollate, pad_contents, text_lengths
-    from finetuner.data.contact_sheet import save_contact_sheet
     from finetuner.data.csv import CSVOptions
     from finetuner.data.datasets import (
         ClassDataset,
@@ -16,43 +15,44 @@ if TYPE_CHECKING:
         SessionDataset,
         TextImageDataset,
     )
-    from finetuner.data.describing import describe
     from finetuner.data.loading import build_dataset, build_loader, build_sampler
     from finetuner.data.pairs import join_pairs
     from finetuner.data.relation_samplers import InstanceSampler, PairSampler, SessionSampler
+    from finetuner.data.report.contact_sheet import save_contact_sheet
+    from finetuner.data.report.describing import describe
     from finetuner.data.samplers import ClassSampler, LengthBucketSampler
     from finetuner.data.sources import open_documents
-    from finetuner.data.sqlite import SQLiteDocuments
-    from finetuner.data.stored import DocumentsView, StoredDocuments
-    from finetuner.data.storing import load_documents, save_documents
+    from finetuner.data.stored.files import DocumentsView, StoredDocuments
+    from finetuner.data.stored.sqlite import SQLiteDocuments
+    from finetuner.data.stored.storing import load_documents, save_documents
 
 # Imported when first asked for: some bring torch, and `import finetuner` brings this package.
 _HOMES = {
     'CSVOptions': 'csv',
     'ClassDataset': 'datasets',
     'ClassSampler': 'samplers',
-    'DocumentsView': 'stored',
+    'DocumentsView': 'stored.files',
     'InstanceDataset': 'datasets',
     'InstanceSampler': 'relation_samplers',
     'LengthBucketSampler': 'samplers',
     'PairSampler': 'relation_samplers',
-    'SQLiteDocuments': 'sqlite',
+    'SQLiteDocuments': 'stored.sqlite',
     'ScoredPairDataset': 'datasets',
     'SessionDataset': 'datasets',
     'SessionSampler': 'relation_samplers',
-    'StoredDocuments': 'stored',
+    'StoredDocuments': 'stored.files',
     'TextCollate': 'collation',
     'TextImageDataset': 'datasets',
     'build_dataset': 'loading',
     'build_loader': 'loading',
     'build_sampler': 'loading',
-    'describe': 'describing',
+    'describe': 'report.describing',
     'join_pairs': 'pairs',
-    'load_documents': 'storing',
+    'load_documents': 'stored.storing',
     'open_documents': 'sources',
     'pad_contents': 'collation',
-    'save_contact_sheet': 'contact_sheet',
-    'save_documents': 'storing',
+    'save_contact_sheet': 'report.contact_sheet',
+    'save_documents': 'stored.storing',
     'text_lengths': 'collation',
 }
 

@@ -37,7 +37,7 @@ from finetuner.data.labelling import (
     SessionLabels,
     TextImageLabels,
 )
-from finetuner.data.storing import documents_hash, load_documents, save_documents
+from finetuner.data.stored.storing import documents_hash, load_documents, save_documents
 from finetuner.excepts import DataError
 
 __all__ = [

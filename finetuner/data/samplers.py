@@ -100,7 +100,9 @@ class ClassSampler(EpochSampler):
                 f'not {num_items_per_class}'
             )
         # Half the bytes: there are millions of these, in each loader's parent.
-        whole = np.int32 if len(classes) <= np.iinfo(np.int32).max // 2 else np.int64
+        whole: type[np.integer] = (
+            np.int32 if len(classes) <= np.iinfo(np.int32).max // 2 else np.int64
+        )
         self._classes = classes.reshape(-1).astype(whole)
         self._counts = counts.astype(whole)
         self._first = (np.cumsum(counts) - counts).astype(whole)

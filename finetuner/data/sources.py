@@ -54,7 +54,7 @@ def open_documents(
         ConfigError: `csv_options` with another source.
         DataError: there is no such file, its ending is unknown, or it holds what cannot be read.
     """
-    from finetuner.data.stored import LazyDocuments, spool_documents
+    from finetuner.data.stored.files import LazyDocuments, spool_documents
 
     _check_options(source, csv_options)
     if isinstance(source, DocumentArray):
@@ -122,7 +122,7 @@ def _check_options(source: Any, csv_options: CSVOptions | None) -> None:
 def _opened_array(docs: DocumentArray) -> Sequence[Document]:
     from docarray.array.sqlite import DocumentArraySqlite
 
-    from finetuner.data.stored import SQLiteDocuments
+    from finetuner.data.stored.files import SQLiteDocuments
 
     return SQLiteDocuments.of(docs) if isinstance(docs, DocumentArraySqlite) else docs
 
@@ -164,7 +164,7 @@ def _named_failures(elements: Iterable[Any]) -> Iterator[Any]:
 def _open_path(
     source: str | os.PathLike[str], options: CSVOptions | None, on_broken: Literal['stop', 'skip']
 ) -> Sequence[Document]:
-    from finetuner.data.stored import SQLiteDocuments, StoredDocuments, spool_documents
+    from finetuner.data.stored.files import SQLiteDocuments, StoredDocuments, spool_documents
 
     name = os.path.expanduser(source)
     # not of a Path: that of an empty name is the folder one stands in

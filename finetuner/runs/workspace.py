@@ -15,8 +15,8 @@ from docarray import Document, DocumentArray
 
 from finetuner.config import RunConfig, Settings
 from finetuner.data.contents import copy_document, is_local_file, nested_documents
-from finetuner.data.stored import StoredDocuments
-from finetuner.data.storing import save_documents
+from finetuner.data.stored.files import StoredDocuments
+from finetuner.data.stored.storing import save_documents
 from finetuner.excepts import ConflictError, DataError, NotFoundError
 from finetuner.names import random_run_name
 from finetuner.runs import processes

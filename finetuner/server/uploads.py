@@ -16,8 +16,8 @@ from typing import Any
 
 from docarray import Document, DocumentArray
 
-from finetuner.data.stored import StoredDocuments, spool_documents
-from finetuner.data.storing import save_documents
+from finetuner.data.stored.files import StoredDocuments, spool_documents
+from finetuner.data.stored.storing import save_documents
 from finetuner.excepts import ConfigError, ConflictError, DataError
 
 logger = logging.getLogger(__name__)

@@ -19,8 +19,8 @@ import finetuner
 from finetuner.artifact import load_artifact
 from finetuner.data.checks import check_training_data
 from finetuner.data.collation import TextCollate, stack_contents
-from finetuner.data.describing import describe
 from finetuner.data.loading import build_dataset
+from finetuner.data.report.describing import describe
 from finetuner.data.sources import open_documents
 from finetuner.data_cli import app
 from finetuner.excepts import ConfigError, DataError, FinetunerError, PictureError, TrainingError

@@ -7,7 +7,7 @@ import pytest
 from docarray import Document, DocumentArray
 from PIL import Image
 
-from finetuner.data.contact_sheet import save_contact_sheet
+from finetuner.data.report.contact_sheet import save_contact_sheet
 from finetuner.excepts import ConfigError, DataError
 
 GREEN, RED, GREY = (26, 152, 80), (215, 48, 39), (217, 217, 217)

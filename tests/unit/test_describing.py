@@ -11,10 +11,10 @@ from docarray import Document, DocumentArray
 from emoji_data import load_emoji
 from PIL import Image
 
-from finetuner.data import describing
-from finetuner.data.describing import describe
-from finetuner.data.description import Spread
 from finetuner.data.documents import save_documents
+from finetuner.data.report import describing
+from finetuner.data.report.describing import describe
+from finetuner.data.report.description import Spread
 from finetuner.excepts import ConfigError
 
 
@@ -275,7 +275,7 @@ def test_one_pass_and_a_sample(tmp_path, monkeypatch):
 
 
 def test_a_million_bytes_hold_many_documents():
-    from finetuner.data.inventory import take_inventory
+    from finetuner.data.report.inventory import take_inventory
 
     inventory = take_inventory(texts(*[n % 7 for n in range(5000)]))
     arrays = [value for value in vars(inventory).values() if hasattr(value, 'itemsize')]

@@ -7,7 +7,7 @@ from docarray.score import NamedScore
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetuner.data.protobuf import decode_record, encode_record
+from finetuner.data.stored.protobuf import decode_record, encode_record
 from finetuner.excepts import DataError
 
 

@@ -398,6 +398,9 @@ def test_the_log_tells_the_plan(tmp_path, caplog):
     with caplog.at_level(logging.INFO, logger='finetuner'):
         execute(tmp_path / 'a', epochs=1)
     assert 'Model mobilenet_v3_small at 32' in caplog.text
-    assert 'Training on 24 Documents (class): TripletMarginLoss, Adam, learning rate 0.001' in caplog.text
+    assert (
+        'Training on 24 Documents (class): TripletMarginLoss, Adam, learning rate 0.001'
+        in caplog.text
+    )
     assert 'Epoch 1/1 done' in caplog.text
     assert 'Writing the artifact' in caplog.text

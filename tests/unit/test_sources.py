@@ -14,7 +14,7 @@ from pyarrow import parquet
 from finetuner.data.csv import CSVOptions
 from finetuner.data.documents import data_kind, save_documents
 from finetuner.data.sources import is_csv, is_source_path, open_documents
-from finetuner.data.stored import SQLiteDocuments, StoredDocuments
+from finetuner.data.stored.files import SQLiteDocuments, StoredDocuments
 from finetuner.excepts import ConfigError, DataError
 from tests.conftest import png
 

@@ -16,7 +16,7 @@ from docarray import Document, DocumentArray
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetuner.data.stored import SQLiteDocuments
+from finetuner.data.stored.files import SQLiteDocuments
 from finetuner.excepts import DataError
 from tests.unit.sqlite_arrays import NUM_DOCS, PROTOBUF, array, documents, ids, written
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from docarray import Document
 
-from finetuner.data.stored import SQLiteDocuments
+from finetuner.data.stored.files import SQLiteDocuments
 from finetuner.excepts import ConfigError, DataError
 from tests.unit.sqlite_arrays import PROTOBUF, array, documents, ids, written
 

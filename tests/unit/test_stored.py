@@ -14,9 +14,9 @@ from docarray import Document, DocumentArray
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from finetuner.data import stored
-from finetuner.data.stored import DocumentsView, StoredDocuments, spool_documents
-from finetuner.data.storing import (
+from finetuner.data.stored import files
+from finetuner.data.stored.files import DocumentsView, StoredDocuments, spool_documents
+from finetuner.data.stored.storing import (
     documents_hash,
     load_documents,
     save_documents,
@@ -123,10 +123,10 @@ def test_positions_that_are_none_are_refused(docs, positions):
         DocumentsView(docs, positions)
 
 
-@pytest.mark.parametrize('read_at', [stored._read_at, stored._seek_and_read])
+@pytest.mark.parametrize('read_at', [files._read_at, files._seek_and_read])
 @pytest.mark.parametrize('sizes', [[0], [5, 40_000, 3], [40_000] * 5, [1_100_000, 1, 1_100_000]])
 def test_records_of_every_size(tmp_path, monkeypatch, sizes, read_at):
-    monkeypatch.setattr(stored, '_read_at', read_at)
+    monkeypatch.setattr(files, '_read_at', read_at)
     naive = [Document(id=str(i), blob=bytes(size)) for i, size in enumerate(sizes * 4)]
     save_documents(naive, tmp_path / 'docs')
     with StoredDocuments(tmp_path / 'docs') as docs:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from docarray import Document
 
 from finetuner.data.contents import content_of
-from finetuner.data.items import shape_text
+from finetuner.data.report.items import shape_text
 from finetuner.excepts import PictureError
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 from docarray import Document, DocumentArray
 
-from finetuner.data.protobuf import decode_record, encode_record
+from finetuner.data.stored.protobuf import decode_record, encode_record
 from finetuner.excepts import DataError
 
 HEADER_BYTES = 9

@@ -10,9 +10,9 @@ from docarray import Document
 
 from finetuner.data.contents import SCORE_TAG, match_label, nested_documents
 from finetuner.data.documents import KIND_NAMES
-from finetuner.data.inventory import Inventory, take_inventory
-from finetuner.data.items import items_of
-from finetuner.data.sheet_drawing import FRAME, GAP, NEGATIVE, POSITIVE, Cell, Row, Sheet
+from finetuner.data.report.inventory import Inventory, take_inventory
+from finetuner.data.report.items import items_of
+from finetuner.data.report.sheet_drawing import FRAME, GAP, NEGATIVE, POSITIVE, Cell, Row, Sheet
 from finetuner.excepts import ConfigError, DataError
 
 _FORMATS = {'.png': 'PNG', '.jpg': 'JPEG', '.jpeg': 'JPEG'}

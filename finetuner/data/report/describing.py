@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from docarray import Document
 
-from finetuner.data.description import (
+from finetuner.data.report.description import (
     SCORE_BINS,
     ClassSizes,
     DataDescription,
@@ -19,7 +19,7 @@ from finetuner.data.description import (
     print_description,
     sample_text,
 )
-from finetuner.data.inventory import Inventory, Opened, open_sample, take_inventory
+from finetuner.data.report.inventory import Inventory, Opened, open_sample, take_inventory
 from finetuner.excepts import DataError
 
 if TYPE_CHECKING:

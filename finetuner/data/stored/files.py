@@ -2,7 +2,7 @@
 
 What stays in memory is where each Document stands: 8 bytes a Document in one numpy array, which
 forked loader workers share and never copy. `StoredDocuments` reads the files of
-`finetuner.data.storing`; `finetuner.data.sqlite` reads docarray's SQLite storage.
+`finetuner.data.stored.storing`; `finetuner.data.stored.sqlite` reads docarray's SQLite storage.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ import numpy as np
 from docarray import Document
 from numpy.typing import NDArray
 
-from finetuner.data.lazy import DocumentsView, LazyDocuments
-from finetuner.data.protobuf import decode_record
-from finetuner.data.sqlite import SQLiteDocuments
-from finetuner.data.storing import (
+from finetuner.data.stored.lazy import DocumentsView, LazyDocuments
+from finetuner.data.stored.protobuf import decode_record
+from finetuner.data.stored.sqlite import SQLiteDocuments
+from finetuner.data.stored.storing import (
     HEADER_BYTES,
     LENGTH_BYTES,
     bytes_follow,

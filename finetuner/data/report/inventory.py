@@ -29,7 +29,7 @@ from finetuner.data.contents import (
     wrong_field,
 )
 from finetuner.data.documents import DataKind, data_kind, kind_of
-from finetuner.data.items import (
+from finetuner.data.report.items import (
     array_key,
     file_status,
     item_name,

@@ -14,9 +14,9 @@ from typing import Any
 from docarray import Document, DocumentArray
 from docarray.helper import decompress_bytes
 
-from finetuner.data.lazy import LazyDocuments
-from finetuner.data.protobuf import decode_record
-from finetuner.data.sqlite_tables import (
+from finetuner.data.stored.lazy import LazyDocuments
+from finetuner.data.stored.protobuf import decode_record
+from finetuner.data.stored.sqlite_tables import (
     choose_table,
     connect_read_only,
     file_state,

@@ -1,0 +1,1 @@
+"""What training data is: counted, checked, printed and drawn."""
