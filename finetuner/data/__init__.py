@@ -15,12 +15,13 @@ if TYPE_CHECKING:
         SessionDataset,
         TextImageDataset,
     )
+    from finetuner.data.length_sampler import LengthBucketSampler
     from finetuner.data.loading import build_dataset, build_loader, build_sampler
     from finetuner.data.pairs import join_pairs
     from finetuner.data.relation_samplers import InstanceSampler, PairSampler, SessionSampler
     from finetuner.data.report.contact_sheet import save_contact_sheet
     from finetuner.data.report.describing import describe
-    from finetuner.data.samplers import ClassSampler, LengthBucketSampler
+    from finetuner.data.samplers import ClassSampler
     from finetuner.data.sources import open_documents
     from finetuner.data.stored.files import DocumentsView, StoredDocuments
     from finetuner.data.stored.sqlite import SQLiteDocuments
@@ -34,7 +35,7 @@ _HOMES = {
     'DocumentsView': 'stored.files',
     'InstanceDataset': 'datasets',
     'InstanceSampler': 'relation_samplers',
-    'LengthBucketSampler': 'samplers',
+    'LengthBucketSampler': 'length_sampler',
     'PairSampler': 'relation_samplers',
     'SQLiteDocuments': 'stored.sqlite',
     'ScoredPairDataset': 'datasets',

@@ -107,16 +107,16 @@ class ClassLabels(LabelColumn):
 
     def __init__(self) -> None:
         self.numbers: dict[int | str, int] = {}
-        self._values = array('q')
+        self._values = array('i')
 
     def add(self, doc: Document) -> None:
         """Take the Document's label."""
         label = normalise_label(raw_label(doc))
         self._values.append(self.numbers.setdefault(label, len(self.numbers)))
 
-    def values(self) -> NDArray[np.int64]:
-        """`[num_documents]` int64."""
-        return np.array(self._values, dtype=np.int64)
+    def values(self) -> NDArray[np.int32]:
+        """`[num_documents]` int32."""
+        return np.array(self._values, dtype=np.int32)
 
 
 class InstanceLabels(LabelColumn):

@@ -263,7 +263,9 @@ class _Collate:
             if len(places) < 2:
                 return None, None, reasons
             indices, contents = [indices[p] for p in places], [contents[p] for p in places]
-        labels = torch.from_numpy(self._dataset.label_values[indices])
+        values = self._dataset.label_values[indices]
+        # Losses compare and index with labels, which torch does with 64 bits.
+        labels = torch.from_numpy(values if values.dtype.kind == 'f' else values.astype(np.int64))
         inputs = self._collate(indices, contents)
         return (inputs, labels, reasons) if broken else (inputs, labels)
 

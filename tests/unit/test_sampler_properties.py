@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from finetuner.data.length_sampler import LengthBucketSampler
 from finetuner.data.relation_samplers import InstanceSampler, PairSampler, SessionSampler
 from finetuner.data.samplers import (
     ClassSampler,
-    LengthBucketSampler,
     RandomSampler,
     SequentialSampler,
 )

@@ -6,9 +6,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from finetuner.data import ClassSampler
+from finetuner.data import ClassSampler, LengthBucketSampler
 from finetuner.data.relation_samplers import InstanceSampler, PairSampler
-from finetuner.data.samplers import LengthBucketSampler, RandomSampler, SequentialSampler
+from finetuner.data.samplers import RandomSampler, SequentialSampler
 
 
 def most_batches(groups, num_classes):
