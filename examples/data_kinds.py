@@ -1,4 +1,4 @@
-"""Fine-tune on each kind of training data: `python examples/data_kinds.py session|instance|...`.
+"""Fine-tune on each kind of training data: `python examples/data_kinds.py KIND [LEARNING_RATE]`.
 
 The emoji pictures serve for all of them. What a picture is similar to comes from clicks, from
 nothing but the picture itself, from scores, or from labels; what is measured is the same each
@@ -141,4 +141,7 @@ def main(kind: str, **options: Any) -> finetuner.run.Run:
 
 
 if __name__ == '__main__':
-    main(sys.argv[1] if len(sys.argv) > 1 else 'session')
+    if len(sys.argv) not in (2, 3) or sys.argv[1] not in KINDS:
+        sys.exit(f'usage: python examples/data_kinds.py {"|".join(KINDS)} [LEARNING_RATE]')
+    asked = {'learning_rate': float(sys.argv[2])} if len(sys.argv) == 3 else {}
+    main(sys.argv[1], **asked)
