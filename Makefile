@@ -25,6 +25,7 @@ bench: $(INSTALLED)  ## compare speed with plain loops, in the same run
 	$(BIN)/python benchmarks/decode.py
 	$(BIN)/python benchmarks/train.py
 	$(BIN)/python benchmarks/encode.py
+	$(BIN)/python benchmarks/data.py
 
 install: $(INSTALLED)
 
