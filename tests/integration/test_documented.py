@@ -13,11 +13,13 @@ import pytest
 import yaml
 from docarray import DocumentArray
 from jina.clients.mixin import PostMixin
+from PIL import Image
 from typer.main import get_command
 
 import finetuner
 from finetuner import callback, cli, excepts
 from finetuner.config import RunConfig
+from finetuner.data import CSVOptions
 from finetuner.data.documents import load_documents
 from finetuner.excepts import ConfigError
 from finetuner.fitting import fit_backbone, fit_own_model
@@ -202,7 +204,8 @@ def test_parameters_named_in_the_text_exist(name):
         field for kind in finetuner.list_callbacks().values() for field in kind.__annotations__
     }
     known |= {*inspect.signature(PostMixin.post).parameters, 'metadata', 'headers', 'tags'}
-    known |= {'k', 'R', 'protocol'}
+    known |= set(inspect.signature(CSVOptions).parameters)
+    known |= {'k', 'R', 'protocol', 'serialize_config'}
     for span in code_spans(prose(name)):
         for parameter in re.findall(r'(?:^|[(,] ?)([a-z_]+)=', span):
             assert parameter in known, f'{name}: `{span}`'
@@ -211,9 +214,19 @@ def test_parameters_named_in_the_text_exist(name):
                 assert option in PictureOptions.__fields__, f'{name}: `{span}`'
 
 
+def write_shoes_csv() -> None:
+    """What the chapter on data speaks of, in the working directory."""
+    rows = {'shoes/left.jpg': 'shoe', 'shoes/right.jpg': 'shoe', 'hats/top.jpg': 'hat'}
+    for path in rows:
+        Path(path).parent.mkdir(exist_ok=True)
+        Image.new('RGB', (8, 8)).save(path)
+    Path('shoes.csv').write_text(''.join(f'{path},{label}\n' for path, label in rows.items()))
+
+
 def test_the_blocks_of_the_chapter_on_data_run(tmp_path, monkeypatch):
     """In their order, in one namespace; `expression  # value` is worked out and compared."""
     monkeypatch.chdir(tmp_path)
+    write_shoes_csv()
     namespace: dict[str, object] = {}
     compared = 0
     for source in blocks('docs/data.md', 'python'):

@@ -3,6 +3,7 @@
 import json
 import re
 import typing
+from pathlib import Path
 
 import pytest
 from docarray import Document, DocumentArray
@@ -10,6 +11,7 @@ from emoji_data import load_emoji
 
 import finetuner
 from finetuner import callback, excepts
+from finetuner.data import CSVOptions
 from finetuner.excepts import ConfigError, DataError
 from tests.conftest import make_picture_docs
 from tests.integration.test_documented import BLOCK, code_spans, table_rows, text_of
@@ -22,7 +24,7 @@ def class_docs(number: int, num_classes: int) -> DocumentArray:
     )
 
 
-def fit_on(docs: DocumentArray, **arguments: typing.Any) -> None:
+def fit_on(docs: DocumentArray | str, **arguments: typing.Any) -> None:
     finetuner.fit(
         'efficientnet-lite0', docs, device='cpu', **{'num_workers': 0, 'batch_size': 8} | arguments
     )
@@ -75,7 +77,80 @@ def failing_preprocess() -> None:
     )
 
 
+def mixed_kinds() -> None:
+    docs = make_picture_docs()
+    for doc in docs[:2]:
+        doc.matches.append(Document(text='b', tags={'finetuner_label': 1}))
+    fit_on(docs)
+
+
+def same_ids() -> None:
+    docs = make_picture_docs()
+    docs[3].id = docs[7].id = 'a'
+    fit_on(docs)
+
+
+def sessions(labels: tuple[int, ...]) -> DocumentArray:
+    docs = DocumentArray(Document(text='a') for _ in range(10))
+    for doc in docs:
+        doc.matches = [Document(text='b', tags={'finetuner_label': label}) for label in labels]
+    return docs
+
+
+def match_of_another_label() -> None:
+    docs = sessions((1, -1))
+    docs[4].matches[1].tags['finetuner_label'] = 0
+    fit_on(docs)
+
+
+def sessions_without_negatives() -> None:
+    fit_on(sessions((1, 1, 1, 1)))
+
+
+def scored_pairs(scores: list[float]) -> DocumentArray:
+    return DocumentArray(
+        Document(
+            chunks=[Document(text='a'), Document(text='b')], tags={'finetuner_score': float(score)}
+        )
+        for score in scores
+    )
+
+
+def score_that_is_no_number() -> None:
+    fit_on(scored_pairs([0, 1, float('nan')]), loss='CosineSimilarityLoss')
+
+
+def equal_scores() -> None:
+    fit_on(scored_pairs([1] * 12), loss='CosineSimilarityLoss')
+
+
+def loss_of_classes_on_sessions() -> None:
+    fit_on(sessions((1, -1)), loss='ArcFaceLoss')
+
+
+def short_row() -> None:
+    rows = [f'text {number},{number % 3}\n' for number in range(11)]
+    Path('shoes.csv').write_text(''.join([*rows, 'text\n']))
+    fit_on('shoes.csv', csv_options=CSVOptions(is_labeled=True))
+
+
+def broken_pictures() -> None:
+    docs = make_picture_docs()
+    for doc in docs[8:11]:
+        doc.blob = b'no picture'
+    fit_on(docs)
+
+
 CASES = {
+    'must be of one kind': mixed_kinds,
+    'the id': same_ids,
+    'a match has the label 0': match_of_another_label,
+    'matches of these 10 sessions': sessions_without_negatives,
+    'finetuner_score nan': score_that_is_no_number,
+    'have the score 1': equal_scores,
+    'cannot learn from sessions': loss_of_classes_on_sessions,
+    'row at line 12': short_row,
+    'pictures cannot be opened': broken_pictures,
     'label is missing': missing_labels,
     'is not a whole number': fractional_label,
     'content is empty': empty_content,
@@ -94,7 +169,8 @@ def test_every_error_in_the_chapter_on_data_is_tried():
 
 
 @pytest.mark.parametrize('part', CASES)
-def test_errors_read_as_the_chapter_on_data_says(part):
+def test_errors_read_as_the_chapter_on_data_says(part, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     messages = [code_spans(cells[0])[0] for cells in table_rows('docs/data.md', 'message')]
     (message,) = [message for message in messages if part in message]
     with pytest.raises((DataError, ConfigError), match=re.escape(message.rstrip('.').strip())):

@@ -24,15 +24,15 @@ from tests.integration.serving import REPOSITORY, Server, serve
 from tests.scripts import run_script
 
 MODEL = 'efficientnet-lite0'
-NUM_CONCEPTS, NUM_TEST_CONCEPTS = 120, 60
-# as `examples/demo.py`, on smaller pictures of fewer concepts
+NUM_CONCEPTS, NUM_TEST_CONCEPTS = 120, 250
+# as `examples/demo.py`, on smaller pictures of fewer concepts, from which less can be learned
 RECIPE = {
     'model': MODEL,
     'model_options': {'input_size': 64},
     'loss': 'MultiSimilarityLoss',
     'loss_options': {'alpha': 2, 'beta': 50, 'base': 0.5},
     'optimizer': 'AdamW',
-    'learning_rate': 1e-3,
+    'learning_rate': 3e-4,
     'scheduler': 'cosine',
     'scheduler_options': {'num_warmup_steps': 0.15},
     'batch_size': 64,
@@ -121,7 +121,7 @@ def assert_same(vectors: np.ndarray, expected: np.ndarray) -> None:
 def test_fine_tuning_finds_more(run):
     metrics = run.metrics()
     before, after = (metrics[stage][f'{MODEL}_recall_at_k'] for stage in ('before', 'after'))
-    assert after >= before + 0.04
+    assert after >= before + 0.06
     assert metrics['after'][f'{MODEL}_average_precision'] > 0.5
 
 
