@@ -1,4 +1,4 @@
-"""The emoji data set of this folder as Documents: four pictures each of 500 concepts."""
+"""The emoji data set of this folder as Documents: 500 concepts, four pictures and two texts each."""
 
 from __future__ import annotations
 
@@ -72,13 +72,58 @@ def load_emoji_queries_and_index(
     return queries, index
 
 
+def load_emoji_texts(split: Split = 'train', root: str | Path | None = None) -> DocumentArray:
+    """Make two Documents a concept, 500 in a split: its name, and its keywords without the name.
+
+    Args:
+        split: as for `load_emoji`.
+        root: as for `load_emoji`.
+
+    Returns:
+        Concepts in alphabetical order, the name first. Tags: `finetuner_label` (the concept's
+        number from 0), `concept`, `kind` (`name` or `keywords`).
+
+    Raises:
+        ValueError: there is no such split.
+    """
+    docs = DocumentArray()
+    for label, row in enumerate(_rows(_root(root), split)):
+        for kind, text in (('name', row['name']), ('keywords', _keywords_without_name(row))):
+            tags = {'finetuner_label': label, 'concept': row['concept'], 'kind': kind}
+            docs.append(Document(id=f'emoji-{split}-{row["concept"]}-{kind}', text=text, tags=tags))
+    return docs
+
+
+def load_emoji_text_queries_and_index(
+    split: Split = 'test', root: str | Path | None = None
+) -> tuple[DocumentArray, DocumentArray]:
+    """Split the texts into queries and index: a concept is looked for among keywords by its name.
+
+    Returns:
+        250 queries and 250 Documents of the index; each query has one right answer.
+    """
+    docs = load_emoji_texts(split, root)
+    queries = DocumentArray(doc for doc in docs if doc.tags['kind'] == 'name')
+    index = DocumentArray(doc for doc in docs if doc.tags['kind'] == 'keywords')
+    return queries, index
+
+
+def _keywords_without_name(row: dict[str, str]) -> str:
+    keywords = row['keywords'].split('; ')
+    return '; '.join(word for word in keywords if word.lower() != row['name'].lower())
+
+
 def _root(root: str | Path | None) -> Path:
     return Path(root) if root is not None else Path(__file__).resolve().parent / 'emoji'
 
 
 def _concepts(root: Path, split: str) -> list[str]:
+    return [row['concept'] for row in _rows(root, split)]
+
+
+def _rows(root: Path, split: str) -> list[dict[str, str]]:
     with (root / 'concepts.csv').open(encoding='utf-8', newline='') as file:
-        concepts = sorted(row['concept'] for row in csv.DictReader(file) if row['split'] == split)
-    if not concepts:
+        rows = [row for row in csv.DictReader(file) if row['split'] == split]
+    if not rows:
         raise ValueError(f"split must be 'train' or 'test', not {split!r}")
-    return concepts
+    return sorted(rows, key=lambda row: row['concept'])
