@@ -18,7 +18,7 @@ from finetuner.console import print_model_table
 from finetuner.excepts import ConfigError, DataError
 from finetuner.experiment import Experiment
 from finetuner.fitting import fit
-from finetuner.models.zoo import BACKBONES, PictureOptions
+from finetuner.models.zoo import BACKBONES
 from finetuner.run import Run
 
 if TYPE_CHECKING:
@@ -75,16 +75,18 @@ def list_models() -> list[str]:
 
 def list_model_options() -> dict[str, list[dict[str, Any]]]:
     """What `model_options` takes, for each model: name, type, required, default."""
-    options = [
-        {
-            'name': field.name,
-            'type': field.outer_type_,
-            'required': bool(field.required),
-            'default': field.default,
-        }
-        for field in PictureOptions.__fields__.values()
-    ]
-    return {name: [dict(option) for option in options] for name in BACKBONES}
+    return {
+        name: [
+            {
+                'name': field.name,
+                'type': field.outer_type_,
+                'required': bool(field.required),
+                'default': field.default,
+            }
+            for field in backbone.options.__fields__.values()
+        ]
+        for name, backbone in BACKBONES.items()
+    }
 
 
 def describe_models(task: str | None = None) -> None:
@@ -99,7 +101,7 @@ def describe_models(task: str | None = None) -> None:
                 'name': backbone.name,
                 'task': backbone.task,
                 'output_dim': backbone.dimension,
-                'input_size': backbone.input_size,
+                'input_size': getattr(backbone, 'input_size', None),
                 'architecture': backbone.architecture,
                 'weights': backbone.weights,
             }
@@ -280,18 +282,18 @@ def find_artifact(artifact: str | Path) -> Path:
 def encode(
     model: InferenceEngine, data: DocumentArray | Sequence[str], batch_size: int = 32
 ) -> DocumentArray | np.ndarray:
-    """Embed Documents or pictures.
+    """Embed Documents, pictures or texts.
 
     Args:
         model: from `get_model` or `build_model`.
-        data: Documents with a picture each; or paths and URIs of pictures.
-        batch_size: embedded at a time.
+        data: Documents with a content of the model's kind; texts, or paths and URIs of pictures.
+        batch_size: embedded at a time; texts shorter than 64 tokens, as many more as fit.
 
     Returns:
         The DocumentArray with its embeddings filled; for a list, float32 `[n, dimension]`.
 
     Raises:
-        DataError: a picture could not be opened; all others of a DocumentArray are embedded.
+        DataError: a content could not be read; all others of a DocumentArray are embedded.
         ConfigError: `model` is not such an engine.
     """
     from finetuner.inference import InferenceEngine
@@ -303,9 +305,10 @@ def encode(
         )
     if isinstance(data, str):
         raise ConfigError(f'data is the text {data!r}: put it in a list')
-    documents = (
-        data if isinstance(data, DocumentArray) else DocumentArray(Document(uri=u) for u in data)
-    )
+    field = 'text' if model.spec.inputs.modality == 'text' else 'uri'
+    documents: Any = data
+    if not isinstance(data, DocumentArray):
+        documents = DocumentArray(Document(**{field: content}) for content in data)
     failures = model.encode_documents(documents, batch_size)
     if failures:
         others = f' (and {len(failures) - 1} others failed)' if len(failures) > 1 else ''

@@ -10,22 +10,24 @@ import os
 import platform
 import tempfile
 import zipfile
-from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from finetuner.excepts import ArtifactError, ConfigError
+from finetuner.inputs import InputReader, ModelInputs, build_reader
 from finetuner.model_spec import MANIFEST, ModelSpec, TrainingRecord, model_card
-from finetuner.models.zoo import Backbone, get_backbone
+from finetuner.models.backbones import TOKENIZER, Backbone, TextSpec
+from finetuner.models.zoo import get_backbone
+from finetuner.onnx_export import export_onnx
 from finetuner.storage.archives import unzip
+from finetuner.uris import DEFAULT_POLICY, PicturePolicy
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
     from finetuner.inference import InferenceEngine
-    from finetuner.models.tailor import EmbeddingModel
+    from finetuner.models.embedding_model import EmbeddingModel
 
 logger = logging.getLogger('finetuner.artifact')
 
@@ -33,8 +35,15 @@ SCHEMA_VERSION = 1
 WEIGHTS = 'model.safetensors'
 ONNX = 'model.onnx'
 CARD = 'README.md'
-LEAST_COSINE = 0.9999
-_PACKAGES = ('finetuner', 'torch', 'torchvision', 'onnxruntime', 'pytorch-metric-learning', 'numpy')
+_PACKAGES = (
+    'finetuner',
+    'torch',
+    'torchvision',
+    'transformers',
+    'onnxruntime',
+    'pytorch-metric-learning',
+    'numpy',
+)
 
 
 class Artifact:
@@ -66,22 +75,43 @@ class Artifact:
             ArtifactError: the weights do not fit the description.
         """
         from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        from finetuner.models.tailor import PictureNormalizer, build_embedding_model
 
         try:
-            model = build_embedding_model(
-                self.backbone,
-                {'weights': 'none', 'input_size': self.spec.picture.input_size},
-                self.spec.output_dim,
-            )
-            # as it was trained, whatever the zoo's entry says by now
-            model.normalizer = PictureNormalizer(self.spec.picture)
-            model.load_state_dict(load_file(self.directory / WEIGHTS))
+            model = self._build()
         except (ConfigError, RuntimeError, SafetensorError) as error:
             raise ArtifactError(f'the weights in {WEIGHTS} do not fit: {error}') from error
         return model.eval()
+
+    def _build(self) -> EmbeddingModel:
+        from safetensors.torch import load_file
+
+        from finetuner.models.embedding_model import PictureNormalizer
+        from finetuner.models.tailor import build_embedding_model, build_text_model
+
+        inputs = self.spec.inputs
+        if isinstance(inputs, TextSpec):
+            # the directory is laid out as any folder of a text encoder is
+            return build_text_model(self.directory, inputs)
+        options = {'weights': 'none', 'input_size': inputs.input_size}
+        model = build_embedding_model(self.backbone, options, self.spec.output_dim)
+        # as it was trained, whatever the zoo's entry says by now
+        model.normalizer = PictureNormalizer(inputs)
+        model.load_state_dict(load_file(self.directory / WEIGHTS))
+        return model
+
+    def build_reader(self, policy: PicturePolicy = DEFAULT_POLICY) -> InputReader:
+        """What makes the model's input of Documents.
+
+        Args:
+            policy: which pictures are opened.
+
+        Raises:
+            ArtifactError: its tokenizer cannot be read.
+        """
+        try:
+            return build_reader(self.spec.inputs, self.directory / TOKENIZER, policy)
+        except ConfigError as error:
+            raise ArtifactError(f'the artifact is damaged: {error}') from error
 
     @property
     def backbone(self) -> Backbone:
@@ -101,7 +131,7 @@ def save_artifact(
     model: EmbeddingModel,
     spec: ModelSpec,
     record: TrainingRecord | None = None,
-    onnx_pictures: np.ndarray | None = None,
+    onnx_inputs: ModelInputs | None = None,
     onnx_required: bool = False,
 ) -> None:
     """Write a complete artifact; the manifest comes last, so a broken-off one is none.
@@ -111,25 +141,22 @@ def save_artifact(
         model: what to keep.
         spec: its description.
         record: where it comes from.
-        onnx_pictures: real inputs, uint8 `[n, size, size, 3]`; when given the model is also
-            exported to ONNX and compared with torch on them.
+        onnx_inputs: a batch of real inputs; when given the model is also exported to ONNX and
+            compared with torch on them.
         onnx_required: fail when the export does, instead of leaving the graph out.
 
     Raises:
         ArtifactError: the directory holds something already, or the required export failed.
     """
-    from safetensors.torch import save_file
-
     if directory.exists() and any(directory.iterdir()):
         raise ArtifactError(f'{directory.name} is not empty: an artifact takes a new directory')
     directory.mkdir(parents=True, exist_ok=True)
     record = record or TrainingRecord()
     model = model.eval().cpu()
-    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    save_file(state, directory / WEIGHTS)
-    if onnx_pictures is not None:
+    _save_weights(model, spec, directory)
+    if onnx_inputs is not None:
         try:
-            export_onnx(model, directory / ONNX, onnx_pictures)
+            export_onnx(model, directory / ONNX, onnx_inputs)
         except ArtifactError as error:
             if onnx_required:
                 raise
@@ -137,14 +164,18 @@ def save_artifact(
     (directory / CARD).write_text(model_card(spec, record), encoding='utf-8')
     manifest = {
         'schema_version': SCHEMA_VERSION,
-        'model': asdict(spec),
+        'model': spec.to_json(),
         'config': record.config,
         'metrics': record.metrics,
         'parent': record.parent,
         'data': (record.config or {}).get('train_data'),
         'num_documents': record.num_documents,
         'versions': {'python': platform.python_version(), **_versions()},
-        'files': {path.name: hash_file(path) for path in sorted(directory.iterdir())},
+        'files': {
+            path.relative_to(directory).as_posix(): hash_file(path)
+            for path in sorted(directory.rglob('*'))
+            if path.is_file()
+        },
     }
     partial = directory / f'.{MANIFEST}'
     with partial.open('w', encoding='utf-8') as file:
@@ -154,56 +185,16 @@ def save_artifact(
     partial.rename(directory / MANIFEST)
 
 
-def export_onnx(model: EmbeddingModel, path: Path, pictures: np.ndarray) -> None:
-    """Export to ONNX with a dynamic batch and compare with torch on real pictures.
+def _save_weights(model: EmbeddingModel, spec: ModelSpec, directory: Path) -> None:
+    if isinstance(spec.inputs, TextSpec):
+        from finetuner.models.text import save_text_model
 
-    Args:
-        model: in evaluation mode, on the CPU.
-        path: of the file to write.
-        pictures: uint8 `[n, size, size, 3]`.
+        save_text_model(model, spec.inputs, directory)
+        return
+    from safetensors.torch import save_file
 
-    Raises:
-        ArtifactError: the model cannot be exported, or an embedding's cosine with torch's is below
-            `LEAST_COSINE`; no file is left.
-    """
-    import warnings
-
-    import numpy as np
-    import onnxruntime
-    import torch
-
-    inputs = torch.from_numpy(np.ascontiguousarray(pictures))
-    with torch.inference_mode():
-        expected = model(inputs).numpy()
-    with warnings.catch_warnings():
-        # the exporter through TorchScript is deprecated, but takes a tenth of the other's time
-        warnings.simplefilter('ignore', DeprecationWarning)
-        warnings.filterwarnings('ignore', category=torch.jit.TracerWarning)
-        warnings.filterwarnings('ignore', 'Constant folding', UserWarning)
-        try:
-            torch.onnx.export(
-                model,
-                (inputs[:2],),
-                str(path),
-                input_names=['pictures'],
-                output_names=['embeddings'],
-                dynamic_axes={'pictures': {0: 'batch'}, 'embeddings': {0: 'batch'}},
-                opset_version=17,
-                dynamo=False,
-            )
-        except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
-            path.unlink(missing_ok=True)
-            raise ArtifactError(f'the model cannot be exported to ONNX: {error}') from error
-    session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
-    (actual,) = session.run(None, {'pictures': pictures})
-    lengths = np.linalg.norm(expected, axis=1) * np.linalg.norm(actual, axis=1)
-    cosine = float(np.min(np.sum(expected * actual, axis=1) / np.maximum(lengths, 1e-12)))
-    if not cosine >= LEAST_COSINE:
-        path.unlink()
-        raise ArtifactError(
-            f'the ONNX export differs from torch: cosine {cosine:.6f} on {len(pictures)} pictures, '
-            f'at least {LEAST_COSINE} is needed'
-        )
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(state, directory / WEIGHTS)
 
 
 def load_artifact(path: str | Path) -> Artifact:
@@ -252,13 +243,20 @@ def _verify(directory: Path) -> dict[str, Any]:
         raise ArtifactError(f'{MANIFEST} in {directory.name!r} names no {WEIGHTS}')
     for name, expected in files.items():
         file = directory / name
-        if PurePosixPath(name).name != name or file.is_symlink():
+        if not _is_plain_name(name) or file.is_symlink() or file.parent.is_symlink():
             raise ArtifactError(f'file {name!r} of the artifact is not a plain file of its own')
         if not file.is_file():
             raise ArtifactError(f'the artifact is incomplete: {name} is missing')
         if hash_file(file) != expected:
             raise ArtifactError(f'{name} was changed after the artifact was written: hash differs')
     return manifest
+
+
+def _is_plain_name(name: str) -> bool:
+    """Whether a name is that of a file in the artifact's folder, or in a folder right in it."""
+    parts = PurePosixPath(name).parts
+    whole = '/'.join(parts) == name and '\\' not in name
+    return whole and 1 <= len(parts) <= 2 and '..' not in parts and not name.startswith('/')
 
 
 def zip_artifact(directory: Path, path: Path) -> Path:

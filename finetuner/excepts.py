@@ -16,7 +16,11 @@ class DataError(FinetunerError, ValueError):
     """Documents cannot be trained on, evaluated or encoded as they are."""
 
 
-class PictureError(DataError):
+class ContentError(DataError):
+    """A Document's content is not what a model takes, or cannot be read."""
+
+
+class PictureError(ContentError):
     """A picture cannot be opened: unreadable, empty, too large or of a format not allowed."""
 
 

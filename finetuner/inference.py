@@ -14,13 +14,14 @@ from docarray import DocumentArray
 
 from finetuner.artifact import Artifact, ModelSpec, load_artifact
 from finetuner.config import whole_number
-from finetuner.excepts import ArtifactError, ConfigError, FinetunerError, PictureError, unknown_name
-from finetuner.images import picture_of
-from finetuner.models.zoo import get_backbone, parse_options, picture_spec
+from finetuner.excepts import ArtifactError, ConfigError, ContentError, FinetunerError, unknown_name
+from finetuner.inputs import InputReader, ModelInputs, build_reader
+from finetuner.models.zoo import backbone_tokenizer, get_backbone, input_spec, parse_options
+from finetuner.onnx_export import export_to_bytes
 from finetuner.uris import DEFAULT_POLICY, PicturePolicy
 
 if TYPE_CHECKING:
-    from finetuner.models.tailor import EmbeddingModel
+    from finetuner.models.embedding_model import EmbeddingModel
 
 DEVICES = ('cpu', 'cuda')
 PRECISIONS = ('fp32',)
@@ -35,32 +36,31 @@ class InferenceEngine(abc.ABC):
     Attributes:
         name: of its backbone.
         spec: how it is built and what it takes in.
+        reader: makes its inputs of Documents.
         dimension: length of its embeddings.
         device: `cpu` or `cuda`.
         is_onnx: whether ONNX Runtime runs it.
         batch_size: inputs embedded at a time unless told otherwise.
-        policy: which pictures it opens.
     """
 
     is_onnx = False
 
-    def __init__(
-        self, spec: ModelSpec, device: str, batch_size: int, policy: PicturePolicy = DEFAULT_POLICY
-    ) -> None:
+    def __init__(self, spec: ModelSpec, reader: InputReader, device: str, batch_size: int) -> None:
         """Keep what all engines share."""
         self.spec = spec
+        self.reader = reader
         self.name = spec.backbone
         self.dimension = spec.dimension
         self.device = device
         self.batch_size = _at_least_one('batch_size', batch_size)
-        self.policy = policy
 
     @abc.abstractmethod
-    def embed(self, pictures: np.ndarray) -> np.ndarray:
+    def embed(self, inputs: ModelInputs) -> np.ndarray:
         """Embed a batch.
 
         Args:
-            pictures: uint8 `[n, size, size, 3]`.
+            inputs: as the reader batches them: pictures, uint8 `[n, size, size, 3]`, or of texts
+                `input_ids` and `attention_mask`, int64 `[n, length]`.
 
         Returns:
             float32 `[n, dimension]`.
@@ -71,12 +71,13 @@ class InferenceEngine(abc.ABC):
     ) -> list[tuple[int, FinetunerError]]:
         """Fill the embeddings of Documents, in order, leaving their contents as they are.
 
-        The next batch is decoded while the current one is embedded. A Document whose picture
-        cannot be opened gets no embedding and leaves its neighbours' as they would be without it.
+        The next Documents are read while the current ones are embedded. One that cannot be read
+        gets no embedding and leaves its neighbours' as they would be without it.
 
         Args:
-            docs: Documents with a picture each.
-            batch_size: embedded at a time; None takes the engine's own.
+            docs: Documents with a content of the model's kind each.
+            batch_size: embedded at a time; of texts, as many tokens as so many Documents of middle
+                length have. None takes the engine's own.
 
         Returns:
             (position, error) of each Document that failed.
@@ -86,39 +87,43 @@ class InferenceEngine(abc.ABC):
         """
         failures: list[tuple[int, FinetunerError]] = []
         size = self.batch_size if batch_size is None else _at_least_one('batch_size', batch_size)
-        for start, results in self._decoded(docs, size):
-            good = [i for i, result in enumerate(results) if isinstance(result, np.ndarray)]
-            for offset, result in enumerate(results):
-                if isinstance(result, PictureError):
-                    docs[start + offset].embedding = None
-                    failures.append((start + offset, result))
-            if good:
-                embeddings = self.embed(np.stack([r for r in results if isinstance(r, np.ndarray)]))
-                for offset, embedding in zip(good, embeddings, strict=True):
-                    docs[start + offset].embedding = embedding
+        for start, results in self._read_ahead(docs, size):
+            good = []
+            for position, result in enumerate(results, start):
+                if isinstance(result, ContentError):
+                    docs[position].embedding = None
+                    failures.append((position, result))
+                else:
+                    good.append(position)
+            items = [results[position - start] for position in good]
+            for chosen in self.reader.batches(items, size):
+                embeddings = self.embed(self.reader.batch([items[place] for place in chosen]))
+                for place, embedding in zip(chosen, embeddings, strict=True):
+                    docs[good[place]].embedding = embedding
         return failures
 
-    def _decoded(
+    def _read_ahead(
         self, docs: DocumentArray, batch_size: int
-    ) -> Iterator[tuple[int, list[np.ndarray | PictureError]]]:
-        """Batches of pictures, the next always being decoded while one is used."""
-        starts = range(0, len(docs), batch_size)
-        with ThreadPoolExecutor(min(_MAX_DECODERS, _num_cores(), batch_size)) as pool:
+    ) -> Iterator[tuple[int, list[Any | ContentError]]]:
+        """Inputs of so many Documents, the next always being read while one lot is used."""
+        lot = batch_size * self.reader.batches_at_once
+        starts = range(0, len(docs), lot)
+        with ThreadPoolExecutor(min(_MAX_DECODERS, _num_cores(), lot)) as pool:
 
-            def submit(start: int) -> list[Future[np.ndarray | PictureError]]:
-                positions = range(start, min(start + batch_size, len(docs)))
-                return [pool.submit(self._decode, docs[i], i) for i in positions]
+            def submit(start: int) -> list[Future[Any | ContentError]]:
+                positions = range(start, min(start + lot, len(docs)))
+                return [pool.submit(self._read, docs[i], i) for i in positions]
 
             pending = submit(0) if len(docs) else []
             for start in starts:
-                current, following = pending, start + batch_size
+                current, following = pending, start + lot
                 pending = submit(following) if following < len(docs) else []
                 yield start, [future.result() for future in current]
 
-    def _decode(self, doc: Any, position: int) -> np.ndarray | PictureError:
+    def _read(self, doc: Any, position: int) -> Any | ContentError:
         try:
-            return picture_of(doc, self.spec.picture.input_size, position, self.policy)
-        except PictureError as error:
+            return self.reader.read(doc, position)
+        except ContentError as error:
             return error
 
 
@@ -129,21 +134,28 @@ class TorchEngine(InferenceEngine):
         self,
         model: EmbeddingModel,
         spec: ModelSpec,
+        reader: InputReader,
         device: str = 'cpu',
         batch_size: int = 32,
-        policy: PicturePolicy = DEFAULT_POLICY,
     ) -> None:
         """Move the model to the device, in evaluation mode."""
-        super().__init__(spec, device, batch_size, policy)
+        super().__init__(spec, reader, device, batch_size)
         self.model = model.to(device).eval()
 
-    def embed(self, pictures: np.ndarray) -> np.ndarray:
+    def embed(self, inputs: ModelInputs) -> np.ndarray:
         """Embed a batch; see `InferenceEngine.embed`."""
         import torch
 
+        def moved(array: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+
         with torch.inference_mode():
-            inputs = torch.from_numpy(np.ascontiguousarray(pictures)).to(self.device)
-            return self.model(inputs).float().cpu().numpy()
+            tensors: Any = (
+                {name: moved(array) for name, array in inputs.items()}
+                if isinstance(inputs, Mapping)
+                else moved(inputs)
+            )
+            return self.model(tensors).float().cpu().numpy()
 
 
 class OnnxEngine(InferenceEngine):
@@ -155,20 +167,20 @@ class OnnxEngine(InferenceEngine):
         self,
         graph: Path | bytes,
         spec: ModelSpec,
+        reader: InputReader,
         device: str = 'cpu',
         batch_size: int = 32,
         num_threads: int | None = None,
-        policy: PicturePolicy = DEFAULT_POLICY,
     ) -> None:
         """Load the graph.
 
         Args:
             graph: ONNX file, or its bytes.
             spec: what it was exported from.
+            reader: makes its inputs of Documents.
             device: `cpu` or `cuda`; the latter needs onnxruntime-gpu.
             batch_size: inputs embedded at a time.
             num_threads: of one operator; None lets ONNX Runtime choose.
-            policy: which pictures are opened.
 
         Raises:
             ArtifactError: ONNX Runtime cannot load the graph.
@@ -176,7 +188,7 @@ class OnnxEngine(InferenceEngine):
         """
         import onnxruntime
 
-        super().__init__(spec, device, batch_size, policy)
+        super().__init__(spec, reader, device, batch_size)
         providers = ['CPUExecutionProvider']
         if device == 'cuda':
             if 'CUDAExecutionProvider' not in onnxruntime.get_available_providers():
@@ -199,9 +211,11 @@ class OnnxEngine(InferenceEngine):
             raise ArtifactError(f'ONNX Runtime cannot load the graph: {error}') from error
         self._input = self._session.get_inputs()[0].name
 
-    def embed(self, pictures: np.ndarray) -> np.ndarray:
+    def embed(self, inputs: ModelInputs) -> np.ndarray:
         """Embed a batch; see `InferenceEngine.embed`."""
-        return self._session.run(None, {self._input: np.ascontiguousarray(pictures)})[0]
+        named = inputs if isinstance(inputs, Mapping) else {self._input: inputs}
+        arrays = {name: np.ascontiguousarray(array) for name, array in named.items()}
+        return self._session.run(None, arrays)[0]
 
 
 def load_engine(
@@ -244,9 +258,12 @@ def load_engine(
             raise ArtifactError(
                 'the artifact has no ONNX graph: train with to_onnx=True, or pass is_onnx=False'
             )
-        return OnnxEngine(opened.onnx_path, opened.spec, device, batch_size, num_threads, policy)
+        graph = opened.onnx_path
+        reader = opened.build_reader(policy)
+        return OnnxEngine(graph, opened.spec, reader, device, batch_size, num_threads)
     _set_torch_threads(num_threads)
-    return TorchEngine(opened.build_model(), opened.spec, device, batch_size, policy)
+    reader = opened.build_reader(policy)
+    return TorchEngine(opened.build_model(), opened.spec, reader, device, batch_size)
 
 
 def build_engine(
@@ -279,27 +296,16 @@ def build_engine(
 
     _check_arguments(batch_size, None, device, num_threads, 'fp32')
     backbone = get_backbone(name)
-    picture = picture_spec(backbone, parse_options(backbone, model_options))
-    spec = ModelSpec(backbone.name, backbone.dimension, picture)
+    inputs = input_spec(backbone, parse_options(backbone, model_options))
+    spec = ModelSpec(backbone.name, backbone.dimension, inputs)
     model = build_embedding_model(backbone, dict(model_options or {})).eval()
+    reader = build_reader(inputs, backbone_tokenizer(backbone), policy)
     device = device or _best_device()
     if not (device == 'cpu' if is_onnx is None else is_onnx):
         _set_torch_threads(num_threads)
-        return TorchEngine(model, spec, device, batch_size, policy)
-    graph = _export_to_bytes(model, picture.input_size)
-    return OnnxEngine(graph, spec, device, batch_size, num_threads, policy)
-
-
-def _export_to_bytes(model: EmbeddingModel, size: int) -> bytes:
-    import tempfile
-
-    from finetuner.artifact import export_onnx
-
-    probe = np.random.default_rng(0).integers(0, 256, (4, size, size, 3), dtype=np.uint8)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / 'model.onnx'
-        export_onnx(model, path, probe)
-        return path.read_bytes()
+        return TorchEngine(model, spec, reader, device, batch_size)
+    graph = export_to_bytes(model, reader.example())
+    return OnnxEngine(graph, spec, reader, device, batch_size, num_threads)
 
 
 def _check_arguments(

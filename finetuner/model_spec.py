@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from finetuner.excepts import ArtifactError
-from finetuner.models.zoo import PictureSpec
+from finetuner.models.backbones import POOLERS, InputSpec, PictureSpec, TextSpec
 
 MANIFEST = 'artifact.json'
 
@@ -19,36 +19,60 @@ class ModelSpec:
     Attributes:
         backbone: its name in the zoo.
         dimension: length of the embedding.
-        picture: how a picture becomes the model's input.
+        inputs: how contents become the model's input.
         output_dim: length asked of the projection head, None without one.
     """
 
     backbone: str
     dimension: int
-    picture: PictureSpec
+    inputs: InputSpec
     output_dim: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values: the specification of inputs stands under `picture` or `text`."""
+        key = 'picture' if isinstance(self.inputs, PictureSpec) else 'text'
+        return {
+            'backbone': self.backbone,
+            'dimension': self.dimension,
+            key: asdict(self.inputs),
+            'output_dim': self.output_dim,
+        }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> ModelSpec:
-        """Read what `asdict` gave.
+        """Read what `to_json` gave.
 
         Raises:
             ArtifactError: a field is missing or of the wrong kind.
         """
         try:
-            picture = values['picture']
-            mean, std = (tuple(map(float, picture[name])) for name in ('mean', 'std'))
-            size, dimension = int(picture['input_size']), int(values['dimension'])
-            if dimension < 1 or not 1 <= size <= 1024 or {len(mean), len(std)} != {3}:
-                raise ValueError('dimension, input_size, mean or std is out of range')
+            dimension = int(values['dimension'])
+            if dimension < 1:
+                raise ValueError('dimension is out of range')
+            text = values.get('text')
             return cls(
                 backbone=str(values['backbone']),
                 dimension=dimension,
-                picture=PictureSpec(size, mean, std),
+                inputs=_picture_spec(values['picture']) if text is None else _text_spec(text),
                 output_dim=None if values['output_dim'] is None else int(values['output_dim']),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f'{MANIFEST} does not describe its model: {error!r}') from error
+
+
+def _picture_spec(values: Mapping[str, Any]) -> PictureSpec:
+    mean, std = (tuple(map(float, values[name])) for name in ('mean', 'std'))
+    size = int(values['input_size'])
+    if not 1 <= size <= 1024 or {len(mean), len(std)} != {3}:
+        raise ValueError('input_size, mean or std is out of range')
+    return PictureSpec(size, mean, std)
+
+
+def _text_spec(values: Mapping[str, Any]) -> TextSpec:
+    length, pooler = int(values['max_length']), str(values['pooler'])
+    if length < 1 or pooler not in POOLERS:
+        raise ValueError('max_length or pooler is out of range')
+    return TextSpec(length, pooler, bool(values['normalize']))
 
 
 @dataclass(frozen=True)
@@ -71,18 +95,7 @@ class TrainingRecord:
 def model_card(spec: ModelSpec, record: TrainingRecord) -> str:
     """The README of an artifact: what the model takes and gives, how it was trained, how it does."""
     config = record.config or {}
-    lines = [
-        f'# Embedding model from {spec.backbone}',
-        '',
-        f'Maps pictures, resized to {spec.picture.input_size} x {spec.picture.input_size} pixels, '
-        f'to embeddings of length {spec.dimension}. Compare them by cosine.',
-        '',
-        '```python',
-        'import finetuner',
-        "model = finetuner.get_model('<this directory>')",
-        "embeddings = finetuner.encode(model=model, data=['picture.jpg'])",
-        '```',
-    ]
+    lines = [f'# Embedding model from {spec.backbone}', '', *_usage(spec)]
     if record.num_documents is not None:
         named = ('loss', 'optimizer', 'learning_rate', 'epochs', 'batch_size', 'scheduler', 'seed')
         settings = ', '.join(f'{name} {config[name]}' for name in named if config.get(name))
@@ -94,3 +107,25 @@ def model_card(spec: ModelSpec, record: TrainingRecord) -> str:
             values = [f'{record.metrics[stage].get(name, float("nan")):.4f}' for stage in stages]
             lines.append(f'| {name} | {" | ".join(values)} |')
     return '\n'.join(lines) + '\n'
+
+
+def _usage(spec: ModelSpec) -> list[str]:
+    """How to embed with it, in Markdown."""
+    what = f'to embeddings of length {spec.dimension}. Compare them by cosine.'
+    if isinstance(spec.inputs, PictureSpec):
+        size = spec.inputs.input_size
+        takes, example = f'pictures, resized to {size} x {size} pixels,', 'picture.jpg'
+    else:
+        takes, example = f'texts, cut to {spec.inputs.max_length} tokens,', 'a text'
+    lines = [
+        f'Maps {takes} {what}',
+        '',
+        '```python',
+        'import finetuner',
+        "model = finetuner.get_model('<this directory>')",
+        f"embeddings = finetuner.encode(model=model, data=['{example}'])",
+        '```',
+    ]
+    if isinstance(spec.inputs, TextSpec):
+        lines += ['', "Or with sentence-transformers: `SentenceTransformer('<this directory>')`."]
+    return lines

@@ -196,7 +196,10 @@ class TextCollate:
         Raises:
             DataError: one is no text, or has no tokens.
         """
-        ids = self.token_ids(texts, names)
+        return self.pad(self.token_ids(texts, names))
+
+    def pad(self, ids: list[list[int]]) -> dict[str, Tensor]:
+        """Pad token ids as this tokenizer does; see `pad_token_ids`."""
         return pad_token_ids(ids, self._pad_id)
 
     def token_ids(

@@ -5,62 +5,28 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from finetuner.excepts import ConfigError, unknown_name
-from finetuner.models.zoo import (
+from finetuner.models.backbones import (
     Backbone,
+    InputSpec,
+    ModelOptions,
+    PictureBackbone,
     PictureSpec,
-    build_backbone,
-    parse_options,
-    picture_spec,
+    TextBackbone,
+    TextSpec,
 )
-
-
-class PictureNormalizer(torch.nn.Module):
-    """Turn uint8 pictures into what a backbone takes, inside the graph.
-
-    Pictures enter as uint8 `[batch, height, width, 3]`, a quarter of float's memory traffic, and
-    leave as float32 `[batch, 3, height, width]`, which in memory already is channels last.
-    """
-
-    mean: torch.Tensor
-    std: torch.Tensor
-
-    def __init__(self, spec: PictureSpec) -> None:
-        """Keep mean and standard deviation, scaled to 0..255."""
-        super().__init__()
-        mean = torch.tensor(spec.mean, dtype=torch.float32).view(1, -1, 1, 1) * 255
-        std = torch.tensor(spec.std, dtype=torch.float32).view(1, -1, 1, 1) * 255
-        # they stand in the artifact's specification, so the state dict need not repeat them
-        self.register_buffer('mean', mean, persistent=False)
-        self.register_buffer('std', std, persistent=False)
-
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Normalise `[batch, height, width, 3]` uint8 to `[batch, 3, height, width]` float32."""
-        return (pictures.permute(0, 3, 1, 2).float() - self.mean) / self.std
-
-
-class EmbeddingModel(torch.nn.Module):
-    """A backbone without its head that maps a batch of inputs to embeddings `[batch, dimension]`."""
-
-    def __init__(
-        self,
-        backbone: torch.nn.Module,
-        normalizer: torch.nn.Module | None = None,
-        projection_head: torch.nn.Module | None = None,
-    ) -> None:
-        """Join the three parts; a missing one is the identity."""
-        super().__init__()
-        self.normalizer = normalizer or torch.nn.Identity()
-        self.backbone = backbone
-        self.projection_head = projection_head or torch.nn.Identity()
-
-    def forward(self, inputs: Any) -> torch.Tensor:
-        """Embed a batch."""
-        return self.projection_head(self.backbone(self.normalizer(inputs)))
+from finetuner.models.embedding_model import (
+    Dense,
+    EmbeddingModel,
+    PictureNormalizer,
+    build_projection_head,
+)
+from finetuner.models.zoo import input_spec, parse_options
 
 
 @dataclass(frozen=True)
@@ -100,32 +66,69 @@ def build_embedding_model(
         freeze: train the projection head only or, without one, the last layer with parameters.
 
     Returns:
-        A model taking uint8 `[batch, size, size, 3]`.
+        A model taking pictures, uint8 `[batch, size, size, 3]`, or texts, `input_ids` and
+        `attention_mask` of `[batch, length]` int64 each.
 
     Raises:
         ConfigError: an option is wrong, or the weights cannot be had.
     """
     options = parse_options(backbone, model_options)
-    network = build_backbone(backbone, options)
+    spec = input_spec(backbone, options)
+    model = _build_parts(backbone, options, spec, output_dim)
+    if freeze:
+        freeze_backbone(model, keep_last=not output_dim)
+    return model
+
+
+def _build_parts(
+    backbone: Backbone, options: ModelOptions, spec: InputSpec, output_dim: int | None
+) -> EmbeddingModel:
+    if isinstance(backbone, TextBackbone) and isinstance(spec, TextSpec):
+        from finetuner.models.encoder_files import find_encoder
+
+        folder = find_encoder(backbone.source)
+        return build_text_model(folder, spec, output_dim, options.weights == 'pretrained')
+    if not isinstance(backbone, PictureBackbone) or not isinstance(spec, PictureSpec):
+        raise TypeError(f'{backbone.name} is neither for pictures nor for texts')
+    from finetuner.models import vision
+
+    network = getattr(vision, backbone.builder)(backbone, options)
     for name in backbone.head:
         replace_module(network, name, torch.nn.Identity())
     head = build_projection_head(backbone.dimension, output_dim) if output_dim else None
-    if freeze:
-        freeze_all_but_last(network, keep_last=head is None)
-    model = EmbeddingModel(network, PictureNormalizer(picture_spec(backbone, options)), head)
+    model = EmbeddingModel(network, PictureNormalizer(spec), head)
     # convolutions of CPU and GPU alike run faster on channels-last weights
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def build_projection_head(dimension: int, output_dim: int) -> torch.nn.Linear:
-    """A linear map without bias, orthogonal at first, so that it starts by keeping distances.
+def build_text_model(
+    folder: Path, spec: TextSpec, output_dim: int | None = None, pretrained: bool = True
+) -> EmbeddingModel:
+    """Build the model of a folder with a text encoder.
 
-    A random orthogonal projection nearly preserves the geometry of the embeddings it is given
-    (Johnson and Lindenstrauss, 1984), so training starts from what the backbone already knows.
+    Args:
+        folder: see `finetuner.models.text`.
+        spec: how texts become its input.
+        output_dim: length of the embedding; a projection head is attached when given.
+        pretrained: whether the folder's weights are loaded.
+
+    Raises:
+        ConfigError: the folder's files are missing or do not fit.
     """
-    head = torch.nn.Linear(dimension, output_dim, bias=False)
-    torch.nn.init.orthogonal_(head.weight)
-    return head
+    from finetuner.models.text import build_text_encoder
+    from finetuner.models.text_layout import read_layout
+
+    layout = read_layout(folder)
+    encoder, head = build_text_encoder(layout, spec, pretrained)
+    if output_dim:
+        head.append(Dense(build_projection_head(layout.dimension, output_dim)))
+    projection_head = torch.nn.Sequential(*head) if head else None
+    return EmbeddingModel(encoder, projection_head=projection_head, unit_length=spec.normalize)
+
+
+def freeze_backbone(model: EmbeddingModel, keep_last: bool) -> None:
+    """Train the projection head only or, with `keep_last`, the last layer with parameters."""
+    freeze_all_but_last(model.backbone, keep_last)
 
 
 def replace_module(model: torch.nn.Module, name: str, module: torch.nn.Module) -> None:

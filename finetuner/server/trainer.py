@@ -13,7 +13,8 @@ from jina import Executor, requests
 
 from finetuner.config import RunConfig, Settings
 from finetuner.data.contents import content_of, positions_text
-from finetuner.excepts import ConfigError, DataError, NotFoundError
+from finetuner.excepts import ConfigError, DataError, NotFoundError, unknown_name
+from finetuner.models.zoo import ALIASES, BACKBONES, DEFAULT_BACKBONE
 from finetuner.runs.states import ENDED
 from finetuner.server.parameters import Parameters
 from finetuner.server.uploads import Uploads
@@ -312,7 +313,10 @@ def _run_tags(run: dict[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_paths(parameters: dict[str, Any]) -> None:
-    """A request names no file of this machine."""
+    """A request names no file of this machine, and has it download nothing but what it lists."""
+    model = parameters.get('model', DEFAULT_BACKBONE)
+    if model not in BACKBONES and model not in ALIASES:
+        raise ConfigError(unknown_name('model', model, (*BACKBONES, *ALIASES)))
     weights = (parameters.get('model_options') or {}).get('weights', 'pretrained')
     if weights not in ('pretrained', 'none'):
         raise ConfigError(

@@ -31,8 +31,10 @@ def unzip(path: Path, target: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             members = [m for m in archive.infolist() if not m.filename.endswith('/')]
             _check_members(path.name, members)
+            root = _root(path.name, members)
             for member in members:
-                out = target / PurePosixPath(member.filename).name
+                out = target.joinpath(*_parts(member)[len(root) :])
+                out.parent.mkdir(exist_ok=True)
                 with archive.open(member) as source, out.open('wb') as file:
                     # sizes in the zip's directory can lie: never write more than was declared
                     _copy_at_most(source, file, member.file_size)
@@ -45,16 +47,27 @@ def _check_members(name: str, members: list[zipfile.ZipInfo]) -> None:
         raise ArtifactError(
             f'{name} holds more than {MAX_FILES} files or {MAX_BYTES // 1024**3} GiB'
         )
-    folders = set()
     for member in members:
-        parts = PurePosixPath(member.filename.replace('\\', '/')).parts
+        parts = _parts(member)
         if not parts or '..' in parts or member.filename.startswith(('/', '\\')) or ':' in parts[0]:
             raise ArtifactError(f'{name} is refused: path {member.filename!r} leaves the artifact')
         if stat.S_ISLNK(member.external_attr >> 16):
             raise ArtifactError(f'{name} is refused: {member.filename!r} is a link')
-        folders.add(parts[:-1])
-    if len(folders) != 1 or len(next(iter(folders))) > 1:
+
+
+def _root(name: str, members: list[zipfile.ZipInfo]) -> tuple[str, ...]:
+    """The folder that all files lie in, right there or one folder deeper; empty where it is none."""
+    folders = {_parts(member)[:-1] for member in members}
+    root = min(folders, key=len, default=())
+    if not folders or len(root) > 1 or any(f[: len(root)] != root for f in folders):
         raise ArtifactError(f'{name} is no artifact: its files do not lie in one folder')
+    if any(len(folder) > len(root) + 1 for folder in folders):
+        raise ArtifactError(f'{name} is no artifact: its folders go too deep')
+    return root
+
+
+def _parts(member: zipfile.ZipInfo) -> tuple[str, ...]:
+    return PurePosixPath(member.filename.replace('\\', '/')).parts
 
 
 def _copy_at_most(source: IO[bytes], file: IO[bytes], size: int) -> None:

@@ -22,7 +22,8 @@ TREES = {name: ast.parse(path.read_text(encoding='utf-8')) for name, path in MOD
 # layers from the ground up: a module imports from its own layer and from those below it
 LAYERS = (
     ('config', 'excepts', 'names', 'callback', 'data', 'models', 'images', 'uris', 'search',
-     'evaluation', 'storage', 'training', 'runs.states', 'console', 'augmentation'),
+     'evaluation', 'storage', 'training', 'runs.states', 'console', 'augmentation', 'inputs',
+     'onnx_export'),
     ('model_spec', 'artifact', 'inference'),
     ('runs', 'collections', 'columns'),
     ('client', 'run', 'experiment'),

@@ -79,11 +79,26 @@ def test_links(archive, target):
     assert not list(target.iterdir())
 
 
-@pytest.mark.parametrize('names', [['a/x', 'b/y'], ['a/b/x'], ['x', 'a/y'], []])
+@pytest.mark.parametrize('names', [['a/x', 'b/y'], ['a/b/x'], []])
 def test_more_or_less_than_one_folder(archive, target, names):
     write(archive, dict.fromkeys(names, b'x'))
     with pytest.raises(ArtifactError, match='do not lie in one folder'):
         unzip(archive, target)
+
+
+@pytest.mark.parametrize('root', ['', 'a/'])
+def test_folders_in_the_folder(archive, target, root):
+    write(archive, {f'{root}x': b'1', f'{root}1_Pooling/x': b'2', f'{root}2_Dense/x': b'3'})
+    unzip(archive, target)
+    found = {p.relative_to(target).as_posix(): p.read_bytes() for p in target.rglob('x')}
+    assert found == {'x': b'1', '1_Pooling/x': b'2', '2_Dense/x': b'3'}
+
+
+def test_folders_too_deep(archive, target):
+    write(archive, {'a/x': b'', 'a/b/c/x': b''})
+    with pytest.raises(ArtifactError, match='go too deep'):
+        unzip(archive, target)
+    assert not list(target.iterdir())
 
 
 def test_too_many_files(archive, target):

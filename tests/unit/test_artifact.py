@@ -48,7 +48,7 @@ def original(tmp_path_factory):
     """A complete artifact with its model."""
     model = make_model()
     directory = tmp_path_factory.mktemp('artifact') / 'made'
-    save_artifact(directory, model, make_spec(), RECORD, onnx_pictures=pictures())
+    save_artifact(directory, model, make_spec(), RECORD, onnx_inputs=pictures())
     return directory, model
 
 
@@ -192,12 +192,12 @@ def test_an_export_that_differs_fails(tmp_path):
 def test_a_failed_export_fails_the_artifact_only_when_asked_for(tmp_path, caplog):
     model = Drifting().eval()
     with caplog.at_level('WARNING', logger='finetuner'):
-        save_artifact(tmp_path / 'a', model, make_spec(), onnx_pictures=pictures())
+        save_artifact(tmp_path / 'a', model, make_spec(), onnx_inputs=pictures())
     assert 'no ONNX graph' in caplog.text
     assert ONNX not in json.loads((tmp_path / 'a' / MANIFEST).read_text())['files']
     with pytest.raises(ArtifactError, match='differs from torch'):
         save_artifact(
-            tmp_path / 'b', model, make_spec(), onnx_pictures=pictures(), onnx_required=True
+            tmp_path / 'b', model, make_spec(), onnx_inputs=pictures(), onnx_required=True
         )
     with pytest.raises(ArtifactError, match=r'it has no artifact.json'):
         load_artifact(tmp_path / 'b')

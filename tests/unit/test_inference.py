@@ -28,7 +28,7 @@ SIZE = 32
 @pytest.fixture(scope='module')
 def artifact(tmp_path_factory):
     directory = tmp_path_factory.mktemp('inference') / 'made'
-    save_artifact(directory, make_model(), make_spec(), TrainingRecord(), onnx_pictures=pictures())
+    save_artifact(directory, make_model(), make_spec(), TrainingRecord(), onnx_inputs=pictures())
     return directory
 
 

@@ -239,7 +239,7 @@ def test_a_run_ends_in_an_artifact(trained):
     found = load_artifact(directory)
     assert found.onnx_path is not None
     assert (found.spec.backbone, found.spec.dimension) == ('mobilenet_v3_small', 8)
-    assert found.spec.picture.input_size == 32
+    assert found.spec.inputs.input_size == 32
     manifest = json.loads((directory / 'artifact.json').read_text())
     assert manifest['num_documents'] == 24
     assert RunConfig.from_parameters(manifest['config']).loss == 'TripletMarginLoss'
@@ -384,7 +384,7 @@ def test_batch_norm_is_frozen_with_pretrained_weights(tmp_path, pretrained):
 
 def test_smaller_pictures_in_training(tmp_path):
     execute(tmp_path / 'a', model_options={**OPTIONS, 'input_size': 64, 'train_input_size': 32})
-    assert load_artifact(tmp_path / 'a').spec.picture.input_size == 64
+    assert load_artifact(tmp_path / 'a').spec.inputs.input_size == 64
 
 
 def test_a_picture_that_breaks_later_fails_the_run_and_leaves_no_artifact(tmp_path):

@@ -1,0 +1,185 @@
+"""From a Document to what a model takes of it: pixels of its picture, or tokens of its text."""
+
+from __future__ import annotations
+
+import abc
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from docarray import Document
+
+from finetuner.excepts import ContentError, DataError, PictureError
+from finetuner.images import picture_of
+from finetuner.models.backbones import InputSpec, PictureSpec, TextSpec
+from finetuner.uris import DEFAULT_POLICY, PicturePolicy
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+ModelInputs = np.ndarray | Mapping[str, np.ndarray]
+
+# texts are embedded so many padded tokens at a time, for each Document that a batch of pictures has
+_TOKENS_PER_DOCUMENT = 64
+_EXAMPLE_TEXTS = ('a', 'two words', 'a text of some more words than the others have')
+
+
+class InputReader(abc.ABC):
+    """How contents become the input of one model.
+
+    Attributes:
+        failure: what has happened to contents that cannot be read.
+        error: the class of the error that says so.
+        collate_fn: makes a batch for training of a list of inputs; None stacks them.
+        batches_at_once: batches' worth of Documents that are read before `batches` divides them.
+    """
+
+    failure: str
+    error: type[ContentError]
+    batches_at_once = 1
+    collate_fn: Callable[[list[Any]], Any] | None = None
+
+    @abc.abstractmethod
+    def read(self, doc: Document, position: int | str | None = None) -> Any:
+        """Make one input of a Document.
+
+        Args:
+            doc: its content is of the model's modality.
+            position: place of the Document in its array, or what errors call it.
+
+        Raises:
+            ContentError: the content is of another kind, or cannot be read.
+        """
+
+    @abc.abstractmethod
+    def batch(self, items: Sequence[Any]) -> ModelInputs:
+        """Make a batch of inputs, at least one, for inference."""
+
+    @abc.abstractmethod
+    def example(self) -> ModelInputs:
+        """A small batch of made-up inputs, to trace a model with and to compare it on."""
+
+    def batches(self, items: Sequence[Any], batch_size: int) -> Iterator[list[int]]:
+        """Divide inputs into batches.
+
+        Args:
+            items: inputs.
+            batch_size: at most so many; of texts, as many tokens as so many of middle length have.
+
+        Yields:
+            Positions among the items; each comes once.
+        """
+        for start in range(0, len(items), batch_size):
+            yield list(range(start, min(start + batch_size, len(items))))
+
+
+class PictureReader(InputReader):
+    """Pictures as `[size, size, 3]` uint8, and `[batch, size, size, 3]`."""
+
+    failure = 'pictures cannot be opened'
+    error = PictureError
+
+    def __init__(self, spec: PictureSpec, policy: PicturePolicy = DEFAULT_POLICY) -> None:
+        """Take the size.
+
+        Args:
+            spec: of the model.
+            policy: which pictures are opened.
+        """
+        self.size = spec.input_size
+        self.policy = policy
+
+    def read(self, doc: Document, position: int | str | None = None) -> np.ndarray:
+        """Open a picture; see `finetuner.images.picture_of`."""
+        return picture_of(doc, self.size, position, self.policy)
+
+    def batch(self, items: Sequence[Any]) -> np.ndarray:
+        """Stack pictures."""
+        return np.stack(items)
+
+    def example(self) -> np.ndarray:
+        """Pictures of noise."""
+        shape = (4, self.size, self.size, 3)
+        return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+class TextReader(InputReader):
+    """Texts as token ids, and `input_ids` and `attention_mask`, `[batch, longest]` int64 each."""
+
+    failure = 'texts cannot be read'
+    error = ContentError
+    # enough to find texts of like length among
+    batches_at_once = 32
+
+    def __init__(self, spec: TextSpec, tokenizer: Tokenizer | str | os.PathLike[str]) -> None:
+        """Load the tokenizer.
+
+        Args:
+            spec: of the model.
+            tokenizer: the tokenizer, or the path of its `tokenizer.json`.
+
+        Raises:
+            ConfigError: the tokenizer cannot be read.
+        """
+        from finetuner.data.collation import TextCollate
+
+        self._collate = TextCollate(tokenizer, spec.max_length)
+        self.collate_fn = self._collate.pad
+
+    def read(self, doc: Document, position: int | str | None = None) -> list[int]:
+        """Tokenise a Document's text."""
+        name = f'Document {position}' if isinstance(position, int) else position or 'Document'
+        if not doc.text:
+            held = 'holds no text'
+            if doc.uri or doc.tensor is not None or doc.blob:
+                held = 'holds a picture or a tensor, not text'
+            raise ContentError(f'{name} {held}: give it a text, or choose a model for pictures')
+        try:
+            return self._collate.token_ids([doc.text], [name])[0]
+        except DataError as error:
+            raise ContentError(str(error)) from error
+
+    def batch(self, items: Sequence[Any]) -> dict[str, np.ndarray]:
+        """Pad token ids to the longest."""
+        return {name: tensor.numpy() for name, tensor in self._collate.pad(list(items)).items()}
+
+    def example(self) -> dict[str, np.ndarray]:
+        """Texts of several lengths."""
+        return self.batch([self.read(Document(text=text)) for text in _EXAMPLE_TEXTS])
+
+    def batches(self, items: Sequence[Any], batch_size: int) -> Iterator[list[int]]:
+        """Put texts of like length together, as many as fit into the tokens of a batch."""
+        budget = batch_size * _TOKENS_PER_DOCUMENT
+        batch: list[int] = []
+        longest = 0
+        for position in sorted(range(len(items)), key=lambda i: len(items[i]), reverse=True):
+            longest = longest or len(items[position])
+            if batch and (len(batch) + 1) * longest > budget:
+                yield batch
+                batch, longest = [], len(items[position])
+            batch.append(position)
+        if batch:
+            yield batch
+
+
+def build_reader(
+    spec: InputSpec,
+    tokenizer: Tokenizer | str | os.PathLike[str] | None = None,
+    policy: PicturePolicy = DEFAULT_POLICY,
+) -> InputReader:
+    """Build what reads contents for a model.
+
+    Args:
+        spec: of the model.
+        tokenizer: of a text model: the tokenizer, or the path of its `tokenizer.json`.
+        policy: which pictures are opened.
+
+    Raises:
+        ConfigError: the tokenizer cannot be read.
+    """
+    if isinstance(spec, PictureSpec):
+        return PictureReader(spec, policy)
+    if tokenizer is None:
+        raise ValueError('a text model has a tokenizer')
+    return TextReader(spec, tokenizer)

@@ -1,0 +1,170 @@
+"""What a backbone is, what may be asked of it, and how contents become its input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from pydantic import BaseModel, Field
+
+from finetuner.config import whole_number_fields
+
+Modality = Literal['image', 'text']
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+PATCH_SIZE = 16  # of the vision transformers
+TOKENIZER = 'tokenizer.json'  # in the folder of a text model
+POOLERS = ('mean', 'cls', 'max')
+
+
+class PictureOptions(BaseModel):
+    """`model_options` of every picture backbone.
+
+    Attributes:
+        input_size: side in pixels that pictures are resized to; None takes the backbone's own.
+        train_input_size: the same while training only; None takes `input_size`. A network trained
+            on smaller pictures than it is later shown trains faster and often searches better
+            (Touvron et al., Fixing the train-test resolution discrepancy, 2019).
+        weights: `pretrained`, `none` (random), or the path of a state dict saved by torch
+            (`.pth`, `.pt`) or safetensors.
+    """
+
+    input_size: int | None = Field(None, ge=32, le=1024)
+    train_input_size: int | None = Field(None, ge=32, le=1024)
+    weights: str = 'pretrained'
+
+    _whole_numbers = whole_number_fields('input_size', 'train_input_size')
+
+    class Config:
+        """Frozen, nothing unknown."""
+
+        frozen = True
+        extra = 'forbid'
+
+
+class TextOptions(BaseModel):
+    """`model_options` of every text backbone.
+
+    Attributes:
+        pooler: how the embeddings of tokens become one: their `mean`, that of the first token
+            (`cls`), or the `max` in each dimension; None takes what the backbone was trained with.
+        max_length: tokens of a text at most, the special ones included; what is beyond is cut off.
+            None takes the backbone's own.
+        weights: `pretrained`, or `none` (random).
+    """
+
+    pooler: Literal['mean', 'cls', 'max'] | None = None
+    max_length: int | None = Field(None, ge=4, le=32_768)
+    weights: Literal['pretrained', 'none'] = 'pretrained'
+
+    _whole_numbers = whole_number_fields('max_length')
+
+    class Config:
+        """Frozen, nothing unknown."""
+
+        frozen = True
+        extra = 'forbid'
+
+
+ModelOptions = PictureOptions | TextOptions
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A pretrained model that `fit` and `build_model` know by name.
+
+    Attributes:
+        name: what users write.
+        task: `image-to-image` and the like, as Finetuner called it.
+        dimension: length of the embedding it gives without a projection head.
+        architecture: family, for tables.
+        description: one line for tables.
+        weights: where pretrained weights come from.
+    """
+
+    name: str
+    task: str
+    dimension: int
+    architecture: str
+    description: str
+    weights: str
+
+    modality: ClassVar[Modality]
+    options: ClassVar[type[PictureOptions] | type[TextOptions]]
+
+
+@dataclass(frozen=True)
+class PictureBackbone(Backbone):
+    """A backbone that embeds pictures.
+
+    Attributes:
+        input_size: side of the square picture it was trained on, in pixels.
+        builder: name of the function in `models.vision` that constructs it.
+        head: dotted names of the modules that tailor replaces by identities.
+        mean: per-channel mean of pictures scaled to 0..1.
+        std: per-channel standard deviation of pictures scaled to 0..1.
+        fixed_input_size: whether a size other than `input_size` changes the architecture.
+    """
+
+    input_size: int
+    builder: str
+    head: tuple[str, ...]
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    fixed_input_size: bool = False
+
+    modality = 'image'
+    options = PictureOptions
+
+
+@dataclass(frozen=True)
+class TextBackbone(Backbone):
+    """A transformer that embeds texts.
+
+    Attributes:
+        source: where its files lie: `package:NAME` for those that a package carries, a folder, or
+            its name on the Hugging Face hub.
+    """
+
+    source: str
+
+    modality = 'text'
+    options = TextOptions
+
+
+@dataclass(frozen=True)
+class PictureSpec:
+    """How a picture becomes the input of a model; kept in the artifact.
+
+    Attributes:
+        input_size: side in pixels; pictures enter as uint8 `[batch, input_size, input_size, 3]`.
+        mean: per-channel mean in 0..1, subtracted inside the graph.
+        std: per-channel standard deviation in 0..1, divided by inside the graph.
+    """
+
+    input_size: int
+    mean: tuple[float, ...] = field(default=IMAGENET_MEAN)
+    std: tuple[float, ...] = field(default=IMAGENET_STD)
+
+    modality: ClassVar[Modality] = 'image'
+
+
+@dataclass(frozen=True)
+class TextSpec:
+    """How a text becomes the input of a model, and its tokens one embedding; kept in the artifact.
+
+    Attributes:
+        max_length: tokens of a text at most, the special ones included.
+        pooler: one of `POOLERS`.
+        normalize: whether embeddings leave the model at length 1.
+    """
+
+    max_length: int
+    pooler: str = 'mean'
+    normalize: bool = False
+
+    modality: ClassVar[Modality] = 'text'
+
+
+InputSpec = PictureSpec | TextSpec
