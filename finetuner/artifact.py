@@ -18,7 +18,7 @@ from finetuner.excepts import ArtifactError, ConfigError
 from finetuner.inputs import InputReader, ModelInputs, build_reader
 from finetuner.model_spec import MANIFEST, ModelSpec, TrainingRecord, model_card
 from finetuner.models.backbones import TOKENIZER, Backbone, TextSpec
-from finetuner.models.zoo import get_backbone
+from finetuner.models.zoo import get_backbone, text_backbone
 from finetuner.onnx_export import export_onnx
 from finetuner.storage.archives import unzip
 from finetuner.uris import DEFAULT_POLICY, PicturePolicy
@@ -87,13 +87,19 @@ class Artifact:
 
         from finetuner.models.embedding_model import PictureNormalizer
         from finetuner.models.tailor import build_embedding_model, build_text_model
+        from finetuner.models.whitening import Whitening
 
         inputs = self.spec.inputs
         if isinstance(inputs, TextSpec):
             # the directory is laid out as any folder of a text encoder is
             return build_text_model(self.directory, inputs)
         options = {'weights': 'none', 'input_size': inputs.input_size}
-        model = build_embedding_model(self.backbone, options, self.spec.output_dim)
+        model = build_embedding_model(
+            self.backbone, options, self.spec.output_dim, whitening=self.spec.whitening
+        )
+        for module in model.modules():
+            if isinstance(module, Whitening):
+                module.fitted = True
         # as it was trained, whatever the zoo's entry says by now
         model.normalizer = PictureNormalizer(inputs)
         model.load_state_dict(load_file(self.directory / WEIGHTS))
@@ -115,12 +121,14 @@ class Artifact:
 
     @property
     def backbone(self) -> Backbone:
-        """The zoo's entry of its backbone.
+        """Its backbone: the zoo's entry, or its own directory where it holds all of a text encoder.
 
         Raises:
             ArtifactError: this version does not know it.
         """
         try:
+            if isinstance(self.spec.inputs, TextSpec):
+                return text_backbone(self.spec.backbone, str(self.directory))
             return get_backbone(self.spec.backbone)
         except ConfigError as error:
             raise ArtifactError(f'the artifact needs another backbone: {error}') from error

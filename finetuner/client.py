@@ -191,6 +191,7 @@ class LocalClient:
             ConflictError: the run's name is taken.
             NotFoundError: no data or artifact of that name.
         """
+        from finetuner.runs.recipes import settled_values
         from finetuner.runs.runner import validate_run
 
         given = collect_data(parameters, data)
@@ -202,9 +203,9 @@ class LocalClient:
             key: self.load_data(value) if isinstance(value, str) else value
             for key, value in given.items()
         }
-        validate_run(resolved, documents)
+        settled = settled_values(validate_run(resolved, documents))
         references = {key: self._workspace.push_data(docs) for key, docs in documents.items()}
-        config = build_config({**parameters, 'run_name': run_name}, references)
+        config = build_config({**parameters, 'run_name': run_name, **settled}, references)
         record = self._workspace.start_run(config, self._owner, self._worker_command)
         return record.public()
 

@@ -98,7 +98,7 @@ class RunConfig(BaseModel):
     description: str = ''
     experiment_name: str = 'default'
     model_options: dict[str, Any] = Field(default_factory=dict)
-    loss: str = 'TripletMarginLoss'
+    loss: str | None = None
     loss_options: dict[str, Any] = Field(default_factory=dict)
     miner: str | None = None
     miner_options: dict[str, Any] = Field(default_factory=dict)
@@ -122,6 +122,7 @@ class RunConfig(BaseModel):
     loss_optimizer_options: dict[str, Any] = Field(default_factory=dict)
     freeze_batch_norm: bool | None = None
     augmentation: Literal['none', 'light', 'strong'] | None = None
+    whiten: bool | None = None
     views_per_instance: int = Field(2, ge=2)
     on_broken: Literal['stop', 'skip'] = 'stop'
     seed: int = Field(0, ge=0, lt=2**32)

@@ -34,7 +34,7 @@ def fit_backbone(
     description: str | None = None,
     experiment_name: str | None = None,
     model_options: dict[str, Any] | None = None,
-    loss: str = 'TripletMarginLoss',
+    loss: str | None = None,
     miner: str | None = None,
     miner_options: dict[str, Any] | None = None,
     optimizer: str = 'Adam',
@@ -59,6 +59,7 @@ def fit_backbone(
     loss_options: dict[str, Any] | None = None,
     freeze_batch_norm: bool | None = None,
     augmentation: str | None = None,
+    whiten: bool | None = None,
     views_per_instance: int = 2,
     on_broken: str = 'stop',
     seed: int = 0,
@@ -78,18 +79,21 @@ def fit_backbone(
         description: free text.
         experiment_name: group of runs; `default` when None.
         model_options: see `list_model_options()`; `input_size` and `weights` for pictures.
-        loss: class in pytorch-metric-learning's losses.
+        loss: class in pytorch-metric-learning's losses; None, as for whatever else has a recipe
+            (learning_rate, scheduler, train_input_size, whiten), takes what was measured to be
+            good for the model and the kind of data; see docs/training.md.
         miner: class in its miners, None for none.
         miner_options: arguments of the miner.
         optimizer: class in `torch.optim`.
         optimizer_options: arguments of the optimizer.
-        learning_rate: None takes 1e-4.
+        learning_rate: the highest of the schedule; None takes the recipe's, 1e-4 with another
+            loss.
         epochs: times the data is gone through.
         batch_size: Documents (roots, matches, chunks and views each count) in a batch; None takes
             up to 128, as the data allows.
         callbacks: instances of the classes in `finetuner.callback`.
         scheduler: `linear`, `cosine`, `cosine_with_restarts`, `polynomial`, `constant`,
-            `constant_with_warmup`; None keeps the rate.
+            `constant_with_warmup`; None takes the recipe's, usually `cosine`.
         scheduler_options: `num_warmup_steps`, `num_training_steps`, `scheduler_step`,
             `num_cycles`, `power`.
         freeze: train the last layer only, or the projection head when there is one.
@@ -108,6 +112,8 @@ def fit_backbone(
             weights.
         augmentation: how training pictures are varied: `none`, `light` or `strong`; None takes
             `strong` for unlabelled data and `none` for all other.
+        whiten: of class data, whether a linear map is fitted to the embeddings in which Documents
+            of one class scatter alike in all directions; None takes the recipe's.
         views_per_instance: of unlabelled data, views of each Document in a batch.
         on_broken: `stop` at a picture that cannot be opened, or `skip` it; it is named either way.
         seed: of everything drawn at random.

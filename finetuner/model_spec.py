@@ -21,12 +21,15 @@ class ModelSpec:
         dimension: length of the embedding.
         inputs: how contents become the model's input.
         output_dim: length asked of the projection head, None without one.
+        whitening: whether the projection head is a `Whitening`; of texts it is one of the
+            dense layers that their folder lists.
     """
 
     backbone: str
     dimension: int
     inputs: InputSpec
     output_dim: int | None = None
+    whitening: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Plain values: the specification of inputs stands under `picture` or `text`."""
@@ -36,6 +39,7 @@ class ModelSpec:
             'dimension': self.dimension,
             key: asdict(self.inputs),
             'output_dim': self.output_dim,
+            'whitening': self.whitening,
         }
 
     @classmethod
@@ -55,6 +59,7 @@ class ModelSpec:
                 dimension=dimension,
                 inputs=_picture_spec(values['picture']) if text is None else _text_spec(text),
                 output_dim=None if values['output_dim'] is None else int(values['output_dim']),
+                whitening=bool(values.get('whitening', False)),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f'{MANIFEST} does not describe its model: {error!r}') from error

@@ -224,6 +224,11 @@ class TextCollate:
                     f'{_name(number, names)} is {_a_kind(text)}, not a text: text models take '
                     'Documents with `text`, or a preprocess_fn that returns a str'
                 )
+            if not _is_whole(text):
+                raise DataError(
+                    f'{_name(number, names)} ({text[:40]!r}) holds half a character (a surrogate), '
+                    'which is no text: mend what it was read with'
+                )
             # One by one: `encode_batch` starts threads, after which a fork may hang.
             tokens = self._tokenizer.encode(text).ids
             if not tokens:
@@ -232,6 +237,14 @@ class TextCollate:
                 )
             ids.append(tokens)
         return ids
+
+
+def _is_whole(text: str) -> bool:
+    try:
+        text.encode('utf-8')
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def text_lengths(

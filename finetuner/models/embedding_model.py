@@ -77,6 +77,14 @@ class Dense(torch.nn.Module):
         return self.activation(self.linear(embeddings))
 
 
+class UnitLength(torch.nn.Module):
+    """Brings embeddings to length 1."""
+
+    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """Map `[batch, dimension]` to the same shape."""
+        return torch.nn.functional.normalize(embeddings)
+
+
 def build_projection_head(dimension: int, output_dim: int) -> torch.nn.Linear:
     """A linear map without bias, orthogonal at first, so that it starts by keeping distances.
 

@@ -26,6 +26,7 @@ from finetuner.models.embedding_model import (
     PictureNormalizer,
     build_projection_head,
 )
+from finetuner.models.whitening import Whitening
 from finetuner.models.zoo import input_spec, parse_options
 
 
@@ -56,6 +57,7 @@ def build_embedding_model(
     model_options: dict[str, Any] | None = None,
     output_dim: int | None = None,
     freeze: bool = False,
+    whitening: bool = False,
 ) -> EmbeddingModel:
     """Build a backbone of the zoo and make an embedding model of it.
 
@@ -64,6 +66,7 @@ def build_embedding_model(
         model_options: its options, see `PictureOptions`.
         output_dim: length of the embedding; a projection head is attached when given.
         freeze: train the projection head only or, without one, the last layer with parameters.
+        whitening: attach a `Whitening` after the backbone, to be fitted before training.
 
     Returns:
         A model taking pictures, uint8 `[batch, size, size, 3]`, or texts, `input_ids` and
@@ -74,20 +77,25 @@ def build_embedding_model(
     """
     options = parse_options(backbone, model_options)
     spec = input_spec(backbone, options)
-    model = _build_parts(backbone, options, spec, output_dim)
+    model = _build_parts(backbone, options, spec, output_dim, whitening)
     if freeze:
-        freeze_backbone(model, keep_last=not output_dim)
+        freeze_backbone(model)
     return model
 
 
 def _build_parts(
-    backbone: Backbone, options: ModelOptions, spec: InputSpec, output_dim: int | None
+    backbone: Backbone,
+    options: ModelOptions,
+    spec: InputSpec,
+    output_dim: int | None,
+    whitening: bool,
 ) -> EmbeddingModel:
     if isinstance(backbone, TextBackbone) and isinstance(spec, TextSpec):
         from finetuner.models.encoder_files import find_encoder
 
         folder = find_encoder(backbone.source)
-        return build_text_model(folder, spec, output_dim, options.weights == 'pretrained')
+        pretrained = options.weights == 'pretrained'
+        return build_text_model(folder, spec, output_dim, pretrained, whitening)
     if not isinstance(backbone, PictureBackbone) or not isinstance(spec, PictureSpec):
         raise TypeError(f'{backbone.name} is neither for pictures nor for texts')
     from finetuner.models import vision
@@ -95,14 +103,23 @@ def _build_parts(
     network = getattr(vision, backbone.builder)(backbone, options)
     for name in backbone.head:
         replace_module(network, name, torch.nn.Identity())
-    head = build_projection_head(backbone.dimension, output_dim) if output_dim else None
+    head: torch.nn.Module | None = None
+    if output_dim and not whitening:
+        head = build_projection_head(backbone.dimension, output_dim)
+    elif whitening:
+        roots = backbone.architecture == 'cnn'
+        head = Whitening(backbone.dimension, output_dim, takes_roots=roots)
     model = EmbeddingModel(network, PictureNormalizer(spec), head)
     # convolutions of CPU and GPU alike run faster on channels-last weights
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def build_text_model(
-    folder: Path, spec: TextSpec, output_dim: int | None = None, pretrained: bool = True
+    folder: Path,
+    spec: TextSpec,
+    output_dim: int | None = None,
+    pretrained: bool = True,
+    whitening: bool = False,
 ) -> EmbeddingModel:
     """Build the model of a folder with a text encoder.
 
@@ -111,6 +128,8 @@ def build_text_model(
         spec: how texts become its input.
         output_dim: length of the embedding; a projection head is attached when given.
         pretrained: whether the folder's weights are loaded.
+        whitening: attach a `Whitening`, to be fitted before training; once saved it is one of the
+            folder's dense layers.
 
     Raises:
         ConfigError: the folder's files are missing or do not fit.
@@ -119,16 +138,20 @@ def build_text_model(
     from finetuner.models.text_layout import read_layout
 
     layout = read_layout(folder)
-    encoder, head = build_text_encoder(layout, spec, pretrained)
-    if output_dim:
+    encoder, dense = build_text_encoder(layout, spec, pretrained)
+    head: list[torch.nn.Module] = [*dense]
+    if whitening:
+        head.append(Whitening(layout.dimension, output_dim))
+    elif output_dim:
         head.append(Dense(build_projection_head(layout.dimension, output_dim)))
     projection_head = torch.nn.Sequential(*head) if head else None
     return EmbeddingModel(encoder, projection_head=projection_head, unit_length=spec.normalize)
 
 
-def freeze_backbone(model: EmbeddingModel, keep_last: bool) -> None:
-    """Train the projection head only or, with `keep_last`, the last layer with parameters."""
-    freeze_all_but_last(model.backbone, keep_last)
+def freeze_backbone(model: EmbeddingModel) -> None:
+    """Train the projection head alone or, where nothing of it is trained, the last layer."""
+    head = model.projection_head.parameters()
+    freeze_all_but_last(model.backbone, keep_last=not any(p.requires_grad for p in head))
 
 
 def replace_module(model: torch.nn.Module, name: str, module: torch.nn.Module) -> None:

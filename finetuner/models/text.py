@@ -12,7 +12,7 @@ from torch import Tensor
 
 from finetuner.excepts import ConfigError
 from finetuner.models.backbones import TextSpec
-from finetuner.models.embedding_model import Dense, EmbeddingModel
+from finetuner.models.embedding_model import Dense, EmbeddingModel, UnitLength
 from finetuner.models.pooling import pool_tokens
 from finetuner.models.text_layout import (
     DENSE,
@@ -87,8 +87,8 @@ class TextEncoder(torch.nn.Module):
 
 def build_text_encoder(
     layout: TextLayout, spec: TextSpec, pretrained: bool = True
-) -> tuple[TextEncoder, list[Dense]]:
-    """Construct a transformer with its pooling, and the dense layers that come after it.
+) -> tuple[TextEncoder, list[torch.nn.Module]]:
+    """Construct a transformer with its pooling, and the layers that come after it.
 
     Args:
         layout: of its folder.
@@ -110,7 +110,9 @@ def build_text_encoder(
             network = auto.from_config(config, dtype=torch.float32)
     # as it stays in the folder that this model is saved to
     tokenizer.model_max_length = spec.max_length
-    return TextEncoder(network, tokenizer, spec.pooler), [_load_dense(d) for d in layout.dense]
+    return TextEncoder(network, tokenizer, spec.pooler), [
+        UnitLength() if place is None else _load_dense(place) for place in layout.head
+    ]
 
 
 def save_text_model(model: EmbeddingModel, spec: TextSpec, folder: Path) -> None:
@@ -132,7 +134,9 @@ def save_text_model(model: EmbeddingModel, spec: TextSpec, folder: Path) -> None
     dimension = int(encoder.transformer.config.hidden_size)
     _write_json(folder / '1_Pooling' / 'config.json', _pooling_config(spec.pooler, dimension))
     for dense in model.projection_head.modules():
-        if isinstance(dense, Dense):
+        if isinstance(dense, UnitLength):
+            modules.append((NORMALIZE, f'{len(modules)}_Normalize'))
+        elif isinstance(dense, Dense):
             name = f'{len(modules)}_Dense'
             modules.append((DENSE, name))
             _write_json(folder / name / 'config.json', _dense_config(dense))

@@ -20,6 +20,20 @@ MODULES = 'modules.json'
 LENGTHS = 'sentence_bert_config.json'
 TRANSFORMER, POOLING, DENSE, NORMALIZE = 'Transformer', 'Pooling', 'Dense', 'Normalize'
 _DEFAULT_LENGTH = 512
+# their first place is not the first of the table, but the one after that of the padding
+_COUNTS_FROM_PADDING = (
+    'camembert',
+    'data2vec-text',
+    'esm',
+    'ibert',
+    'longformer',
+    'mpnet',
+    'roberta',
+    'roberta-prelayernorm',
+    'xlm-roberta',
+    'xlm-roberta-xl',
+    'xmod',
+)
 _VOCABULARIES = (
     TOKENIZER,
     'vocab.txt',
@@ -38,7 +52,8 @@ class TextLayout:
         folder: where it lies.
         transformer: where in it the transformer lies.
         spec: how texts become its input.
-        dense: folders of the dense layers after pooling.
+        head: what comes between pooling and the end: folders of dense layers, and None where
+            embeddings are brought to length 1.
         dimension: length of the embedding.
         num_positions: most tokens that the transformer can take, None where it has no limit.
     """
@@ -46,7 +61,7 @@ class TextLayout:
     folder: Path
     transformer: Path
     spec: TextSpec
-    dense: tuple[Path, ...]
+    head: tuple[Path | None, ...]
     dimension: int
     num_positions: int | None
 
@@ -64,20 +79,30 @@ def read_layout(folder: Path) -> TextLayout:
                 f'model {folder.name!r} has a module of the type {kind!r}; known are a Transformer, '
                 'Pooling, Dense layers and Normalize. Pass the folder of its transformer alone'
             )
+    order = [kind for kind, _ in places]
+    after = 2 if order[1:2] == [POOLING] else 1
+    if order and (order[0] != TRANSFORMER or {TRANSFORMER, POOLING} & set(order[after:])):
+        raise ConfigError(
+            f'model {folder.name!r} is made of {", ".join(order)}; known is a {TRANSFORMER}, its '
+            f'{POOLING}, and then {DENSE} layers and {NORMALIZE}'
+        )
     inner = {kind: _inside(folder, path) for kind, path in places}
     transformer = _transformer_folder(folder)
     config = load_config(transformer)
-    dense = tuple(_inside(folder, path) for kind, path in places if kind == DENSE)
+    head = [_inside(folder, path) if kind == DENSE else None for kind, path in places[after:]]
+    # the last of all is no part of the head: what fine-tuning attaches comes before it
+    normalizes = bool(head) and head[-1] is None
+    head = head[:-1] if normalizes else head
     dimension = int(config.hidden_size)
-    for place in dense:
+    for place in filter(None, head):
         dimension = int(read_json(place / 'config.json')['out_features'])
-    positions = getattr(config, 'max_position_embeddings', None)
+    positions = _num_positions(config)
     spec = TextSpec(
         max_length=_max_length(transformer, positions),
         pooler=_pooler(folder, inner.get(POOLING)),
-        normalize=NORMALIZE in inner,
+        normalize=normalizes,
     )
-    return TextLayout(folder, transformer, spec, dense, dimension, positions)
+    return TextLayout(folder, transformer, spec, tuple(head), dimension, positions)
 
 
 def text_spec(layout: TextLayout, options: TextOptions) -> TextSpec:
@@ -97,6 +122,14 @@ def text_spec(layout: TextLayout, options: TextOptions) -> TextSpec:
         max_length=asked or layout.spec.max_length,
         pooler=options.pooler or layout.spec.pooler,
     )
+
+
+def _num_positions(config: Any) -> int | None:
+    """The most tokens that a transformer has places for."""
+    positions = getattr(config, 'max_position_embeddings', None)
+    if positions and config.model_type in _COUNTS_FROM_PADDING:
+        positions -= config.pad_token_id + 1
+    return positions
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -119,7 +152,16 @@ def load_tokenizer(folder: Path) -> Any:
             f'model {folder.name!r} has no fast tokenizer, which is needed: save one as '
             f'{TOKENIZER} in its folder'
         )
+    if read_json(folder / LENGTHS, {}).get('do_lower_case'):
+        _lower_case(tokenizer.backend_tokenizer)
     return tokenizer
+
+
+def _lower_case(tokenizer: Any) -> None:
+    from tokenizers import normalizers
+
+    others = [tokenizer.normalizer] if tokenizer.normalizer is not None else []
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *others])
 
 
 def load_config(folder: Path) -> Any:

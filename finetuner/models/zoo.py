@@ -145,27 +145,45 @@ def get_backbone(name: str) -> Backbone:
     backbone = BACKBONES.get(ALIASES.get(name, name))
     if backbone is not None:
         return backbone
-    if Path(name).expanduser().is_dir() or _HUB_NAME.fullmatch(name):
-        return _text_backbone(name)
+    is_path = name.startswith(('.', '~', '/', '\\'))
+    if name and (Path(name).expanduser().is_dir() or is_path):
+        return _folder_backbone(Path(name).expanduser())
+    if _HUB_NAME.fullmatch(name):
+        return text_backbone(name, name)
     raise ConfigError(
         f'{unknown_name("model", name, (*BACKBONES, *ALIASES))} A text encoder may also be given '
         'by the path of its folder or its name on the Hugging Face hub, organisation/model'
     )
 
 
-def _text_backbone(name: str) -> TextBackbone:
-    """The entry of a text encoder that the zoo does not list."""
+def _folder_backbone(folder: Path) -> TextBackbone:
+    """The entry of a text encoder in a folder, called by its last part: the rest is private."""
+    if not folder.is_dir():
+        raise ConfigError(f'there is no folder {str(folder)!r} that could hold a text encoder')
+    return text_backbone(folder.resolve().name, str(folder))
+
+
+def text_backbone(name: str, source: str) -> TextBackbone:
+    """The entry of a text encoder that the zoo does not list.
+
+    Args:
+        name: what to call it.
+        source: where its files lie, as of `TextBackbone`.
+
+    Raises:
+        ConfigError: they cannot be had, or are of no text encoder.
+    """
     from finetuner.models.encoder_files import find_encoder
     from finetuner.models.text_layout import read_layout
 
     return TextBackbone(
         name=name,
         task='text-to-text',
-        dimension=read_layout(find_encoder(name)).dimension,
+        dimension=read_layout(find_encoder(source)).dimension,
         architecture='transformer',
         description='text encoder of transformers',
         weights='its folder, or none',
-        source=name,
+        source=source,
     )
 
 

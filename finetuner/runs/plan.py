@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,14 @@ from finetuner.data.splitting import split_dataset
 from finetuner.excepts import ConfigError, ContentError, DataError
 from finetuner.inputs import InputReader, build_reader
 from finetuner.models.backbones import Backbone, PictureOptions, PictureSpec
-from finetuner.models.zoo import backbone_tokenizer, get_backbone, input_spec, parse_options
+from finetuner.models.zoo import (
+    ALIASES,
+    backbone_tokenizer,
+    get_backbone,
+    input_spec,
+    parse_options,
+)
+from finetuner.runs.recipes import apply_recipe
 from finetuner.training.setup import (
     BatchShape,
     Description,
@@ -30,12 +38,12 @@ from finetuner.training.setup import (
     resolve_batch,
     validation_batch,
 )
+from finetuner.training.whitening import can_whiten
 
 logger = logging.getLogger('finetuner.run')
 
 Dataset = LabelledDataset[Any]
 
-DEFAULT_LEARNING_RATE = 1e-4
 # opening every picture of a large set would keep the caller waiting; training opens the others
 MAX_CONTENTS_CHECKED = 10_000
 _NUM_NAMED = 5
@@ -47,6 +55,7 @@ class Plan:
     """A config with everything it leaves open decided, and its data at hand.
 
     Attributes:
+        config: as it was given, what it left open filled in.
         reader: makes the model's inputs of Documents.
         train_reader: the same for training, where pictures may be smaller.
         train: what to train on.
@@ -57,6 +66,7 @@ class Plan:
         augmentation: recipe by which pictures are varied in training.
     """
 
+    config: RunConfig
     backbone: Backbone
     spec: ModelSpec
     reader: InputReader
@@ -67,7 +77,6 @@ class Plan:
     batch: BatchShape
     validation_batch: BatchShape
     augmentation: str
-    learning_rate: float
     parent: Artifact | None
 
     @property
@@ -102,12 +111,11 @@ def make_plan(config: RunConfig, data: Mapping[str, Sequence[Document]]) -> Plan
         ArtifactError: the artifact to continue from is damaged.
     """
     parent = load_artifact(config.model_artifact) if config.model_artifact else None
-    backbone = get_backbone(config.model)
-    if parent is not None:
-        _check_parent(config, parent, backbone)
+    backbone = get_backbone(config.model) if parent is None else _parent_backbone(config, parent)
+    train = _build(data['train_data'], 'train_data')
+    config = _filled_in(config, backbone, train)
     spec = parent.spec if parent else _model_spec(config, backbone)
     reader = parent.build_reader() if parent else _reader(backbone, spec)
-    train = _build(data['train_data'], 'train_data')
     validation = None
     if data.get('eval_data') is not None:
         validation = _build(data['eval_data'], 'eval_data')
@@ -118,6 +126,7 @@ def make_plan(config: RunConfig, data: Mapping[str, Sequence[Document]]) -> Plan
                 'EvaluationCallback'
             )
     plan = Plan(
+        config=config,
         backbone=backbone,
         spec=spec,
         reader=reader,
@@ -125,10 +134,11 @@ def make_plan(config: RunConfig, data: Mapping[str, Sequence[Document]]) -> Plan
         train=train,
         validation=validation,
         callbacks=_callbacks(config, data, validation is not None or config.val_split > 0),
-        batch=BatchShape(0, config.num_items_per_class, config.views_per_instance, config.sampler),
+        batch=BatchShape(
+            0, _items_per_class(config, train), config.views_per_instance, config.sampler
+        ),
         validation_batch=BatchShape(0),
         augmentation=_augmentation(config, spec, train),
-        learning_rate=config.learning_rate or DEFAULT_LEARNING_RATE,
         parent=parent,
     )
     if config.on_broken == 'skip':
@@ -136,10 +146,33 @@ def make_plan(config: RunConfig, data: Mapping[str, Sequence[Document]]) -> Plan
     return _with_batches(plan, config)
 
 
+def _items_per_class(config: RunConfig, train: Dataset) -> int:
+    """As many as asked for, but where the batch is ours to choose, so many that none comes twice."""
+    if not isinstance(train, ClassDataset) or config.batch_size is not None:
+        return config.num_items_per_class
+    return min(config.num_items_per_class, int(np.bincount(np.asarray(train.labels)).max()))
+
+
+def _filled_in(config: RunConfig, backbone: Backbone, train: Dataset) -> RunConfig:
+    fits = isinstance(train, ClassDataset) and can_whiten(train)
+    if config.whiten and not fits:
+        raise ConfigError(
+            f'whiten=True fits a map to how Documents of one class differ, and these {train.kind} '
+            'data do not tell: it takes class data, with several Documents of most classes'
+        )
+    if config.whiten and config.model_artifact is not None:
+        raise ConfigError(
+            'whiten=True is for the start from a pretrained model, and not together with '
+            'model_artifact: leave it out'
+        )
+    return apply_recipe(config, backbone, train.kind, fits)
+
+
 def _model_spec(config: RunConfig, backbone: Backbone) -> ModelSpec:
     inputs = input_spec(backbone, parse_options(backbone, config.model_options))
     dimension = config.output_dim or backbone.dimension
-    return ModelSpec(backbone.name, dimension, inputs, config.output_dim)
+    whitening = bool(config.whiten)
+    return ModelSpec(backbone.name, dimension, inputs, config.output_dim, whitening)
 
 
 def _reader(backbone: Backbone, spec: ModelSpec) -> InputReader:
@@ -187,22 +220,32 @@ def _with_batches(plan: Plan, config: RunConfig) -> Plan:
         _check('eval_data', validation)
         validation_shape = validation_batch(batch, validation)
         _check('eval_data', validation, validation_shape)
+    settled = {'batch_size': batch.size, 'augmentation': plan.augmentation}
     return replace(
-        plan, train=train, validation=validation, batch=batch, validation_batch=validation_shape
+        plan,
+        config=plan.config.copy(update=settled),
+        train=train,
+        validation=validation,
+        batch=batch,
+        validation_batch=validation_shape,
     )
 
 
-def _check_parent(config: RunConfig, parent: Artifact, backbone: Backbone) -> None:
-    if parent.backbone.name != backbone.name:
+def _parent_backbone(config: RunConfig, parent: Artifact) -> Backbone:
+    """The backbone of the artifact to go on from, which must be the one that the config names."""
+    backbone = parent.backbone
+    name = ALIASES.get(config.model, config.model)
+    if backbone.name not in (name, Path(name).expanduser().name):
         raise ConfigError(
             f'model {config.model!r} is not that of the artifact to go on from: pass '
-            f'model={parent.backbone.name!r}'
+            f'model={backbone.name!r}'
         )
     if set(config.model_options) - {'train_input_size'} or config.output_dim is not None:
         raise ConfigError(
             'model_options (but for train_input_size) and output_dim are those of the artifact '
             'that training goes on from: leave them out together with model_artifact'
         )
+    return backbone
 
 
 def _check(name: str, dataset: Dataset, shape: BatchShape | None = None) -> None:
@@ -297,7 +340,7 @@ def _openable(dataset: Dataset, reader: InputReader, limit: int, name: str) -> D
         logger.warning('Left out: %s', broken[index])
     if len(lost) == dataset.num_documents:
         raise reader.error(
-            f'{name}: of the {len(lost)} Documents all {reader.failure}, such as '
+            f'{name}: none of the {len(lost)} Documents is left: {reader.failure}, such as '
             f'{next(iter(broken.values()))}'
         )
     return dataset.subset(np.setdiff1d(np.arange(dataset.num_documents), lost))

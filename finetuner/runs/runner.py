@@ -9,19 +9,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+import numpy as np
 from docarray import Document
 
 from finetuner.artifact import TrainingRecord, save_artifact
 from finetuner.augmentation import Augmentation, build_augmentation
 from finetuner.config import RunConfig
+from finetuner.data.datasets import ClassDataset
+from finetuner.data.samplers import SequentialSampler
 from finetuner.excepts import ConfigError, ContentError
 from finetuner.inputs import PictureReader
 from finetuner.models.backbones import PictureSpec, TextSpec
+from finetuner.models.whitening import Whitening
 from finetuner.runs.plan import Plan, check_contents, make_plan
 from finetuner.training.losses import build_loss, build_miner, learns_class_weights
 from finetuner.training.objectives import Objective, build_objective, check_objective_runs
-from finetuner.training.optimization import build_optimizer, build_schedule
+from finetuner.training.optimization import (
+    LAYER_DECAY,
+    build_model_optimizer,
+    build_optimizer,
+    build_schedule,
+)
 from finetuner.training.setup import Pipeline, build_callbacks
+from finetuner.training.trainer import BaseCallback
+from finetuner.training.whitening import WhiteningFit, whitening_sample
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +42,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger('finetuner.run')
 
 _NUM_EXPORT_INPUTS = 16
+_EMBED_BATCH_SIZE = 64
 
 
 class RunObserver(Protocol):
@@ -52,7 +64,7 @@ class RunObserver(Protocol):
         """Example results before and after training."""
 
 
-def validate_run(config: RunConfig, data: Mapping[str, Sequence[Document]]) -> None:
+def validate_run(config: RunConfig, data: Mapping[str, Sequence[Document]]) -> RunConfig:
     """Check everything about a run that can be known before it exists.
 
     Args:
@@ -60,17 +72,21 @@ def validate_run(config: RunConfig, data: Mapping[str, Sequence[Document]]) -> N
         data: Documents under 'train_data', 'eval_data', 'callbacks.<i>.query_data' and
             'callbacks.<i>.index_data'.
 
+    Returns:
+        The config with what it left open filled in.
+
     Raises:
         ConfigError: a name, option or combination in the config is wrong.
         DataError: the Documents cannot be trained or evaluated on; positions are named.
         ArtifactError: the artifact to continue from is damaged.
     """
     plan = make_plan(config, data)
-    training = _build_training(config, plan, _NoModel())
+    training = _build_training(plan, _stand_in())
     kind = plan.train.kind
     check_objective_runs(training.objective, kind, plan.spec.dimension, plan.num_classes)
     if config.on_broken == 'stop':
         check_contents(plan)
+    return plan.config
 
 
 def execute_run(
@@ -94,9 +110,10 @@ def execute_run(
 
     seed_everything(config.seed)
     plan = make_plan(config, {key: load_data(ref) for key, ref in data_references(config).items()})
+    config = plan.config
     device = resolve_device(config.device)
-    _log_plan(config, plan, device)
-    model = _build_model(config, plan)
+    _log_plan(plan, device)
+    model = _build_model(plan)
     metrics: dict[str, dict[str, float]] = {}
 
     def report(stage: Literal['before', 'after'], values: dict[str, float]) -> None:
@@ -104,20 +121,15 @@ def execute_run(
         metrics.setdefault(stage, {}).update(values)
         observer.evaluation(stage, metrics[stage])
 
-    _train(config, plan, model, device, observer, report)
+    _train(plan, model, device, observer, report)
     logger.info('Writing the artifact')
     record = TrainingRecord(
-        config={
-            **config.dict(),
-            'batch_size': plan.batch.size,
-            'augmentation': plan.augmentation,
-            'learning_rate': plan.learning_rate,
-        },
+        config=config.dict(),
         metrics=metrics,
         parent=config.model_artifact and Path(config.model_artifact).name,
         num_documents=plan.train.num_documents,
     )
-    _save(config, plan, model, record, artifact_directory)
+    _save(plan, model, record, artifact_directory)
 
 
 def data_references(config: RunConfig) -> dict[str, str]:
@@ -132,27 +144,29 @@ def data_references(config: RunConfig) -> dict[str, str]:
     return references
 
 
-def _build_model(config: RunConfig, plan: Plan) -> EmbeddingModel:
-    from finetuner.models.tailor import build_embedding_model, freeze_all_but_last
+def _build_model(plan: Plan) -> EmbeddingModel:
+    from finetuner.models.tailor import build_embedding_model, freeze_backbone
 
+    config = plan.config
     if plan.parent is None:
         return build_embedding_model(
-            plan.backbone, config.model_options, config.output_dim, config.freeze
+            plan.backbone,
+            config.model_options,
+            config.output_dim,
+            config.freeze,
+            plan.spec.whitening,
         )
     model = plan.parent.build_model()
     if config.freeze:
-        freeze_all_but_last(model.backbone, keep_last=plan.spec.output_dim is None)
+        freeze_backbone(model)
     return model
 
 
-class _NoModel:
-    """Stands in for a model while options are checked."""
+def _stand_in() -> torch.nn.Module:
+    """A convolution, a matrix and vectors, as networks have them, to check options on."""
+    import torch
 
-    def parameters(self) -> list[Any]:
-        """A convolution's weights, a matrix and a vector, as networks have them."""
-        import torch
-
-        return [torch.nn.Parameter(torch.zeros(shape)) for shape in ((2, 2, 1, 1), (2, 2), (2,))]
+    return torch.nn.Sequential(torch.nn.Conv2d(2, 2, 1), torch.nn.Linear(2, 2))
 
 
 @dataclass(frozen=True)
@@ -164,20 +178,27 @@ class _Training:
     schedule: Any
 
 
-def _build_training(
-    config: RunConfig, plan: Plan, model: Any, batches_per_epoch: int = 1
-) -> _Training:
-    if plan.validation is not None and learns_class_weights(config.loss):
+def _build_training(plan: Plan, model: Any, batches_per_epoch: int = 1) -> _Training:
+    config = plan.config
+    if config.loss is None or config.learning_rate is None:
+        raise ValueError('the plan names a loss and a learning rate')
+    if plan.validation is not None and learns_class_weights(config.loss, config.loss_options):
         raise ConfigError(
             f'loss {config.loss} learns weights for the classes of the training data, so it cannot '
             'judge validation data: leave out eval_data and val_split, or use EvaluationCallback'
         )
     loss = build_loss(config.loss, config.loss_options, plan.spec.dimension, plan.num_classes)
     miner = build_miner(config.miner, config.miner_options)
-    objective = build_objective(plan.train.kind, loss, miner)
-    trained = [p for p in model.parameters() if p.requires_grad]
+    objective = build_objective(plan.train.kind, loss, miner, plan.batch.size)
+    if config.optimizer == 'LBFGS' and config.loss == 'CrossBatchMemory':
+        raise ConfigError(
+            'optimizer LBFGS computes the loss several times a step, and CrossBatchMemory would '
+            'remember the batch each time: take another optimizer, such as AdamW'
+        )
     optimizers = [
-        build_optimizer(config.optimizer, trained, plan.learning_rate, config.optimizer_options)
+        build_model_optimizer(
+            config.optimizer, model, config.learning_rate, config.optimizer_options
+        )
     ]
     of_loss = list(loss.parameters())
     if of_loss:
@@ -191,8 +212,8 @@ def _build_training(
         options = config.loss_optimizer_options or (
             {} if config.loss_optimizer else config.optimizer_options
         )
-        options = dict(options)
-        rate = options.pop('lr', plan.learning_rate)
+        options = {name: value for name, value in options.items() if name != LAYER_DECAY}
+        rate = options.pop('lr', config.learning_rate)
         optimizers.append(build_optimizer(named, of_loss, rate, options))
     elif config.loss_optimizer or config.loss_optimizer_options:
         raise ConfigError(
@@ -210,7 +231,6 @@ def _build_training(
 
 
 def _train(
-    config: RunConfig,
     plan: Plan,
     model: EmbeddingModel,
     device: str,
@@ -220,6 +240,7 @@ def _train(
     from finetuner.training.progress import ProgressReport
     from finetuner.training.trainer import Trainer
 
+    config = plan.config
     pipeline = Pipeline(
         plan.reader.read,
         plan.reader.collate_fn,
@@ -237,10 +258,11 @@ def _train(
                 plan.validation_batch,
                 augmented if plan.validation.kind == 'instance' else None,
             )
-        training = _build_training(config, plan, model, len(loader))
+        training = _build_training(plan, model, len(loader))
         callbacks = build_callbacks(
             plan.callbacks, plan.backbone.name, pipeline, report, observer.examples
         )
+        callbacks += _whitening(plan, model, pipeline)
         watch = ProgressReport(observer.progress, observer.step_metrics, observer.epoch_metrics)
         trainer = Trainer(
             model,
@@ -253,6 +275,20 @@ def _train(
         )
         trainer.fit(loader, config.epochs, val_loader)
         loader.log_broken()
+
+
+def _whitening(plan: Plan, model: EmbeddingModel, pipeline: Pipeline) -> list[BaseCallback]:
+    """What fits the model's whitening, if it has one that is not fitted yet."""
+    found = [m for m in model.modules() if isinstance(m, Whitening) and not m.fitted]
+    if not found or not isinstance(plan.train, ClassDataset):
+        return []
+    sampled = whitening_sample(plan.train, plan.config.seed)
+    sampler = SequentialSampler(len(sampled), _EMBED_BATCH_SIZE)
+    first, last = (
+        pipeline.loader(sampled, sampler, preprocess_fn=reader.read)
+        for reader in (plan.train_reader, plan.reader)
+    )
+    return [WhiteningFit(found[0], first, last, np.asarray(sampled.labels))]
 
 
 def _training_read(plan: Plan) -> Callable[[Document], Any]:
@@ -277,7 +313,6 @@ def _freezes_batch_norm(config: RunConfig) -> bool:
 
 
 def _save(
-    config: RunConfig,
     plan: Plan,
     model: EmbeddingModel,
     record: TrainingRecord,
@@ -285,7 +320,7 @@ def _save(
 ) -> None:
     inputs = plan.reader.batch(_first_inputs(plan))
     save_artifact(
-        directory, model, plan.spec, record, onnx_inputs=inputs, onnx_required=config.to_onnx
+        directory, model, plan.spec, record, onnx_inputs=inputs, onnx_required=plan.config.to_onnx
     )
 
 
@@ -306,7 +341,8 @@ def _first_inputs(plan: Plan) -> list[Any]:
     return inputs
 
 
-def _log_plan(config: RunConfig, plan: Plan, device: str) -> None:
+def _log_plan(plan: Plan, device: str) -> None:
+    config = plan.config
     inputs, takes = plan.spec.inputs, ''
     if isinstance(inputs, PictureSpec) and isinstance(plan.train_reader, PictureReader):
         takes = f'at {inputs.input_size} pixels ({plan.train_reader.size} in training)'
@@ -326,10 +362,15 @@ def _log_plan(config: RunConfig, plan: Plan, device: str) -> None:
         plan.train.kind,
         config.loss,
         config.optimizer,
-        plan.learning_rate,
+        config.learning_rate,
         f' ({config.scheduler})' if config.scheduler else '',
         plan.batch.size,
-        '' if plan.augmentation == 'none' else f', augmentation {plan.augmentation}',
+        ''.join(
+            [
+                '' if plan.augmentation == 'none' else f', augmentation {plan.augmentation}',
+                ', whitening' if config.whiten else '',
+            ]
+        ),
         config.epochs,
         config.seed,
     )

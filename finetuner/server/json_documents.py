@@ -119,6 +119,13 @@ def _read_field(name: str, value: Any, position: str) -> Any:
         expected = (int, float)
     if not isinstance(value, expected):
         raise DataError(f'document {position}: {name!r} is {str(value)[:60]!r}, of a wrong type')
+    if isinstance(value, str):
+        try:
+            value.encode('utf-8')
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f'document {position}: {name!r} holds half a character (a surrogate), which is no text'
+            ) from error
     return value
 
 

@@ -78,7 +78,7 @@ class RetrievalEvaluation(BaseCallback):
         self._options = options
         self._report = report
         self._report_examples = report_examples
-        self._by_epoch: dict[int, tuple[dict[str, float], dict[str, list[str]]]] = {}
+        self._by_weights: dict[tuple[int, int], tuple[dict[str, float], dict[str, list[str]]]] = {}
 
     def on_fit_begin(self, trainer: Trainer) -> None:
         """Measure the model as it comes."""
@@ -115,10 +115,10 @@ class RetrievalEvaluation(BaseCallback):
 
     def _current(self, trainer: Trainer) -> tuple[dict[str, float], dict[str, list[str]]]:
         """Metrics of the weights the model has now, measured at most once for each epoch."""
-        epoch = trainer.state.weights_epoch
-        if epoch not in self._by_epoch:
-            self._by_epoch[epoch] = self._evaluate(trainer)
-        return self._by_epoch[epoch]
+        weights = trainer.state.weights_epoch, trainer.state.weights_revision
+        if weights not in self._by_weights:
+            self._by_weights[weights] = self._evaluate(trainer)
+        return self._by_weights[weights]
 
     def _evaluate(self, trainer: Trainer) -> tuple[dict[str, float], dict[str, list[str]]]:
         query_embeddings = embed_all(trainer.model, self._queries.loader, trainer.device)

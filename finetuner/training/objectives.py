@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from pytorch_metric_learning.reducers import ClassWeightedReducer
 from torch import Tensor
 
 from finetuner.data.documents import DataKind
 from finetuner.data.labelling import NEGATIVE, POSITIVE, ROOT
 from finetuner.excepts import ConfigError
-from finetuner.training.losses import LOSSES, PAIR_LOSSES, TUPLE_LOSSES
+from finetuner.training.losses import (
+    LOSSES,
+    PAIR_LOSSES,
+    TUPLE_LOSSES,
+    WHOLE_BATCH_LOSSES,
+    WRAPPERS,
+    CrossBatchMemory,
+)
 
 PairTuple = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -100,7 +109,10 @@ def session_triplets(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def build_objective(
-    kind: DataKind, loss: torch.nn.Module, miner: torch.nn.Module | None = None
+    kind: DataKind,
+    loss: torch.nn.Module,
+    miner: torch.nn.Module | None = None,
+    batch_size: int | None = None,
 ) -> Objective:
     """Put a loss to work on a kind of data.
 
@@ -108,6 +120,7 @@ def build_objective(
         kind: of the training data.
         loss: as `build_loss` makes it, or one of the user's own.
         miner: of class or unlabelled data.
+        batch_size: items in a batch, which a memory must hold; None leaves that unchecked.
 
     Raises:
         ConfigError: the loss or the miner cannot learn from this kind; names what can.
@@ -115,7 +128,7 @@ def build_objective(
     name = type(loss).__name__
     pairwise = name in PAIR_LOSSES
     if kind == 'scored_pair':
-        if type(loss) in LOSSES.values() and not pairwise:
+        if _is_named(loss) and not pairwise:
             raise ConfigError(
                 f'loss {name} cannot learn from scored pairs: use {", ".join(PAIR_LOSSES)}'
             )
@@ -127,14 +140,25 @@ def build_objective(
             'another, such as TripletMarginLoss; see docs/data.md'
         )
     if kind == 'session':
-        if type(loss) in LOSSES.values() and name not in TUPLE_LOSSES:
+        if _is_named(loss) and name not in TUPLE_LOSSES:
             raise ConfigError(
                 f'loss {name} cannot learn from sessions, which say of pairs whether they are '
                 f'similar and give no classes: use {", ".join(TUPLE_LOSSES)}'
             )
         _refuse_miner(miner, kind)
+    if kind != 'class' and any(isinstance(part, ClassWeightedReducer) for part in loss.modules()):
+        raise ConfigError(
+            f'reducer ClassWeightedReducer weighs classes, which data of kind {kind} does not have'
+        )
+    if kind == 'session':
         return SessionObjective(loss)
+    _check_miner_and_memory(loss, miner, batch_size)
     return Objective(loss, miner)
+
+
+def _is_named(loss: torch.nn.Module) -> bool:
+    """Whether a loss is one of those that have a name here, and none of the user's own."""
+    return type(loss) in (*LOSSES.values(), *WRAPPERS.values())
 
 
 def _refuse_miner(miner: torch.nn.Module | None, kind: DataKind) -> None:
@@ -142,6 +166,30 @@ def _refuse_miner(miner: torch.nn.Module | None, kind: DataKind) -> None:
         raise ConfigError(
             f'miner {type(miner).__name__} mines by class labels, which data of kind {kind} does '
             'not have: leave it out'
+        )
+
+
+def _check_miner_and_memory(
+    loss: torch.nn.Module, miner: torch.nn.Module | None, batch_size: int | None
+) -> None:
+    if miner is not None and _is_named(loss) and type(loss).__name__ in WHOLE_BATCH_LOSSES:
+        raise ConfigError(
+            f'loss {type(loss).__name__} takes the whole batch and nothing that a miner picks, and '
+            f'so do {", ".join(n for n in WHOLE_BATCH_LOSSES if n != type(loss).__name__)}: leave '
+            f'out {type(miner).__name__}, or take another loss'
+        )
+    if not isinstance(loss, CrossBatchMemory):
+        return
+    if miner is not None:
+        raise ConfigError(
+            f'miner {type(miner).__name__} would mine in the batch alone: name it among the '
+            f"loss_options of CrossBatchMemory, {{'miner': {type(miner).__name__!r}}}, where it "
+            'mines in the memory'
+        )
+    if batch_size is not None and batch_size > loss.memory_size:
+        raise ConfigError(
+            f'CrossBatchMemory: memory_size={loss.memory_size} does not hold a batch of '
+            f'{batch_size}: use a memory_size of several batches'
         )
 
 
@@ -157,7 +205,9 @@ _PROBE_LABELS: dict[DataKind, Callable[[int], Any]] = {
 def check_objective_runs(
     objective: Objective, kind: DataKind, dimension: int, num_classes: int
 ) -> None:
-    """Run an objective once on a small random batch: some options fail only when used.
+    """Run an objective on a small random batch: some options fail only when used, or used again.
+
+    A loss that remembers what it saw remembers this too: build another to train with.
 
     Args:
         objective: what training is to minimize.
@@ -169,11 +219,19 @@ def check_objective_runs(
         ConfigError: it does not run; says why.
     """
     generator = torch.Generator().manual_seed(0)
-    embeddings = torch.randn(_PROBE_SIZE, dimension, generator=generator)
-    try:
-        with torch.no_grad():
-            objective(embeddings, _PROBE_LABELS[kind](num_classes))
-    except Exception as error:
-        miner = f' with {type(objective.miner).__name__}' if objective.miner else ''
-        named = type(objective.loss).__name__ + miner
-        raise ConfigError(f'{named} does not run with these options: {error}') from error
+    miner = f' with {type(objective.miner).__name__}' if objective.miner else ''
+    named = type(objective.loss).__name__ + miner
+    for _ in range(2):
+        embeddings = torch.randn(_PROBE_SIZE, dimension, generator=generator).requires_grad_()
+        try:
+            with torch.enable_grad():
+                loss = objective(embeddings, _PROBE_LABELS[kind](num_classes))
+                value = float(loss.detach())
+                # a loss of no tuples at all may know nothing of the embeddings
+                if loss.requires_grad:
+                    loss.backward()
+        except Exception as error:
+            reason = f'it needs {error}' if isinstance(error, KeyError) else error
+            raise ConfigError(f'{named} does not run with these options: {reason}') from error
+        if not math.isfinite(value):
+            raise ConfigError(f'{named} does not run with these options: it gives {value}')

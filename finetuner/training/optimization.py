@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,6 +14,9 @@ from pydantic import BaseModel, Field, ValidationError
 
 from finetuner.config import OPTIMIZERS, SCHEDULERS, explain, whole_number_fields
 from finetuner.excepts import ConfigError, unknown_name
+
+# an option of the model's optimizer that torch's do not have: see `layer_groups`
+LAYER_DECAY = 'layer_wise_lr_decay'
 
 
 def build_optimizer(
@@ -39,8 +43,11 @@ def build_optimizer(
     for option in options or {}:
         if option == 'lr':
             raise ConfigError("option 'lr' of the optimizer: say it as learning_rate")
+        if option == LAYER_DECAY:
+            raise ConfigError(f'option {option!r} is for the model, whose layers it goes by')
         if option not in taken:
-            raise ConfigError(unknown_name(f'option of optimizer {name}', option, taken))
+            known = [*taken, LAYER_DECAY]
+            raise ConfigError(unknown_name(f'option of optimizer {name}', option, known))
     trained = list(parameters)
     if not trained:
         raise ConfigError('nothing is left to train: every parameter of the model is frozen')
@@ -50,6 +57,105 @@ def build_optimizer(
         raise ConfigError(
             f'optimizer {name} does not accept {dict(options or {})}: {error}'
         ) from error
+
+
+def build_model_optimizer(
+    name: str,
+    model: torch.nn.Module,
+    learning_rate: float,
+    options: Mapping[str, Any] | None = None,
+) -> torch.optim.Optimizer:
+    """Construct the optimizer of what is trainable in a model.
+
+    Args:
+        name: its class name in `torch.optim`.
+        model: what it optimizes.
+        learning_rate: its `lr`.
+        options: its other arguments, and `layer_wise_lr_decay`, see `layer_groups`.
+
+    Raises:
+        ConfigError: the name, an option or a value is not allowed, or nothing is left to train.
+    """
+    given = dict(options or {})
+    decay = given.pop(LAYER_DECAY, None)
+    if decay is None:
+        trained: list[Any] = [p for p in model.parameters() if p.requires_grad]
+    elif name == 'LBFGS':
+        raise ConfigError(
+            f'optimizer LBFGS has one learning rate for all layers: leave out {LAYER_DECAY}, or '
+            'take another, such as AdamW'
+        )
+    else:
+        trained = layer_groups(model, learning_rate, decay)
+    return build_optimizer(name, trained, learning_rate, given)
+
+
+def layer_groups(
+    model: torch.nn.Module, learning_rate: float, decay: float
+) -> list[dict[str, Any]]:
+    """Give deeper layers lower learning rates.
+
+    The blocks of a model are its largest row of modules with numbered names, such as
+    `encoder.layer.0` or `layer1`. A block at distance d from the last one learns at
+    `learning_rate * decay**d`. What comes before the first block, embeddings or a stem, is one
+    further away than it; what comes after a block is as near as that block, so heads learn at the
+    full rate.
+
+    Args:
+        model: any module; `named_parameters` must have its layers in their order.
+        learning_rate: of the last block.
+        decay: above 0, at most 1.
+
+    Returns:
+        Parameter groups of what is trainable, the nearest to the end first.
+
+    Raises:
+        ConfigError: the decay is out of range, or the model is no row of blocks.
+    """
+    if isinstance(decay, bool) or not isinstance(decay, (int, float)) or not 0 < decay <= 1:
+        raise ConfigError(f'{LAYER_DECAY}={decay!r} is no number above 0 and at most 1')
+    blocks = _find_blocks(model)
+    if not blocks:
+        raise ConfigError(
+            f'{LAYER_DECAY} needs a model made of a row of numbered blocks, such as layer1 to '
+            'layer4, and this one is not: leave it out'
+        )
+    groups: dict[int, list[torch.nn.Parameter]] = {}
+    reached = -1
+    for name, parameter in model.named_parameters():
+        inside = next((i for i, block in enumerate(blocks) if name.startswith(f'{block}.')), None)
+        reached = reached if inside is None else inside
+        if parameter.requires_grad:
+            groups.setdefault(len(blocks) - 1 - reached, []).append(parameter)
+    return [
+        {'params': groups[distance], 'lr': learning_rate * decay**distance}
+        for distance in sorted(groups)
+    ]
+
+
+def _find_blocks(model: torch.nn.Module) -> list[str]:
+    """Names of the blocks that hold most of a model, in order; none where they hold little."""
+    rows: dict[tuple[str, str], list[tuple[int, str, int]]] = {}
+    tables: dict[torch.Tensor, int] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, torch.nn.Embedding):
+            tables[module.weight] = module.weight.numel()
+        for name, child in module.named_children():
+            size = sum(parameter.numel() for parameter in child.parameters())
+            numbered = re.fullmatch(r'(.*?)(\d+)', name)
+            if numbered and size:
+                place = (int(numbered[2]), f'{path}.{name}'.lstrip('.'), size)
+                rows.setdefault((path, numbered[1]), []).append(place)
+    largest = max(
+        (row for row in rows.values() if len(row) > 1),
+        key=lambda row: sum(size for _, _, size in row),
+        default=[],
+    )
+    # Tables of embeddings may be larger than all blocks. Branches side by side may be numbered, too.
+    total = sum(parameter.numel() for parameter in model.parameters()) - sum(tables.values())
+    if sum(size for _, _, size in largest) < total / 2:
+        return []
+    return [name for _, name, _ in sorted(largest)]
 
 
 class SchedulerOptions(BaseModel):

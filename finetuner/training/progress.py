@@ -36,7 +36,7 @@ def progress_bar(console: Console | None = None) -> Progress:
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn('loss {task.fields[loss]}'),
-        TextColumn('{task.fields[speed]} images/s'),
+        TextColumn('{task.fields[speed]} Documents/s'),
         TextColumn('{task.fields[left]} left'),
         console=console,
     )
@@ -129,7 +129,7 @@ class ProgressReport(BaseCallback):
         if time.monotonic() - self._last_line >= self._seconds_between_lines:
             self._last_line = time.monotonic()
             logger.info(
-                'Training [%d/%d] batch %d/%d: loss %.4f, %.0f images/s, %.0f s left',
+                'Training [%d/%d] batch %d/%d: loss %.4f, %.0f Documents/s, %.0f s left',
                 *(values[name] for name in ('epoch', 'num_epochs', 'batch', 'num_batches')),
                 *(values[name] for name in ('loss', 'images_per_second', 'seconds_left')),
             )
@@ -140,7 +140,7 @@ class ProgressReport(BaseCallback):
         self._tell_epoch(state.epoch, dict(state.metrics))
         losses = ', '.join(f'{n} {v:.4f}' for n, v in state.metrics.items() if n.endswith('loss'))
         logger.info(
-            'Epoch %d/%d done in %.1f s: %s, %.0f images/s',
+            'Epoch %d/%d done in %.1f s: %s, %.0f Documents/s',
             state.epoch + 1,
             state.num_epochs,
             time.monotonic() - self._epoch_began,

@@ -140,7 +140,9 @@ class Pipeline:
         for index in range(len(dataset)):
             doc = dataset.document(index)
             ids.append(doc.id)
-            names.append(document_name(doc, index))
+            name = document_name(doc, index)
+            # results are kept by the names of the queries
+            names.append(f'{name} (Document {index})' if name in names else name)
         return EvaluationSet(
             loader=self.loader(dataset, sampler, workers),
             labels=[dataset.classes[label] for label in dataset.labels],

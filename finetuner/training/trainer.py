@@ -45,6 +45,7 @@ class TrainerState:
         seconds_left: estimate until the last epoch ends.
         metrics: all named values of the last epoch: losses and what callbacks measured.
         weights_epoch: epoch after which the model had the weights it has now; -1 before training.
+        weights_revision: how often callbacks have changed them otherwise.
         should_stop: set by a callback to end after this epoch.
     """
 
@@ -61,6 +62,7 @@ class TrainerState:
     seconds_left: float = math.nan
     metrics: dict[str, float] = field(default_factory=dict)
     weights_epoch: int = -1
+    weights_revision: int = 0
     should_stop: bool = False
 
 

@@ -233,6 +233,13 @@ DEVIATIONS = {
         'published as True in an overload for type checkers; the function that ran took a missing '
         'one for False'
     ),
+    **{
+        (name, 'loss'): (
+            'None takes the recipe measured for the model and the kind of data; a loss that is '
+            'named is taken'
+        )
+        for name in ('fit', 'create_run', 'create_training_run')
+    },
     ('save', '*args'): 'went on to torch.save, and no pickle is written here',
     ('save', '**kwargs'): 'went on to torch.save, and no pickle is written here',
 }

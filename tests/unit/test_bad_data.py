@@ -211,7 +211,9 @@ def test_odd_pictures_are_opened(make, message, here):
 
 def test_all_pictures_broken_is_no_run_even_when_skipping():
     docs = [Document(blob=BROKEN_PNG, tags={'finetuner_label': n % 2}) for n in range(8)]
-    with pytest.raises(PictureError, match=r'^train_data: none of the 8 Documents holds a picture'):
+    with pytest.raises(
+        PictureError, match=r'^train_data: none of the 8 Documents is left: pictures cannot'
+    ):
         validate_run(config(**SHAPE, on_broken='skip'), {'train_data': docs})
 
 

@@ -14,10 +14,10 @@ def config(**parameters):
     return RunConfig.from_parameters({'train_data': 'sha256:0', **parameters})
 
 
-def test_defaults_are_those_of_finetuner():
+def test_defaults_are_those_of_finetuner_but_for_what_recipes_choose():
     made = config()
     assert (made.loss, made.optimizer, made.epochs, made.batch_size) == (
-        'TripletMarginLoss',
+        None,
         'Adam',
         5,
         None,

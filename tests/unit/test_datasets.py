@@ -9,7 +9,6 @@ import pytest
 from docarray import Document, DocumentArray
 
 import finetuner
-from finetuner.client import get_client
 from finetuner.data import (
     ClassDataset,
     InstanceDataset,
@@ -135,9 +134,7 @@ def test_the_guide_runs_and_says_what_comes_out(tmp_path, monkeypatch):
             assert repr(eval(expression, names)) == shown
     assert sorted(next(iter(names['sampler']))) == [0, 1, 2, 3]
     assert len(names['digest']) == 64
-    (run,) = finetuner.list_runs()
-    get_client().cancel_run(run.experiment_name, run.name)
-    assert len(get_client().load_data(run.config['train_data'])) == len(rows)
+    assert len(names['docs']) == len(rows)
 
 
 # sessions, instances, pairs

@@ -24,6 +24,7 @@ BASE = {
     'model': 'mobilenet_v3_small',
     'model_options': OPTIONS,
     'train_data': 'train',
+    'loss': 'TripletMarginLoss',
     'epochs': 2,
     'batch_size': 12,
     'learning_rate': 1e-3,

@@ -1,0 +1,130 @@
+"""What a run does where its config leaves it open: recipes, each measured on real data.
+
+Where the figures are from: `docs/training.md` and `benchmarks/`. A value that the config names is
+left as it is, and what depends on it falls back to what is safe.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from finetuner.config import RunConfig
+from finetuner.data.documents import DataKind
+from finetuner.models.backbones import Backbone, Modality, PictureBackbone
+from finetuner.models.zoo import DEFAULT_BACKBONE, DEFAULT_TEXT_BACKBONE
+
+# safe with any loss, and slow
+_LEARNING_RATE = 1e-4
+# the recipes were measured on these; of others nothing is known, and most are larger
+_MEASURED = (DEFAULT_BACKBONE, DEFAULT_TEXT_BACKBONE)
+_CAUTION = 0.3
+_SETTLED = (
+    'loss',
+    'loss_options',
+    'learning_rate',
+    'scheduler',
+    'scheduler_options',
+    'batch_size',
+    'augmentation',
+    'whiten',
+    'model_options',
+)
+# of weights that were never trained
+_LEARNING_RATE_UNTRAINED = 1e-3
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Values that belong together.
+
+    Attributes:
+        loss: name of the loss.
+        loss_options: its arguments.
+        learning_rate: the highest of the schedule.
+        scheduler: see `fit`.
+        scheduler_options: its arguments.
+        train_input_size: of pictures, in pixels; None for the size they are embedded at.
+        whiten: whether a whitening is fitted.
+    """
+
+    loss: str
+    learning_rate: float
+    loss_options: dict[str, Any] = field(default_factory=dict)
+    scheduler: str | None = 'cosine'
+    scheduler_options: dict[str, Any] = field(default_factory=lambda: {'num_warmup_steps': 0.15})
+    train_input_size: int | None = None
+    whiten: bool = False
+
+
+_RECIPES: dict[tuple[Modality, DataKind], Recipe] = {
+    ('image', 'class'): Recipe(
+        'MultiSimilarityLoss',
+        1e-3,
+        loss_options={'alpha': 2, 'beta': 50, 'base': 0.5},
+        train_input_size=128,
+        whiten=True,
+    ),
+    ('image', 'session'): Recipe('TripletMarginLoss', 2e-4),
+    ('image', 'instance'): Recipe('NTXentLoss', 1e-4),
+    ('image', 'scored_pair'): Recipe('CosineSimilarityLoss', 1e-4),
+    ('text', 'class'): Recipe('NTXentLoss', 1e-4, whiten=True),
+    ('text', 'session'): Recipe('TripletMarginLoss', 2e-5),
+    ('text', 'instance'): Recipe('NTXentLoss', 2e-5),
+    ('text', 'scored_pair'): Recipe('CosineSimilarityLoss', 2e-5),
+}
+
+
+def apply_recipe(
+    config: RunConfig, backbone: Backbone, kind: DataKind, can_whiten: bool
+) -> RunConfig:
+    """Fill in what a config leaves open.
+
+    Args:
+        config: as the user gave it.
+        backbone: the model.
+        kind: of the training data.
+        can_whiten: whether the data allows it.
+
+    Returns:
+        A config that names everything the recipe has a say in.
+    """
+    recipe = _RECIPES.get((backbone.modality, kind)) or Recipe('TripletMarginLoss', _LEARNING_RATE)
+    untrained = config.model_options.get('weights') == 'none'
+    goes_on = config.model_artifact is not None
+    values: dict[str, Any] = {}
+    own_loss = config.loss is not None and config.loss != recipe.loss
+    if config.loss is None:
+        values['loss'] = recipe.loss
+        values['loss_options'] = {**recipe.loss_options, **config.loss_options}
+    if config.learning_rate is None:
+        values['learning_rate'] = _learning_rate(recipe, backbone, untrained, own_loss)
+    if config.scheduler is None and not config.scheduler_options:
+        values['scheduler'] = recipe.scheduler
+        values['scheduler_options'] = recipe.scheduler_options
+    if config.whiten is None:
+        values['whiten'] = recipe.whiten and can_whiten and not (untrained or goes_on)
+    sizes = {'input_size', 'train_input_size'} & set(config.model_options)
+    if (
+        recipe.train_input_size
+        and isinstance(backbone, PictureBackbone)
+        and not (sizes or untrained or goes_on or backbone.fixed_input_size)
+    ):
+        values['model_options'] = {
+            **config.model_options,
+            'train_input_size': min(recipe.train_input_size, backbone.input_size),
+        }
+    return config.copy(update=values)
+
+
+def _learning_rate(recipe: Recipe, backbone: Backbone, untrained: bool, own_loss: bool) -> float:
+    if untrained:
+        return _LEARNING_RATE_UNTRAINED
+    if own_loss:
+        return min(_LEARNING_RATE, recipe.learning_rate)
+    return recipe.learning_rate * (1 if backbone.name in _MEASURED else _CAUTION)
+
+
+def settled_values(config: RunConfig) -> dict[str, Any]:
+    """The values of a filled-in config that a user may have left open, to be kept with the run."""
+    return {name: getattr(config, name) for name in _SETTLED}
