@@ -68,7 +68,7 @@ _RECIPES: dict[tuple[Modality, DataKind], Recipe] = {
     ('image', 'session'): Recipe('TripletMarginLoss', 2e-4),
     ('image', 'instance'): Recipe('NTXentLoss', 1e-4),
     ('image', 'scored_pair'): Recipe('CosineSimilarityLoss', 1e-4),
-    ('text', 'class'): Recipe('NTXentLoss', 1e-4, whiten=True),
+    ('text', 'class'): Recipe('NTXentLoss', 1e-4),
     ('text', 'session'): Recipe('TripletMarginLoss', 2e-5),
     ('text', 'instance'): Recipe('NTXentLoss', 2e-5),
     ('text', 'scored_pair'): Recipe('CosineSimilarityLoss', 2e-5),
