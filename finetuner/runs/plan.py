@@ -220,7 +220,9 @@ def _with_batches(plan: Plan, config: RunConfig) -> Plan:
         _check('eval_data', validation)
         validation_shape = validation_batch(batch, validation)
         _check('eval_data', validation, validation_shape)
-    settled = {'batch_size': batch.size, 'augmentation': plan.augmentation}
+    settled: dict[str, Any] = {'batch_size': batch.size, 'augmentation': plan.augmentation}
+    if batch.num_items_per_class is not None:
+        settled['num_items_per_class'] = batch.num_items_per_class
     return replace(
         plan,
         config=plan.config.copy(update=settled),

@@ -26,6 +26,7 @@ _SETTLED = (
     'scheduler',
     'scheduler_options',
     'batch_size',
+    'num_items_per_class',
     'augmentation',
     'whiten',
     'model_options',

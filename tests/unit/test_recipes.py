@@ -84,8 +84,9 @@ def test_transformers_of_pictures_are_built_for_one_size():
     assert filled(model='vit_b_16').model_options == {}
 
 
-def test_nothing_is_left_open_and_filling_in_twice_changes_nothing():
-    docs = make_picture_docs()
+@pytest.mark.parametrize('per_class', [2, 6])
+def test_nothing_is_left_open_and_filling_in_twice_changes_nothing(per_class):
+    docs = make_picture_docs(20, per_class)
     config = RunConfig.from_parameters(
         {'model': 'efficientnet-lite0', 'train_data': 'some', 'num_workers': 0}
     )
@@ -93,6 +94,8 @@ def test_nothing_is_left_open_and_filling_in_twice_changes_nothing():
     values = settled_values(settled)
     open_ones = {name for name, value in values.items() if value is None}
     assert not open_ones
+    # a Document comes once where that is not against what was asked for
+    assert settled.num_items_per_class == min(4, per_class)
     assert validate_run(config.copy(update=values), {'train_data': docs}) == settled
 
 
