@@ -101,7 +101,7 @@ def describe_models(task: str | None = None) -> None:
                 'name': backbone.name,
                 'task': backbone.task,
                 'output_dim': backbone.dimension,
-                'input_size': getattr(backbone, 'input_size', None),
+                'input_size': getattr(backbone, 'input_size', '-'),
                 'architecture': backbone.architecture,
                 'weights': backbone.weights,
             }
