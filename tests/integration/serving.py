@@ -16,6 +16,9 @@ import httpx
 import psutil
 from jina import Client
 
+from finetuner.client import LocalClient
+from finetuner.config import Settings
+
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -59,6 +62,14 @@ def flow_on_free_ports(source: str, folder: Path) -> tuple[Path, int, int]:
     path = folder / 'flow.yml'
     path.write_text(text)
     return path, grpc_port, http_port
+
+
+@contextmanager
+def store_of(server: Server) -> Iterator[LocalClient]:
+    """The server's runs, data and artifacts, looked at from outside."""
+    client = LocalClient(Settings.from_environment(Path(server.log).parent / 'home'))
+    yield client
+    client.close()
 
 
 @contextmanager

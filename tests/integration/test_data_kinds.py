@@ -3,7 +3,6 @@
 import base64
 import json
 import time
-from pathlib import Path
 
 import httpx
 import pytest
@@ -11,11 +10,10 @@ from docarray import Document, DocumentArray
 from jina.excepts import BadServer
 
 from finetuner.client import LocalClient
-from finetuner.config import Settings
 from finetuner.data.loading import build_dataset
 from finetuner.server.requests import data_request, fit_request
 from tests.conftest import make_picture_docs
-from tests.integration.serving import REPOSITORY, Server, serve
+from tests.integration.serving import REPOSITORY, Server, serve, store_of
 
 FLOW = (REPOSITORY / 'flows' / 'train.yml').read_text()
 QUICK = {
@@ -39,10 +37,8 @@ def server(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def store(server: Server):
-    """The server's runs and data, looked at from outside."""
-    client = LocalClient(Settings.from_environment(Path(server.log).parent / 'home'))
-    yield client
-    client.close()
+    with store_of(server) as client:
+        yield client
 
 
 def pictures(count: int) -> list[bytes]:

@@ -17,7 +17,6 @@ from jina.excepts import BadServer
 import finetuner
 from finetuner.artifact import load_artifact
 from finetuner.client import LocalClient
-from finetuner.config import Settings
 from finetuner.evaluation import evaluate_embeddings
 from finetuner.excepts import ConfigError
 from finetuner.inference import build_engine
@@ -27,7 +26,7 @@ from finetuner.models.transformers_import import import_transformers
 from finetuner.models.zoo import get_backbone
 from finetuner.server import FinetunerExecutor, fit_request
 from tests.conftest import make_picture_docs
-from tests.integration.serving import REPOSITORY, Server, serve
+from tests.integration.serving import REPOSITORY, Server, serve, store_of
 from tests.integration.test_data_kinds import assert_clean
 from tests.unit.tiny_encoder import DIMENSION, write_tiny_encoder
 
@@ -62,10 +61,8 @@ def server(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def store(server: Server):
-    """The server's runs and artifacts, looked at from outside."""
-    client = LocalClient(Settings.from_environment(Path(server.log).parent / 'home'))
-    yield client
-    client.close()
+    with store_of(server) as client:
+        yield client
 
 
 @pytest.fixture(scope='module')

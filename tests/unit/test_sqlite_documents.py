@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from finetuner.data.stored.files import SQLiteDocuments
 from finetuner.excepts import DataError
+from tests.unit.concurrent_reading import forked_readers, reader
 from tests.unit.sqlite_arrays import NUM_DOCS, PROTOBUF, array, documents, ids, written
 
 
@@ -60,30 +61,11 @@ def test_it_is_only_read(path):
 
 
 def test_threads_and_forked_processes_read_one_object(docs):
-    expected = ids(documents())
-
-    def read(failures):
-        rng = np.random.default_rng(os.getpid())
-        for _ in range(10):
-            order = rng.permutation(NUM_DOCS)
-            got = [docs[i].id for i in order] + ids(docs)
-            if got != [expected[i] for i in order] + expected:
-                failures.append(order)
-
-    def read_in_process():
-        failures = []
-        threads = [threading.Thread(target=read, args=(failures,)) for _ in range(3)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        os._exit(len(failures))
-
-    context = multiprocessing.get_context('fork')
+    read = reader(docs, ids(documents()), num_rounds=10)
     failures = []
     beside = threading.Thread(target=read, args=(failures,))
     beside.start()
-    children = [context.Process(target=read_in_process) for _ in range(4)]
+    children = forked_readers(read)
     for child in children:
         child.start()
     read(failures)

@@ -5,7 +5,6 @@ import os
 import pickle
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +22,7 @@ from finetuner.data.stored.storing import (
     write_documents,
 )
 from finetuner.excepts import DataError
+from tests.unit.concurrent_reading import forked_readers, reader
 
 NUM_DOCS = 50
 
@@ -143,27 +143,8 @@ def test_no_documents(tmp_path):
 
 
 def test_threads_and_forked_processes_read_one_object(docs):
-    expected = ids(documents())
-
-    def read(failures):
-        rng = np.random.default_rng(os.getpid())
-        for _ in range(20):
-            order = rng.permutation(NUM_DOCS)
-            got = [docs[i].id for i in order] + ids(docs)
-            if got != [expected[i] for i in order] + expected:
-                failures.append(order)
-
-    def read_in_process():
-        failures = []
-        threads = [threading.Thread(target=read, args=(failures,)) for _ in range(3)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        os._exit(len(failures))
-
-    context = multiprocessing.get_context('fork')
-    children = [context.Process(target=read_in_process) for _ in range(4)]
+    read = reader(docs, ids(documents()), num_rounds=20)
+    children = forked_readers(read)
     for child in children:
         child.start()
     failures = []
