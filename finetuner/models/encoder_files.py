@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 from pathlib import Path
@@ -42,7 +43,9 @@ def _in_package(place: str) -> Path:
     return Path(spec.submodule_search_locations[0]) / inner
 
 
+@functools.cache
 def _from_hub(name: str) -> Path:
+    """Ask the hub once in a process: a run looks at an encoder several times."""
     from huggingface_hub import snapshot_download
 
     # the library's own bars would run through the log of a run

@@ -137,12 +137,14 @@ class Pipeline:
         """Documents in order, with the labels they came with."""
         sampler = SequentialSampler(len(dataset), batch_size)
         ids, names = [], []
+        taken: set[str] = set()
         for index in range(len(dataset)):
             doc = dataset.document(index)
             ids.append(doc.id)
             name = document_name(doc, index)
             # results are kept by the names of the queries
-            names.append(f'{name} (Document {index})' if name in names else name)
+            names.append(f'{name} (Document {index})' if name in taken else name)
+            taken.add(names[-1])
         return EvaluationSet(
             loader=self.loader(dataset, sampler, workers),
             labels=[dataset.classes[label] for label in dataset.labels],
