@@ -90,6 +90,11 @@ class ClassDataset(LabelledDataset[int]):
         return self._classes
 
     @property
+    def num_classes(self) -> int:
+        """How many labels there are."""
+        return len(self._classes)
+
+    @property
     def class_sizes(self) -> NDArray[np.int64]:
         """`[num_classes]`, how many items each class has."""
         return np.bincount(self._values, minlength=len(self._classes))

@@ -99,6 +99,11 @@ class LabelledDataset(Generic[AnyLabel]):
             return content_of(doc), label
         return self._preprocess_fn(copy_document(doc)), label
 
+    @property
+    def num_classes(self) -> int:
+        """How many different things there are: Documents, where nothing says which are alike."""
+        return self.num_documents
+
     def document(self, index: int) -> Document:
         """Return the Document, match or chunk that holds an item's content.
 

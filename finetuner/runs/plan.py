@@ -79,12 +79,6 @@ class Plan:
     augmentation: str
     parent: Artifact | None
 
-    @property
-    def num_classes(self) -> int:
-        """Classes among the training data: labels, or Documents where they have none."""
-        train = self.train
-        return len(train.classes) if isinstance(train, ClassDataset) else train.num_documents
-
     def datasets(self) -> dict[str, Dataset]:
         """Every dataset, by the name that errors call it."""
         found = {'train_data': self.train}
@@ -150,7 +144,7 @@ def _items_per_class(config: RunConfig, train: Dataset) -> int:
     """As many as asked for, but where the batch is ours to choose, so many that none comes twice."""
     if not isinstance(train, ClassDataset) or config.batch_size is not None:
         return config.num_items_per_class
-    return min(config.num_items_per_class, int(np.bincount(np.asarray(train.labels)).max()))
+    return min(config.num_items_per_class, int(train.class_sizes.max()))
 
 
 def _filled_in(config: RunConfig, backbone: Backbone, train: Dataset) -> RunConfig:

@@ -83,7 +83,7 @@ def validate_run(config: RunConfig, data: Mapping[str, Sequence[Document]]) -> R
     plan = make_plan(config, data)
     training = _build_training(plan, _stand_in())
     kind = plan.train.kind
-    check_objective_runs(training.objective, kind, plan.spec.dimension, plan.num_classes)
+    check_objective_runs(training.objective, kind, plan.spec.dimension, plan.train.num_classes)
     if config.on_broken == 'stop':
         check_contents(plan)
     return plan.config
@@ -187,7 +187,7 @@ def _build_training(plan: Plan, model: Any, batches_per_epoch: int = 1) -> _Trai
             f'loss {config.loss} learns weights for the classes of the training data, so it cannot '
             'judge validation data: leave out eval_data and val_split, or use EvaluationCallback'
         )
-    loss = build_loss(config.loss, config.loss_options, plan.spec.dimension, plan.num_classes)
+    loss = build_loss(config.loss, config.loss_options, plan.spec.dimension, plan.train.num_classes)
     miner = build_miner(config.miner, config.miner_options)
     objective = build_objective(plan.train.kind, loss, miner, plan.batch.size)
     if config.optimizer == 'LBFGS' and config.loss == 'CrossBatchMemory':

@@ -137,10 +137,7 @@ def fit_module(
         dimension = _probe_dimension(model, pipeline, train, device)
         loss = options.loss
         if isinstance(loss, str):
-            num_classes = (
-                len(train.classes) if isinstance(train, ClassDataset) else train.num_documents
-            )
-            loss = build_loss(loss, None, dimension, num_classes)
+            loss = build_loss(loss, None, dimension, train.num_classes)
         objective = build_objective(train.kind, loss)
         optimizers, schedule = _optimizers(model, loss, options)
         caption = type(model).__name__.lower()

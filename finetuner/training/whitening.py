@@ -79,7 +79,7 @@ class WhiteningFit(BaseCallback):
 
 def can_whiten(dataset: ClassDataset) -> bool:
     """Whether the data says how similar things differ: items enough that are not alone."""
-    counts = np.bincount(np.asarray(dataset.labels))
+    counts = dataset.class_sizes
     return int((counts[counts > 1] - 1).sum()) >= _LEAST_ITEMS
 
 
@@ -99,7 +99,7 @@ def whitening_sample(dataset: ClassDataset, seed: int) -> ClassDataset:
     order = order[np.argsort(labels[order], kind='stable')]
     grouped = labels[order]
     starts = np.searchsorted(grouped, grouped)
-    counts = np.bincount(labels)[grouped]
+    counts = dataset.class_sizes[grouped]
     chosen = order[(np.arange(len(order)) - starts < _MAX_ITEMS_PER_CLASS) & (counts > 1)]
     if len(chosen) > MAX_ITEMS:
         rank = generator.permutation(len(counts))[labels[chosen]]
