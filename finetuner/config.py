@@ -126,6 +126,13 @@ class RunConfig(BaseModel):
     views_per_instance: int = Field(2, ge=2)
     on_broken: Literal['stop', 'skip'] = 'stop'
     seed: int = Field(0, ge=0, lt=2**32)
+    micro_batch_size: int | None = Field(None, ge=1)
+    matryoshka_dims: tuple[int, ...] = ()
+    hard_negatives: bool = False
+    ema_decay: float | None = Field(None, gt=0.0, lt=1.0)
+    precision: Literal['auto', 'fp32', 'bf16', 'fp16'] = 'auto'
+    compile_model: bool = False
+    checkpoint_seconds: float = Field(300.0, gt=0.0)
 
     class Config:
         """Frozen, nothing unknown."""
@@ -141,6 +148,7 @@ class RunConfig(BaseModel):
         'num_items_per_class',
         'views_per_instance',
         'seed',
+        'micro_batch_size',
     )
 
     @validator(
@@ -154,6 +162,10 @@ class RunConfig(BaseModel):
     )
     def _none_is_no_options(cls, value: Any) -> Any:
         return {} if value is None else whole_numbers(value)
+
+    @validator('matryoshka_dims', pre=True)
+    def _dims_are_whole(cls, value: Any) -> Any:
+        return () if value is None else tuple(whole_number(item) for item in value)
 
     @validator('description', 'experiment_name', 'callbacks', pre=True)
     def _none_is_the_default(cls, value: Any, field: Any) -> Any:

@@ -63,6 +63,13 @@ def fit_backbone(
     views_per_instance: int = 2,
     on_broken: str = 'stop',
     seed: int = 0,
+    micro_batch_size: int | None = None,
+    matryoshka_dims: list[int] | None = None,
+    hard_negatives: bool = False,
+    ema_decay: float | None = None,
+    precision: str = 'auto',
+    compile_model: bool = False,
+    checkpoint_seconds: float = 300.0,
 ) -> Run:
     """Start a run that fine-tunes a backbone, in a process of its own, and return at once.
 
@@ -117,6 +124,17 @@ def fit_backbone(
         views_per_instance: of unlabelled data, views of each Document in a batch.
         on_broken: `stop` at a picture that cannot be opened, or `skip` it; it is named either way.
         seed: of everything drawn at random.
+        micro_batch_size: Documents of a batch that go through the model at a time: a batch of 2,048
+            then takes the memory of so many, and the time of two passes; None all at once.
+        matryoshka_dims: lengths at which the beginning of an embedding shall be good as well.
+        hard_negatives: of class data, whether classes that the model confuses, looked for in all
+            of it before each epoch, stand together in batches.
+        ema_decay: keep an exponential moving average of the weights, this much of it at each step,
+            such as 0.99; None keeps the last weights.
+        precision: `fp32`, `bf16`, `fp16`; `auto` takes what is fastest on the device.
+        compile_model: compile the model for training, which takes minutes and pays on long runs.
+        checkpoint_seconds: time between checkpoints within an epoch, for a run to go on from; there
+            is one at the end of each epoch, too.
 
     Returns:
         The run, CREATED or STARTED.
