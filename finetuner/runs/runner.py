@@ -15,13 +15,15 @@ from docarray import Document
 from finetuner.artifact import TrainingRecord, save_artifact
 from finetuner.augmentation import Augmentation, build_augmentation
 from finetuner.config import RunConfig
-from finetuner.data.datasets import ClassDataset
-from finetuner.data.samplers import SequentialSampler
 from finetuner.excepts import ConfigError, ContentError
-from finetuner.inputs import PictureReader
-from finetuner.models.backbones import PictureSpec, TextSpec
-from finetuner.models.whitening import Whitening
+from finetuner.inputs import InputReader, PictureReader, TextImageReader
+from finetuner.models.backbones import (
+    TOWERS,
+    TextImageBackbone,
+)
+from finetuner.runs.closed_form import fit_alignment, fit_whitening
 from finetuner.runs.plan import Plan, check_contents, make_plan
+from finetuner.runs.plan_log import log_plan
 from finetuner.training.losses import build_loss, build_miner, learns_class_weights
 from finetuner.training.objectives import Objective, build_objective, check_objective_runs
 from finetuner.training.optimization import (
@@ -31,18 +33,16 @@ from finetuner.training.optimization import (
     build_schedule,
 )
 from finetuner.training.setup import Pipeline, build_callbacks
-from finetuner.training.trainer import BaseCallback
-from finetuner.training.whitening import WhiteningFit, whitening_sample
 
 if TYPE_CHECKING:
     import torch
 
     from finetuner.models.embedding_model import EmbeddingModel
+    from finetuner.models.text_image import TextImageModel
 
 logger = logging.getLogger('finetuner.run')
 
 _NUM_EXPORT_INPUTS = 16
-_EMBED_BATCH_SIZE = 64
 
 
 class RunObserver(Protocol):
@@ -112,7 +112,7 @@ def execute_run(
     plan = make_plan(config, {key: load_data(ref) for key, ref in data_references(config).items()})
     config = plan.config
     device = resolve_device(config.device)
-    _log_plan(plan, device)
+    log_plan(plan, device)
     model = _build_model(plan)
     metrics: dict[str, dict[str, float]] = {}
 
@@ -144,10 +144,20 @@ def data_references(config: RunConfig) -> dict[str, str]:
     return references
 
 
-def _build_model(plan: Plan) -> EmbeddingModel:
+def _build_model(plan: Plan) -> EmbeddingModel | TextImageModel:
     from finetuner.models.tailor import build_embedding_model, freeze_backbone
+    from finetuner.models.text_image import build_text_image_model
 
     config = plan.config
+    if isinstance(plan.backbone, TextImageBackbone):
+        if plan.parent is None:
+            return build_text_image_model(
+                plan.backbone, config.model_options, config.output_dim, config.freeze
+            )
+        towers = plan.parent.build_towers()
+        for tower in towers.towers.values() if config.freeze else ():
+            freeze_backbone(tower)  # type: ignore[arg-type]
+        return towers
     if plan.parent is None:
         return build_embedding_model(
             plan.backbone,
@@ -232,7 +242,7 @@ def _build_training(plan: Plan, model: Any, batches_per_epoch: int = 1) -> _Trai
 
 def _train(
     plan: Plan,
-    model: EmbeddingModel,
+    model: EmbeddingModel | TextImageModel,
     device: str,
     observer: RunObserver,
     report: Callable[[Literal['before', 'after'], dict[str, float]], None],
@@ -262,7 +272,11 @@ def _train(
         callbacks = build_callbacks(
             plan.callbacks, plan.backbone.name, pipeline, report, observer.examples
         )
-        callbacks += _whitening(plan, model, pipeline)
+        callbacks = [
+            *fit_alignment(plan, model, pipeline),
+            *callbacks,
+            *fit_whitening(plan, model, pipeline),
+        ]
         watch = ProgressReport(observer.progress, observer.step_metrics, observer.epoch_metrics)
         trainer = Trainer(
             model,
@@ -277,32 +291,21 @@ def _train(
         loader.log_broken()
 
 
-def _whitening(plan: Plan, model: EmbeddingModel, pipeline: Pipeline) -> list[BaseCallback]:
-    """What fits the model's whitening, if it has one that is not fitted yet."""
-    found = [m for m in model.modules() if isinstance(m, Whitening) and not m.fitted]
-    if not found or not isinstance(plan.train, ClassDataset):
-        return []
-    sampled = whitening_sample(plan.train, plan.config.seed)
-    sampler = SequentialSampler(len(sampled), _EMBED_BATCH_SIZE)
-    first, last = (
-        pipeline.loader(sampled, sampler, preprocess_fn=reader.read)
-        for reader in (plan.train_reader, plan.reader)
-    )
-    return [WhiteningFit(found[0], first, last, np.asarray(sampled.labels))]
-
-
 def _training_read(plan: Plan) -> Callable[[Document], Any]:
     """How a Document becomes an input in training: pictures may be smaller, and varied."""
     reader = plan.train_reader
-    if not isinstance(reader, PictureReader):
+    pictures = reader.picture if isinstance(reader, TextImageReader) else reader
+    if not isinstance(pictures, PictureReader):
         return reader.read
-    augmentation = build_augmentation(plan.augmentation, reader.size)
+    augmentation = build_augmentation(plan.augmentation, pictures.size)
     return functools.partial(_augmented, reader=reader, augmentation=augmentation)
 
 
-def _augmented(doc: Document, reader: PictureReader, augmentation: Augmentation | None) -> Any:
-    picture = reader.read(doc)
-    return picture if augmentation is None else augmentation(picture)
+def _augmented(doc: Document, reader: InputReader, augmentation: Augmentation | None) -> Any:
+    """The input, varied where it is a picture."""
+    content = reader.read(doc)
+    is_picture = isinstance(content, np.ndarray)
+    return augmentation(content) if augmentation is not None and is_picture else content
 
 
 def _freezes_batch_norm(config: RunConfig) -> bool:
@@ -314,22 +317,41 @@ def _freezes_batch_norm(config: RunConfig) -> bool:
 
 def _save(
     plan: Plan,
-    model: EmbeddingModel,
+    model: EmbeddingModel | TextImageModel,
     record: TrainingRecord,
     directory: Path,
 ) -> None:
-    inputs = plan.reader.batch(_first_inputs(plan))
+    inputs: Any = (
+        plan.reader.batch(_first_inputs(plan))
+        if not isinstance(plan.reader, TextImageReader)
+        else {
+            tower: plan.reader.batch(_first_inputs(plan, 2, first))
+            for first, tower in enumerate(TOWERS)
+        }
+    )
     save_artifact(
-        directory, model, plan.spec, record, onnx_inputs=inputs, onnx_required=plan.config.to_onnx
+        directory,
+        model,
+        plan.spec,
+        record,
+        onnx_inputs=inputs,
+        onnx_required=plan.config.to_onnx,
+        backbone=plan.backbone,
     )
 
 
-def _first_inputs(plan: Plan) -> list[Any]:
-    """A few inputs that can be read, to compare the graph with the model on."""
+def _first_inputs(plan: Plan, step: int = 1, first: int = 0) -> list[Any]:
+    """A few inputs that can be read, to compare the graph with the model on.
+
+    Args:
+        plan: of the run.
+        step: every item, or every second one.
+        first: where to begin.
+    """
     dataset = plan.train
     inputs: list[Any] = []
     reason = None
-    for index in range(len(dataset)):
+    for index in range(first, len(dataset), step):
         if len(inputs) == _NUM_EXPORT_INPUTS:
             break
         try:
@@ -339,38 +361,3 @@ def _first_inputs(plan: Plan) -> list[Any]:
     if not inputs:
         raise plan.reader.error(f'no content of the training data can be read: {reason}')
     return inputs
-
-
-def _log_plan(plan: Plan, device: str) -> None:
-    config = plan.config
-    inputs, takes = plan.spec.inputs, ''
-    if isinstance(inputs, PictureSpec) and isinstance(plan.train_reader, PictureReader):
-        takes = f'at {inputs.input_size} pixels ({plan.train_reader.size} in training)'
-    elif isinstance(inputs, TextSpec):
-        takes = f'of texts of up to {inputs.max_length} tokens'
-    logger.info(
-        'Model %s %s, embeddings of length %d, on %s',
-        plan.backbone.name,
-        takes,
-        plan.spec.dimension,
-        device,
-    )
-    logger.info(
-        'Training on %d Documents (%s): %s, %s, learning rate %g%s, batches of %d%s, %d epochs, '
-        'seed %d',
-        plan.train.num_documents,
-        plan.train.kind,
-        config.loss,
-        config.optimizer,
-        config.learning_rate,
-        f' ({config.scheduler})' if config.scheduler else '',
-        plan.batch.size,
-        ''.join(
-            [
-                '' if plan.augmentation == 'none' else f', augmentation {plan.augmentation}',
-                ', whitening' if config.whiten else '',
-            ]
-        ),
-        config.epochs,
-        config.seed,
-    )
