@@ -108,6 +108,44 @@ def load_emoji_text_queries_and_index(
     return queries, index
 
 
+def load_emoji_text_image_pairs(
+    split: Split = 'train', root: str | Path | None = None
+) -> DocumentArray:
+    """Pair each picture with its name and its keywords, 1,000 pairs in a split.
+
+    Args:
+        split: as for `load_emoji`.
+        root: as for `load_emoji`.
+
+    Returns:
+        Documents of two chunks, of modality `text` and `image`. The four pictures of a concept have
+        the same text: name and keywords.
+    """
+    texts = {row['concept']: row['keywords'] for row in _rows(_root(root), split)}
+    return DocumentArray(
+        Document(
+            id=f'{picture.id}-pair',
+            chunks=[
+                Document(text=texts[picture.tags['concept']], modality='text'),
+                Document(uri=picture.uri, modality='image'),
+            ],
+        )
+        for picture in load_emoji(split, root)
+    )
+
+
+def load_emoji_names_and_pictures(
+    split: Split = 'test', root: str | Path | None = None
+) -> tuple[DocumentArray, DocumentArray]:
+    """Names to search with, and all pictures to find.
+
+    Returns:
+        250 queries, texts; and 1,000 pictures. Each query has 4 right answers.
+    """
+    names, _ = load_emoji_text_queries_and_index(split, root)
+    return names, load_emoji(split, root)
+
+
 def _keywords_without_name(row: dict[str, str]) -> str:
     keywords = row['keywords'].split('; ')
     return '; '.join(word for word in keywords if word.lower() != row['name'].lower())

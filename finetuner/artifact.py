@@ -283,11 +283,12 @@ def _save_weights(model: EmbeddingModel, spec: ModelSpec, directory: Path) -> No
         return
     from safetensors.torch import save_file
 
+    from finetuner.models.clip import ClipVision
+
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, directory / WEIGHTS)
-    save_config = getattr(model.backbone, 'save_config', None)
-    if save_config is not None:
-        save_config(directory)
+    if isinstance(model.backbone, ClipVision):
+        model.backbone.save_config(directory)
 
 
 def load_artifact(path: str | Path) -> Artifact:

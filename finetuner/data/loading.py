@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from finetuner.data.collation import TextCollate, pad_contents, stack_contents
 from finetuner.data.datasets import DATASETS, InstanceDataset, SessionDataset
-from finetuner.data.documents import survey_documents
+from finetuner.data.documents import DataKind, survey_documents
 from finetuner.data.labelled import LabelledDataset, PreprocessFn
 from finetuner.data.relation_samplers import InstanceSampler, PairSampler, SessionSampler
 from finetuner.data.samplers import ClassSampler, EpochSampler, RandomSampler
@@ -152,19 +152,28 @@ def build_sampler(
     """
     if sampler not in _SAMPLERS:
         raise ValueError(unknown_name('sampler', sampler, _SAMPLERS))
+    check_sampler(sampler, dataset.kind)
     if dataset.kind == 'class':
         if sampler == 'random':
             return RandomSampler(len(dataset), batch_size, seed)
         return ClassSampler(dataset.labels, batch_size, num_items_per_class, seed)
-    if sampler != 'auto':
-        raise ConfigError(
-            f"sampler {sampler!r} is for class data, and this is of kind {dataset.kind}: use 'auto'"
-        )
     if isinstance(dataset, SessionDataset):
         return SessionSampler(dataset.labels, batch_size, seed=seed)
     if isinstance(dataset, InstanceDataset):
         return InstanceSampler(len(dataset), batch_size, views_per_instance, seed)
     return PairSampler(dataset.num_documents, batch_size, seed)
+
+
+def check_sampler(sampler: SamplerName, kind: DataKind) -> None:
+    """Check that a sampler fits a kind of data.
+
+    Raises:
+        ConfigError: it is for class data, and this is none.
+    """
+    if sampler != 'auto' and kind != 'class':
+        raise ConfigError(
+            f"sampler {sampler!r} is for class data, and this is of kind {kind}: use 'auto'"
+        )
 
 
 def build_loader(

@@ -74,11 +74,13 @@ def get_backbone(name: str) -> Backbone:
     backbone = BACKBONES.get(ALIASES.get(name, name))
     if backbone is not None:
         return backbone
-    is_path = name.startswith(('.', '~', '/', '\\'))
-    if name and (Path(name).expanduser().is_dir() or is_path):
-        return _folder_backbone(Path(name).expanduser())
+    folder = Path(name).expanduser()
+    if name and folder.is_dir():
+        return encoder_backbone(folder.resolve().name, str(folder))
     if JOINT in name:
         return _joined_backbone(name)
+    if name.startswith(('.', '~', '/', '\\')):
+        raise ConfigError(f'there is no folder {str(folder)!r} that could hold a text encoder')
     if _HUB_NAME.fullmatch(name):
         return encoder_backbone(name, name)
     raise ConfigError(
@@ -99,18 +101,11 @@ def _joined_backbone(name: str) -> TextImageBackbone:
     return join_backbones(text, picture)
 
 
-def _folder_backbone(folder: Path) -> Backbone:
-    """The entry of an encoder in a folder, called by its last part: the rest is private."""
-    if not folder.is_dir():
-        raise ConfigError(f'there is no folder {str(folder)!r} that could hold a text encoder')
-    return encoder_backbone(folder.resolve().name, str(folder))
-
-
 def encoder_backbone(name: str, source: str) -> Backbone:
     """The entry of a text encoder or a CLIP that the zoo does not list.
 
     Args:
-        name: what to call it.
+        name: what to call it: of a folder its last part, since the rest is private.
         source: where its files lie, as of `TextBackbone`.
 
     Raises:

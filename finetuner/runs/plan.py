@@ -18,7 +18,7 @@ from finetuner.data.checks import check_training_data
 from finetuner.data.datasets import ClassDataset
 from finetuner.data.documents import KIND_NAMES
 from finetuner.data.labelled import LabelledDataset
-from finetuner.data.loading import build_dataset
+from finetuner.data.loading import build_dataset, check_sampler
 from finetuner.data.splitting import split_dataset
 from finetuner.excepts import ConfigError, ContentError, DataError
 from finetuner.inputs import InputReader, PictureReader, TextImageReader, build_reader
@@ -110,6 +110,7 @@ def make_plan(config: RunConfig, data: Mapping[str, Sequence[Document]]) -> Plan
     backbone = get_backbone(config.model) if parent is None else _parent_backbone(config, parent)
     train = _build(data['train_data'], 'train_data')
     _check_modality(backbone, train)
+    check_sampler(config.sampler, train.kind)
     config = _filled_in(config, backbone, train)
     spec = parent.spec if parent else _model_spec(config, backbone)
     reader = parent.build_reader() if parent else _reader(backbone, spec)

@@ -226,7 +226,12 @@ BAD_DOCUMENTS = [
         lambda: [pair(chunks=[Document(uri='a.png'), Document(uri='b.png')])],
         '^Document 0: the chunks are not .*or give the pair a number in `finetuner_score`',
     ),
-    case('text-image-no-model', text_image_pairs, 'only models with a tower .* there is none yet'),
+    case(
+        'text-image-one-text',
+        lambda: [captioned(0) for _ in range(3)],
+        'all 3 pairs have the same text: .* at least two',
+    ),
+    case('text-image-batch-3', text_image_pairs, 'batch_size=3 .* whole pairs', batch_size=3),
     # too little
     case('none', list, 'there are no Documents: give at least one'),
     case('none-array', DocumentArray, 'there are no Documents: give at least one'),

@@ -119,7 +119,12 @@ def test_scored_pairs_need_different_scores():
         check_training_data(build_dataset(DocumentArray([pair(0.5), pair(0.5)])))
 
 
-def test_text_image_pairs_wait_for_a_model_with_two_towers():
-    chunks = [Document(text='a cat', modality='text'), Document(uri='cat.png', modality='image')]
-    with pytest.raises(DataError, match='text-image pairs'):
-        check_training_data(build_dataset(DocumentArray([Document(chunks=chunks)])))
+def test_text_image_pairs_need_two_texts():
+    def captioned(text):
+        return Document(
+            chunks=[Document(text=text, modality='text'), Document(uri='a.png', modality='image')]
+        )
+
+    check_training_data(build_dataset(DocumentArray([captioned('cat'), captioned('dog')])), 4)
+    with pytest.raises(DataError, match='all 2 pairs have the same text'):
+        check_training_data(build_dataset(DocumentArray([captioned('cat'), captioned('cat')])))
