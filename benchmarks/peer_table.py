@@ -92,9 +92,10 @@ def print_table(title: str, metric: str, standings: list[Standing]) -> None:
         print(f'{standing.title:<{_NAME_WIDTH}}{row}  {each}', flush=True)
     if any(cell.endswith(_NOT_BEHIND) for cells in lines for cell in cells):
         print(f'{_NOT_BEHIND} not behind finetuner with its defaults')
+    print('of the ways to embed and search that were tried, the best counts:')
     for standing in standings:
         ways = ' | '.join(dict.fromkeys(m.way for m in standing.measured))
-        print(f'embedded and searched: {standing.title}: {ways}')
+        print(f'    {standing.title}: {ways}')
 
 
 def _cells(standing: Standing, reference: Standing | None) -> list[str]:

@@ -40,6 +40,7 @@ from emoji_data import (  # noqa: E402
     load_emoji_text_queries_and_index,
     load_emoji_texts,
 )
+from ours import TUNED  # noqa: E402
 
 PEERS_PYTHON = ROOT / '.venv-peers' / 'bin' / 'python'
 LOAD = {
@@ -91,7 +92,7 @@ class Contestant:
 
 CONTESTANTS = {
     'defaults': Contestant('finetuner, defaults', 'pictures', 'ours.py'),
-    'tuned': Contestant('finetuner, tuned', 'pictures', 'ours.py', {'tuned': True}),
+    'tuned': Contestant('finetuner, tuned', 'pictures', 'ours.py', TUNED),
     'pml': Contestant(
         "pytorch-metric-learning's trainer",
         'pictures',
@@ -146,9 +147,9 @@ def build_task(kind: str, epochs: int, num_concepts: int | None) -> Task:
 
 
 def run_contestant(contestant: Contestant, task: Task, folder: Path) -> Measured:
-    """Let one contestant do the task in a process of its own; or read what it did there before."""
+    """Let one contestant do the task in a process of its own; or read what it did of it before."""
     measured = folder / 'measured.json'
-    if measured.is_file():
+    if measured.is_file() and task.is_in(folder):
         return Measured(Result.read(folder), **json.loads(measured.read_text()))
     folder.mkdir(parents=True, exist_ok=True)
     task.write(folder)
@@ -200,7 +201,7 @@ def best_score(contestant: Contestant, task: Task, folder: Path) -> tuple[float,
             )
             way = file.stem.removeprefix('embeddings-')
             found.append((metrics[metric], f'{way}, {distance}'))
-    return max(found)
+    return max(found, key=lambda pair: pair[0])
 
 
 def measure(
@@ -287,7 +288,7 @@ def main() -> None:
     for kind in kinds:
         task = tasks[kind]
         sizes = f' at {task.train_size} px' if kind == 'pictures' else ''
-        title = f'{TITLES[kind]}: {len(task.train):,} for training{sizes}, {task.epochs} epochs'
+        title = f'{TITLES[kind]}: {len(task.train):,} for training{sizes}, {task.epochs} epochs, batches of {task.batch_size}'
         of_kind = [standings[name] for name in names if CONTESTANTS[name].kind == kind]
         print_table(title, METRICS[kind][2], of_kind)
 

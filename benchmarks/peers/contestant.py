@@ -56,6 +56,10 @@ class Task:
         """Write `task.json`."""
         (folder / 'task.json').write_text(json.dumps(asdict(self)))
 
+    def is_in(self, folder: Path) -> bool:
+        """Whether `task.json` is this task."""
+        return (folder / 'task.json').read_text() == json.dumps(asdict(self))
+
     @classmethod
     def read(cls, folder: Path) -> Task:
         """Read `task.json`."""

@@ -134,7 +134,7 @@ def main() -> None:
         epochs=task.epochs,
         seed=task.seed,
         callbacks=callbacks,
-        **(TUNED if task.options.get('tuned') else {}),
+        **task.options,
     )
     for line in run.stream_logs():
         print(line, flush=True)

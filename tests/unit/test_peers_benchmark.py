@@ -132,6 +132,8 @@ def test_a_task_survives_its_file(load, tmp_path):
     task = replace(driver.build_task('texts', epochs=2, num_concepts=3), seed=7)
     task.write(tmp_path)
     again = driver.Task.read(tmp_path)
+    assert task.is_in(tmp_path)
+    assert not replace(task, seed=8).is_in(tmp_path)
     assert [tuple(item) for item in again.train] == task.train
     assert (len(task.train), len(task.query), len(task.index)) == (6, 3, 3)
     assert replace(again, train=[], query=[], index=[]) == replace(
