@@ -4,8 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 FLOW ?= flows/train-and-encode.yml
+# the peers of the benchmarks cannot live with our packages
+PEERS_VENV := .venv-peers
+PEERS_INSTALLED := $(PEERS_VENV)/.installed
+# options of the peers' table, such as --seeds 1
+PEERS ?=
 
-.PHONY: demo test serve lint bench install clean
+.PHONY: demo test serve lint bench bench-peers install clean
 
 demo: $(INSTALLED)  ## fine-tune on the emoji pictures and serve the result
 	$(BIN)/python examples/demo.py
@@ -21,11 +26,14 @@ lint: $(INSTALLED)  ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy finetuner executors
 
-bench: $(INSTALLED)  ## compare speed with plain loops, in the same run
+bench: bench-peers  ## compare training with that of others, then speed with plain loops
 	$(BIN)/python benchmarks/decode.py
 	$(BIN)/python benchmarks/train.py
 	$(BIN)/python benchmarks/encode.py
 	$(BIN)/python benchmarks/data.py
+
+bench-peers: $(INSTALLED) $(PEERS_INSTALLED)  ## train side by side with others: one table
+	$(BIN)/python benchmarks/peers.py $(PEERS)
 
 install: $(INSTALLED)
 
@@ -35,5 +43,10 @@ $(INSTALLED): requirements.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
+$(PEERS_INSTALLED): benchmarks/requirements-peers.txt
+	test -x $(PEERS_VENV)/bin/python || $(PYTHON) -m venv $(PEERS_VENV)
+	$(PEERS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
 clean:
-	rm -rf $(VENV) demo-output .pytest_cache .mypy_cache .ruff_cache build *.egg-info
+	rm -rf $(VENV) $(PEERS_VENV) demo-output .pytest_cache .mypy_cache .ruff_cache build *.egg-info

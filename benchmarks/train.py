@@ -27,11 +27,12 @@ from rounds import NAME_WIDTH, Contestant, print_head, print_speeds, take_turns
 from torch.nn.modules.batchnorm import BatchNorm2d
 from torch.utils.data import DataLoader, Dataset
 
+from finetuner.data.loading import build_dataset
 from finetuner.images import picture_of
 from finetuner.models.tailor import build_embedding_model
 from finetuner.models.torchvision_import import import_torchvision
 from finetuner.models.zoo import get_backbone
-from finetuner.training.setup import Pipeline
+from finetuner.training.setup import BatchShape, Pipeline
 from finetuner.training.trainer import Trainer
 
 import_torchvision()
@@ -130,7 +131,7 @@ def finetuner_loop(
     model = build_embedding_model(get_backbone(MODEL), {'input_size': SIZE})
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
     pipeline = Pipeline(functools.partial(picture_of, size=SIZE), num_workers=num_workers)
-    loader = pipeline.training_loader(docs, batch_size, ITEMS_PER_CLASS, 'class')
+    loader = pipeline.training_loader(build_dataset(docs), BatchShape(batch_size, ITEMS_PER_CLASS))
     trainer = Trainer(model, TripletMarginLoss(), [optimizer], freeze_batch_norm=True)
 
     def train_an_epoch() -> int:

@@ -140,7 +140,7 @@ class ProgressReport(BaseCallback):
         self._tell_epoch(state.epoch, dict(state.metrics))
         losses = ', '.join(f'{n} {v:.4f}' for n, v in state.metrics.items() if n.endswith('loss'))
         logger.info(
-            'Epoch %d/%d done in %.1f s: %s, %.0f Documents/s',
+            'Epoch %d/%d done in %.1f s: %s, %.1f Documents/s',
             state.epoch + 1,
             state.num_epochs,
             time.monotonic() - self._epoch_began,
