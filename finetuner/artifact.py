@@ -287,8 +287,9 @@ def _save_weights(model: EmbeddingModel, spec: ModelSpec, directory: Path) -> No
 
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, directory / WEIGHTS)
-    if isinstance(model.backbone, ClipVision):
-        model.backbone.save_config(directory)
+    backbone = getattr(model, 'backbone', None)
+    if isinstance(backbone, ClipVision):
+        backbone.save_config(directory)
 
 
 def load_artifact(path: str | Path) -> Artifact:

@@ -212,7 +212,6 @@ FILES = [
     case('csv-s3', csv_with_pictures('s3://bucket/a.png,a'),
          f'{ROW.format(1)}.*has a scheme that is not read', LABELED),
     case('csv-folder', csv_with_pictures('good.png,a', '../,a'), f'{ROW.format(2)}.*no pict', LABELED),
-    case('csv-text-image', csv_with_pictures('good.png,a dog'), 'all 1 pairs have the same text', None),
     case('csv-broken-link', broken_link, 'there is no file or folder', LABELED),
     case('csv-fifo', fifo('x.csv'), 'there is no file or folder', LABELED),
     case('tsv-commas', file('x.tsv', GOOD_ROWS), "'x.tsv': 1 column: a labelled file", LABELED),
