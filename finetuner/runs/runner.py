@@ -22,6 +22,7 @@ from finetuner.inputs import PictureReader
 from finetuner.models.backbones import PictureSpec, TextSpec
 from finetuner.models.whitening import Whitening
 from finetuner.runs.plan import Plan, check_contents, make_plan
+from finetuner.training.callback_building import build_callbacks
 from finetuner.training.losses import build_loss, build_miner, learns_class_weights
 from finetuner.training.objectives import Objective, build_objective, check_objective_runs
 from finetuner.training.optimization import (
@@ -30,7 +31,7 @@ from finetuner.training.optimization import (
     build_optimizer,
     build_schedule,
 )
-from finetuner.training.setup import Pipeline, build_callbacks
+from finetuner.training.setup import Pipeline
 from finetuner.training.trainer import BaseCallback
 from finetuner.training.whitening import WhiteningFit, whitening_sample
 

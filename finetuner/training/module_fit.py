@@ -17,18 +17,16 @@ from finetuner.data.labelled import LabelledDataset, PreprocessFn
 from finetuner.data.loading import CollateFn, OnBroken, build_dataset
 from finetuner.data.samplers import SequentialSampler
 from finetuner.excepts import ConfigError, DataError
+from finetuner.training.callback_building import (
+    Description,
+    build_callbacks,
+    prepare_callbacks,
+)
 from finetuner.training.losses import build_loss
 from finetuner.training.objectives import build_objective
 from finetuner.training.optimization import Schedule, build_optimizer
 from finetuner.training.progress import ProgressBar
-from finetuner.training.setup import (
-    BatchShape,
-    Description,
-    Pipeline,
-    build_callbacks,
-    prepare_callbacks,
-    resolve_batch,
-)
+from finetuner.training.setup import BatchShape, Pipeline, resolve_batch
 from finetuner.training.trainer import (
     BaseCallback,
     Trainer,
