@@ -22,7 +22,9 @@ from finetuner.inputs import PictureReader
 from finetuner.models.backbones import PictureSpec, TextSpec
 from finetuner.models.whitening import Whitening
 from finetuner.runs.plan import Plan, check_contents, make_plan
+from finetuner.significance import Stage
 from finetuner.training.callback_building import build_callbacks
+from finetuner.training.callbacks import ReportMetrics
 from finetuner.training.losses import build_loss, build_miner, learns_class_weights
 from finetuner.training.objectives import Objective, build_objective, check_objective_runs
 from finetuner.training.optimization import (
@@ -58,8 +60,8 @@ class RunObserver(Protocol):
     def epoch_metrics(self, epoch: int, values: dict[str, float]) -> None:
         """Named values of one epoch."""
 
-    def evaluation(self, stage: Literal['before', 'after'], metrics: dict[str, float]) -> None:
-        """Retrieval metrics before and after training."""
+    def evaluation(self, stage: Stage, metrics: dict[str, float]) -> None:
+        """Retrieval metrics before and after training, and the p-values of the change."""
 
     def examples(self, stage: Literal['before', 'after'], results: dict[str, list[str]]) -> None:
         """Example results before and after training."""
@@ -117,7 +119,7 @@ def execute_run(
     model = _build_model(plan)
     metrics: dict[str, dict[str, float]] = {}
 
-    def report(stage: Literal['before', 'after'], values: dict[str, float]) -> None:
+    def report(stage: Stage, values: dict[str, float]) -> None:
         # several evaluations each bring metrics under names of their own
         metrics.setdefault(stage, {}).update(values)
         observer.evaluation(stage, metrics[stage])
@@ -236,7 +238,7 @@ def _train(
     model: EmbeddingModel,
     device: str,
     observer: RunObserver,
-    report: Callable[[Literal['before', 'after'], dict[str, float]], None],
+    report: ReportMetrics,
 ) -> None:
     from finetuner.training.progress import ProgressReport
     from finetuner.training.trainer import Trainer

@@ -199,7 +199,7 @@ class TrainerExecutor(Executor):
             parameters: run, experiment.
 
         Returns:
-            One Document with the tags before and after, each a metric's value by its name.
+            One Document with the tags before, after and p_value, each a metric's value by its name.
         """
         return _answer(await self._about_run(parameters, self._client.get_run_metrics))
 

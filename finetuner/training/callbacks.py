@@ -11,14 +11,15 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from finetuner.evaluation import evaluate_embeddings, own_positions
+from finetuner.evaluation import evaluate_queries, own_positions
 from finetuner.search import search
+from finetuner.significance import Stage, change_text, load_paired_test, paired_p_values
 from finetuner.training.trainer import BaseCallback, Trainer, to_device
 
 logger = logging.getLogger('finetuner.training')
 
 Label = int | str
-ReportMetrics = Callable[[Literal['before', 'after'], dict[str, float]], None]
+ReportMetrics = Callable[[Stage, dict[str, float]], None]
 ReportExamples = Callable[[Literal['before', 'after'], dict[str, list[str]]], None]
 
 
@@ -50,6 +51,18 @@ class EvaluationOptions:
     num_examples: int = 0
 
 
+@dataclass(frozen=True)
+class _Found:
+    """What the search with some weights gave: `[num_queries]` by metric, and example results."""
+
+    values: dict[str, torch.Tensor]
+    examples: dict[str, list[str]]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        return {name: value.mean().item() for name, value in self.values.items()}
+
+
 class RetrievalEvaluation(BaseCallback):
     """Embeds queries and index with the current weights and measures the search between them."""
 
@@ -69,7 +82,7 @@ class RetrievalEvaluation(BaseCallback):
             queries: the Documents to search with.
             index: the Documents to find; None searches among the queries.
             options: how.
-            report: told the metrics before and after training.
+            report: told the metrics before and after training, and the p-values of the change.
             report_examples: told example results before and after training.
         """
         self._caption = caption
@@ -78,49 +91,73 @@ class RetrievalEvaluation(BaseCallback):
         self._options = options
         self._report = report
         self._report_examples = report_examples
-        self._by_weights: dict[tuple[int, int], tuple[dict[str, float], dict[str, list[str]]]] = {}
+        self._by_weights: dict[tuple[int, int], _Found] = {}
+        self._before: dict[str, torch.Tensor] = {}
 
     def on_fit_begin(self, trainer: Trainer) -> None:
         """Measure the model as it comes."""
-        self._tell('before', trainer)
+        load_paired_test()  # what cannot be imported is found out now and not after training
+        self._before = self._tell('before', trainer).values
 
     def on_train_batch_end(self, trainer: Trainer) -> None:
         """Measure within an epoch, when asked to."""
         interval = self._options.steps_per_interval
         if interval and trainer.state.step % interval == 0:
-            metrics, _ = self._evaluate(trainer)
+            metrics = self._evaluate(trainer).metrics
             self._log(f'batch {trainer.state.step}', metrics)
             trainer.set_training_mode()
 
     def on_epoch_end(self, trainer: Trainer) -> None:
         """Measure and add the metrics to the epoch's."""
-        metrics, _ = self._current(trainer)
+        metrics = self._current(trainer).metrics
         trainer.state.metrics.update(metrics)
         self._log(f'epoch {trainer.state.epoch + 1}', metrics)
 
     def on_fit_end(self, trainer: Trainer) -> None:
-        """Report the metrics of the weights that are kept."""
-        self._tell('after', trainer)
+        """Report the metrics of the weights that are kept, and whether they changed by chance."""
+        after = self._tell('after', trainer).values
+        if not self._before:
+            return
+        p_values = paired_p_values(self._before, after)
+        changes = [
+            f'{name} {change_text(float(self._before[name].mean()), float(value.mean()), p)}'
+            for (name, value), p in zip(after.items(), p_values.values(), strict=True)
+        ]
+        logger.info('Change over %d queries: %s', len(self._queries.labels), ', '.join(changes))
+        self._report('p_value', self._named(p_values))
 
-    def _tell(self, stage: Literal['before', 'after'], trainer: Trainer) -> None:
-        metrics, examples = self._current(trainer)
-        self._log(f'{stage} training', metrics)
-        self._report(stage, {f'{self._caption}_{name}': v for name, v in metrics.items()})
-        if examples:
-            self._report_examples(stage, examples)
+    def state_dict(self) -> dict[str, Any]:
+        """What the queries found before training: `[num_queries]` by metric."""
+        return {'before': self._before}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self._before = dict(state['before'])
+
+    def _tell(self, stage: Literal['before', 'after'], trainer: Trainer) -> _Found:
+        found = self._current(trainer)
+        trainer.state.metrics.update(found.metrics)
+        self._log(f'{stage} training', found.metrics)
+        self._report(stage, self._named(found.metrics))
+        if found.examples:
+            self._report_examples(stage, found.examples)
+        return found
+
+    def _named(self, values: dict[str, float]) -> dict[str, float]:
+        return {f'{self._caption}_{name}': value for name, value in values.items()}
 
     def _log(self, when: str, metrics: dict[str, float]) -> None:
         shown = ', '.join(f'{name} {value:.3f}' for name, value in metrics.items())
         logger.info('Evaluation, %s: %s', when, shown)
 
-    def _current(self, trainer: Trainer) -> tuple[dict[str, float], dict[str, list[str]]]:
-        """Metrics of the weights the model has now, measured at most once for each epoch."""
+    def _current(self, trainer: Trainer) -> _Found:
+        """What is found with the weights the model has now, measured at most once for each epoch."""
         weights = trainer.state.weights_epoch, trainer.state.weights_revision
         if weights not in self._by_weights:
             self._by_weights[weights] = self._evaluate(trainer)
         return self._by_weights[weights]
 
-    def _evaluate(self, trainer: Trainer) -> tuple[dict[str, float], dict[str, list[str]]]:
+    def _evaluate(self, trainer: Trainer) -> _Found:
         query_embeddings = embed_all(trainer.model, self._queries.loader, trainer.device)
         index = self._index or self._queries
         index_embeddings = (
@@ -129,7 +166,7 @@ class RetrievalEvaluation(BaseCallback):
             else embed_all(trainer.model, index.loader, trainer.device)
         )
         exclude = self._options.exclude_self
-        metrics = evaluate_embeddings(
+        values = evaluate_queries(
             query_embeddings,
             self._queries.labels,
             index_embeddings,
@@ -141,7 +178,7 @@ class RetrievalEvaluation(BaseCallback):
         )
         count = min(self._options.num_examples, len(query_embeddings))
         if not count:
-            return metrics, {}
+            return _Found(values, {})
         _, positions = search(
             query_embeddings[:count],
             index_embeddings,
@@ -153,7 +190,7 @@ class RetrievalEvaluation(BaseCallback):
             self._queries.names[query]: [index.names[position] for position in row]
             for query, row in enumerate(positions.tolist())
         }
-        return metrics, examples
+        return _Found(values, examples)
 
 
 def embed_all(

@@ -10,18 +10,20 @@ from typing import Any, Literal
 import torch
 from docarray import Document
 
-from finetuner.console import console, print_metrics
+from finetuner.console import console, print_changes, print_metrics
 from finetuner.data.checks import check_training_data
 from finetuner.data.datasets import ClassDataset
 from finetuner.data.labelled import LabelledDataset, PreprocessFn
 from finetuner.data.loading import CollateFn, OnBroken, build_dataset
 from finetuner.data.samplers import SequentialSampler
 from finetuner.excepts import ConfigError, DataError
+from finetuner.significance import Stage
 from finetuner.training.callback_building import (
     Description,
     build_callbacks,
     prepare_callbacks,
 )
+from finetuner.training.callbacks import ReportMetrics
 from finetuner.training.losses import build_loss
 from finetuner.training.objectives import build_objective
 from finetuner.training.optimization import Schedule, build_optimizer
@@ -139,7 +141,7 @@ def fit_module(
         objective = build_objective(train.kind, loss)
         optimizers, schedule = _optimizers(model, loss, options)
         caption = type(model).__name__.lower()
-        callbacks = build_callbacks(prepared, caption, pipeline, print_metrics, _no_examples)
+        callbacks = build_callbacks(prepared, caption, pipeline, _printer(), _no_examples)
         trainer = Trainer(
             model,
             objective,
@@ -151,6 +153,20 @@ def fit_module(
         )
         trainer.fit(train_loader, options.epochs, val_loader)
         train_loader.log_broken()
+
+
+def _printer() -> ReportMetrics:
+    """What prints metrics as they come; p-values with the metrics that came before them."""
+    seen: dict[str, dict[str, float]] = {'before': {}, 'after': {}}
+
+    def report(stage: Stage, values: dict[str, float]) -> None:
+        if stage == 'p_value':
+            print_changes(seen['before'], seen['after'], values)
+        else:
+            seen[stage].update(values)
+            print_metrics(stage, values)
+
+    return report
 
 
 def _no_examples(stage: str, results: dict[str, list[str]]) -> None:

@@ -297,7 +297,7 @@ def test_status_logs_metrics_and_examples(client, finished):
     assert rest.text == ''
     assert rest.tags['last'] == whole.tags['last']
     metrics = client.post('/metrics', parameters=run)[0].tags
-    assert set(metrics) == {'before', 'after'}
+    assert set(metrics) == {'before', 'after', 'p_value'}
     assert all(any('recall' in name for name in metrics[stage]) for stage in metrics)
     assert set(client.post('/examples', parameters=run)[0].tags) == {'before', 'after'}
 
