@@ -30,7 +30,11 @@ from finetuner.models.zoo import (
     parse_options,
 )
 from finetuner.runs.recipes import apply_recipe
-from finetuner.training.callback_building import Description, parse_callback, prepare_callbacks
+from finetuner.training.callback_descriptions import (
+    Description,
+    parse_callback,
+    prepare_callbacks,
+)
 from finetuner.training.setup import BatchShape, resolve_batch, validation_batch
 from finetuner.training.whitening import can_whiten
 

@@ -23,7 +23,7 @@ from finetuner.models.backbones import PictureSpec, TextSpec
 from finetuner.models.whitening import Whitening
 from finetuner.runs.plan import Plan, check_contents, make_plan
 from finetuner.significance import Stage
-from finetuner.training.callback_building import build_callbacks
+from finetuner.training.callback_building import LoggedRun, build_callbacks
 from finetuner.training.callbacks import ReportMetrics
 from finetuner.training.losses import build_loss, build_miner, learns_class_weights
 from finetuner.training.objectives import Objective, build_objective, check_objective_runs
@@ -263,7 +263,12 @@ def _train(
             )
         training = _build_training(plan, model, len(loader))
         callbacks = build_callbacks(
-            plan.callbacks, plan.backbone.name, pipeline, report, observer.examples
+            plan.callbacks,
+            plan.backbone.name,
+            pipeline,
+            report,
+            observer.examples,
+            LoggedRun(config.experiment_name, config.run_name or 'run', config.dict(), plan.train),
         )
         callbacks += _whitening(plan, model, pipeline)
         watch = ProgressReport(observer.progress, observer.step_metrics, observer.epoch_metrics)

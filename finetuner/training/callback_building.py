@@ -1,22 +1,27 @@
-"""Callbacks from their descriptions: checked before a run exists, set to work when it trains."""
+"""Callbacks set to work from their descriptions."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import fields, replace
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
-from finetuner.callback import BestModelCheckpoint, EarlyStopping, EvaluationCallback
-from finetuner.data.checks import (
-    build_evaluation_dataset,
-    check_evaluation_data,
-    check_findable,
+from finetuner.callback import (
+    BestModelCheckpoint,
+    EarlyStopping,
+    EvaluationCallback,
+    TensorBoardLogger,
+    WandBLogger,
+    WiSEFTCallback,
 )
+from finetuner.config import Settings
 from finetuner.data.datasets import ClassDataset
-from finetuner.evaluation import METRICS
-from finetuner.excepts import ConfigError, DataError, unknown_name
+from finetuner.data.labelled import LabelledDataset
+from finetuner.training.callback_descriptions import Description
 from finetuner.training.callbacks import (
     BestWeights,
     EvaluationOptions,
@@ -25,106 +30,49 @@ from finetuner.training.callbacks import (
     RetrievalEvaluation,
     Stopping,
 )
+from finetuner.training.loggers import ScalarLogger, TensorBoardScalars, WandBScalars
+from finetuner.training.projection import Projection
 from finetuner.training.setup import Pipeline
 from finetuner.training.trainer import BaseCallback
-
-CALLBACKS = {c.__name__: c for c in (EvaluationCallback, BestModelCheckpoint, EarlyStopping)}
-Description = EvaluationCallback | BestModelCheckpoint | EarlyStopping
+from finetuner.training.wise_ft import WeightInterpolation
 
 
-def parse_callback(name: str, options: dict[str, Any], data: dict[str, Any]) -> Description:
-    """Make a callback's description from its name and options.
+@dataclass(frozen=True)
+class LoggedRun:
+    """What loggers say of a run.
 
-    Args:
-        name: class name in `finetuner.callback`.
-        options: plain values.
-        data: Documents that stand in for references among the options.
-
-    Raises:
-        ConfigError: the name or an option is unknown or out of range.
+    Attributes:
+        experiment: its experiment, or what stands for one.
+        name: of the run.
+        config: how it trains, in plain JSON values.
+        train: what it trains on.
     """
-    if name not in CALLBACKS:
-        raise ConfigError(unknown_name('callback', name, CALLBACKS))
-    class_ = CALLBACKS[name]
-    known = {f.name for f in fields(class_)}
-    for option in options:
-        if option not in known:
-            raise ConfigError(unknown_name(f'option of callback {name}', option, known))
-    try:
-        return class_(**{**options, **data})
-    except TypeError as error:
-        raise ConfigError(f'callback {name}: {error}') from error
+
+    experiment: str = 'default'
+    name: str = 'run'
+    config: Mapping[str, Any] = field(default_factory=dict)
+    train: LabelledDataset[Any] | None = None
 
 
-def prepare_callbacks(
-    descriptions: Sequence[Description | BaseCallback], has_validation_data: bool
-) -> list[Description | BaseCallback]:
-    """Check what callbacks evaluate and monitor, before anything is trained.
+@dataclass(frozen=True)
+class Surroundings:
+    """What callbacks are built with.
 
-    Args:
-        descriptions: as the user gave them; a `BaseCallback` is left alone.
-        has_validation_data: whether there is a validation loss to monitor.
-
-    Returns:
-        The same, with datasets in the place of evaluation data.
-
-    Raises:
-        ConfigError: one monitors what nothing measures, or two report under the same names.
-        DataError: evaluation data lacks labels, or the index lacks a query's.
+    Attributes:
+        caption: put before the names of metrics in reports: the model's name.
+        pipeline: how Documents become inputs.
+        report: told metrics before and after training.
+        report_examples: told example results before and after training.
+        logged: what loggers say of the run.
+        evaluation: the first that was asked for, None where there is none.
     """
-    measured = {'train_loss'}
-    if has_validation_data:
-        measured.add('val_loss')
-    captions = [d.caption for d in descriptions if isinstance(d, EvaluationCallback)]
-    if len(set(captions)) < len(captions):
-        raise ConfigError(
-            'two EvaluationCallbacks would overwrite the metrics of each other: give each a '
-            'caption of its own'
-        )
-    prepared: list[Description | BaseCallback] = []
-    for description in descriptions:
-        if isinstance(description, EvaluationCallback):
-            measured |= set(METRICS)
-            description = _prepare_evaluation(description)
-        elif not isinstance(description, BaseCallback) and description.monitor not in measured:
-            name = type(description).__name__
-            hint = (
-                'give eval_data or val_split'
-                if description.monitor == 'val_loss'
-                else 'put an EvaluationCallback before it'
-            )
-            raise ConfigError(
-                f'{name} monitors {description.monitor!r}, which nothing measures: {hint}, or '
-                f'monitor one of {", ".join(sorted(measured))}'
-            )
-        prepared.append(description)
-    return prepared
 
-
-def _prepare_evaluation(description: EvaluationCallback) -> EvaluationCallback:
-    if description.model or description.index_model or description.multi_modal:
-        raise ConfigError(
-            'EvaluationCallback: model, index_model and multi_modal are for models with several '
-            'towers; this one has a single model'
-        )
-    queries = _evaluation_dataset(description.query_data, 'query_data', 'give labelled Documents')
-    if description.index_data is None:
-        if description.exclude_self:
-            check_findable(queries)
-        return replace(description, query_data=queries)
-    index = _evaluation_dataset(
-        description.index_data,
-        'index_data',
-        'give labelled Documents, or leave it out to search among the queries',
-    )
-    check_evaluation_data(queries, index)
-    return replace(description, query_data=queries, index_data=index)
-
-
-def _evaluation_dataset(docs: Any, name: str, hint: str) -> Any:
-    if isinstance(docs, str) or not isinstance(docs, Sequence) or not len(docs):
-        raise DataError(f'{name} of the EvaluationCallback is empty: {hint}')
-    return build_evaluation_dataset(docs, name)
+    caption: str
+    pipeline: Pipeline
+    report: ReportMetrics
+    report_examples: ReportExamples
+    logged: LoggedRun
+    evaluation: EvaluationCallback | None
 
 
 def build_callbacks(
@@ -133,6 +81,7 @@ def build_callbacks(
     pipeline: Pipeline,
     report: ReportMetrics,
     report_examples: ReportExamples,
+    logged: LoggedRun | None = None,
 ) -> list[BaseCallback]:
     """Set the described callbacks to work.
 
@@ -142,37 +91,108 @@ def build_callbacks(
         pipeline: how Documents become inputs.
         report: told metrics before and after training.
         report_examples: told example results before and after training.
+        logged: what loggers say of the run.
+
+    Returns:
+        In the order of the descriptions, but that what mixes weights comes after those that
+        choose them, and loggers after those that measure.
     """
-    built: list[BaseCallback] = []
-    for description in descriptions:
-        if isinstance(description, BaseCallback):
-            built.append(description)
-        elif isinstance(description, BestModelCheckpoint):
-            built.append(BestWeights(description.monitor, description.mode))
-        elif isinstance(description, EarlyStopping):
-            built.append(
-                Stopping(
-                    description.monitor,
-                    description.mode,
-                    description.patience,
-                    description.min_delta,
-                    description.baseline,
-                )
-            )
-        else:
-            prefix = description.caption or caption
-            evaluation = _build_evaluation(description, prefix, pipeline, report, report_examples)
-            built.append(evaluation)
+    evaluations = (each for each in descriptions if isinstance(each, EvaluationCallback))
+    surroundings = Surroundings(
+        caption, pipeline, report, report_examples, logged or LoggedRun(), next(evaluations, None)
+    )
+    built = [
+        description
+        if isinstance(description, BaseCallback)
+        else _BUILDERS[type(description)](description, surroundings)
+        for description in descriptions
+    ]
+    return sorted(built, key=_rank)
+
+
+def _rank(callback: BaseCallback) -> int:
+    if isinstance(callback, ScalarLogger):
+        return 2
+    return 1 if isinstance(callback, WeightInterpolation) else 0
+
+
+def _build_best_weights(description: BestModelCheckpoint, _: Surroundings) -> BaseCallback:
+    return BestWeights(description.monitor, description.mode)
+
+
+def _build_stopping(description: EarlyStopping, _: Surroundings) -> BaseCallback:
+    return Stopping(
+        description.monitor,
+        description.mode,
+        description.patience,
+        description.min_delta,
+        description.baseline,
+    )
+
+
+def _build_interpolation(description: WiSEFTCallback, _: Surroundings) -> BaseCallback:
+    return WeightInterpolation(description.alpha)
+
+
+def _build_wandb(description: WandBLogger, surroundings: Surroundings) -> BaseCallback:
+    logged = surroundings.logged
+    arguments = {
+        'name': logged.name,
+        'group': logged.experiment,
+        'config': dict(logged.config),
+        'dir': str(Settings.from_environment().home / 'wandb'),
+        # one that the user has open in this process stays theirs
+        'reinit': 'create_new',
+        **(description.wandb_args or {}),
+    }
+    built = WandBScalars(
+        description.metrics_logger_step == 'batch', description.log_zero_shot, arguments
+    )
+    surroundings.pipeline.call_at_end(built.close)
     return built
 
 
+def _build_tensorboard(description: TensorBoardLogger, surroundings: Surroundings) -> BaseCallback:
+    directory = description.log_dir
+    if directory is None:
+        home = Settings.from_environment().home / 'tensorboard'
+        logged = surroundings.logged
+        directory = str(home / _file_name(logged.experiment) / _file_name(logged.name))
+    built = TensorBoardScalars(
+        description.metrics_logger_step == 'batch',
+        Path(directory),
+        _build_projection(description, surroundings),
+    )
+    surroundings.pipeline.call_at_end(built.close)
+    return built
+
+
+def _build_projection(
+    description: TensorBoardLogger, surroundings: Surroundings
+) -> Projection | None:
+    """Of what is evaluated, else of what is trained on; None where that has two kinds of inputs."""
+    evaluation = surroundings.evaluation
+    train = surroundings.logged.train
+    if not description.log_embeddings:
+        return None
+    if evaluation is not None:
+        sides = {'query': evaluation.query_data, 'index': evaluation.index_data}
+    elif train is not None and train.kind != 'text_image_pair':
+        sides = {'train': train}
+    else:
+        return None
+    given: dict[str, Any] = {side: data for side, data in sides.items() if data is not None}
+    return Projection(surroundings.pipeline, given, description.max_embeddings)
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r'[^\w.\- ]', '_', name).lstrip('.') or '_'
+
+
 def _build_evaluation(
-    description: EvaluationCallback,
-    caption: str,
-    pipeline: Pipeline,
-    report: ReportMetrics,
-    report_examples: ReportExamples,
+    description: EvaluationCallback, surroundings: Surroundings
 ) -> RetrievalEvaluation:
+    pipeline = surroundings.pipeline
     # `prepare_callbacks` has put datasets there
     query_data: Any = description.query_data
     queries = sample(query_data, description.query_sample_size, pipeline.seed)
@@ -189,7 +209,25 @@ def _build_evaluation(
         steps_per_interval=description.steps_per_interval,
         num_examples=description.num_example_queries if description.gather_examples else 0,
     )
-    return RetrievalEvaluation(caption, sets[0], sets[1], options, report, report_examples)  # type: ignore[arg-type]
+    return RetrievalEvaluation(
+        description.caption or surroundings.caption,
+        sets[0],  # type: ignore[arg-type]
+        sets[1],
+        options,
+        surroundings.report,
+        surroundings.report_examples,
+    )
+
+
+# what does the work of each description
+_BUILDERS: dict[type, Callable[[Any, Surroundings], BaseCallback]] = {
+    EvaluationCallback: _build_evaluation,
+    BestModelCheckpoint: _build_best_weights,
+    EarlyStopping: _build_stopping,
+    WiSEFTCallback: _build_interpolation,
+    WandBLogger: _build_wandb,
+    TensorBoardLogger: _build_tensorboard,
+}
 
 
 def sample(dataset: ClassDataset, size: int | None, seed: int) -> ClassDataset:

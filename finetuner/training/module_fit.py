@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -18,11 +19,8 @@ from finetuner.data.loading import CollateFn, OnBroken, build_dataset
 from finetuner.data.samplers import SequentialSampler
 from finetuner.excepts import ConfigError, DataError
 from finetuner.significance import Stage
-from finetuner.training.callback_building import (
-    Description,
-    build_callbacks,
-    prepare_callbacks,
-)
+from finetuner.training.callback_building import LoggedRun, build_callbacks
+from finetuner.training.callback_descriptions import Description, prepare_callbacks
 from finetuner.training.callbacks import ReportMetrics
 from finetuner.training.losses import build_loss
 from finetuner.training.objectives import build_objective
@@ -141,7 +139,8 @@ def fit_module(
         objective = build_objective(train.kind, loss)
         optimizers, schedule = _optimizers(model, loss, options)
         caption = type(model).__name__.lower()
-        callbacks = build_callbacks(prepared, caption, pipeline, _printer(), _no_examples)
+        logged = LoggedRun('module', f'{caption}-{time.strftime("%Y%m%d-%H%M%S")}', train=train)
+        callbacks = build_callbacks(prepared, caption, pipeline, _printer(), _no_examples, logged)
         trainer = Trainer(
             model,
             objective,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -58,6 +59,10 @@ class Pipeline:
     def __exit__(self, *_: object) -> None:
         """End the workers of every loader made here."""
         self._loaders.close()
+
+    def call_at_end(self, close: Callable[[], None]) -> None:
+        """Call something where the `with` block ends, in whatever way."""
+        self._loaders.callback(close)
 
     def loader(
         self,
