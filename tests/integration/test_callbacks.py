@@ -1,6 +1,10 @@
-"""All callbacks together in a run of its own process, by name and options."""
+"""Callbacks in processes: all of them in a run, and W&B without its own."""
 
 import json
+import os
+import subprocess
+import sys
+import textwrap
 
 import pytest
 
@@ -69,3 +73,38 @@ def test_all_of_them(monkeypatch, finetuner_home):
     assert '| metric | before | after | change |' in card.read_text()
     manifest = json.loads(card.with_name('artifact.json').read_text())
     assert manifest['metrics']['p_value'] == metrics['p_value']
+
+
+def test_a_lost_process_does_not_end_training(tmp_path):
+    code = """
+        import logging, sys, psutil, torch
+        import finetuner
+        from finetuner.callback import WandBLogger
+        from finetuner.training.trainer import BaseCallback
+        from tests.conftest import make_vector_docs
+
+        class Killer(BaseCallback):
+            def on_epoch_end(self, trainer):
+                if trainer.state.epoch == 1:
+                    found = [p for p in psutil.Process().children() if 'wandb' in p.name()]
+                    for process in found:
+                        process.kill()
+                        process.wait()
+                    print('killed', len(found))
+
+        logging.basicConfig(level=logging.WARNING)
+        model = torch.nn.Linear(6, 4)
+        logger = WandBLogger('batch', {'mode': 'offline', 'dir': sys.argv[1]})
+        finetuner.fit(model, make_vector_docs(), epochs=6, callbacks=[Killer(), logger])
+        print('trained')
+    """
+    root = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
+    done = subprocess.run(
+        [sys.executable, '-c', textwrap.dedent(code), str(tmp_path)],
+        cwd=root, capture_output=True, text=True, timeout=120,
+        # or it would log to the process of this one
+        env={name: value for name, value in os.environ.items() if name != 'WANDB_SERVICE'},
+    )  # fmt: skip
+    assert 'killed 1' in done.stdout
+    assert 'trained' in done.stdout
+    assert done.stderr.count('Weights & Biases does not take the values') == 1

@@ -2,10 +2,7 @@
 
 import json
 import logging
-import os
-import subprocess
 import sys
-import textwrap
 import time
 
 import numpy as np
@@ -130,41 +127,6 @@ def test_without_a_key_training_goes_on_with_one_warning(tiny_network, tmp_path,
     (warning,) = (r for r in caplog.records if r.levelno == logging.WARNING)
     assert 'Weights & Biases does not take the values' in warning.message
     assert 'API key' in warning.message
-
-
-def test_a_lost_process_does_not_end_training(tmp_path):
-    code = """
-        import logging, sys, psutil, torch
-        import finetuner
-        from finetuner.callback import WandBLogger
-        from finetuner.training.trainer import BaseCallback
-        from tests.conftest import make_vector_docs
-
-        class Killer(BaseCallback):
-            def on_epoch_end(self, trainer):
-                if trainer.state.epoch == 1:
-                    found = [p for p in psutil.Process().children() if 'wandb' in p.name()]
-                    for process in found:
-                        process.kill()
-                        process.wait()
-                    print('killed', len(found))
-
-        logging.basicConfig(level=logging.WARNING)
-        model = torch.nn.Linear(6, 4)
-        logger = WandBLogger('batch', {'mode': 'offline', 'dir': sys.argv[1]})
-        finetuner.fit(model, make_vector_docs(), epochs=6, callbacks=[Killer(), logger])
-        print('trained')
-    """
-    root = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
-    done = subprocess.run(
-        [sys.executable, '-c', textwrap.dedent(code), str(tmp_path)],
-        cwd=root, capture_output=True, text=True, timeout=120,
-        # or it would log to the process of this one
-        env={name: value for name, value in os.environ.items() if name != 'WANDB_SERVICE'},
-    )  # fmt: skip
-    assert 'killed 1' in done.stdout
-    assert 'trained' in done.stdout
-    assert done.stderr.count('Weights & Biases does not take the values') == 1
 
 
 @pytest.mark.parametrize(
