@@ -20,6 +20,8 @@ logger = logging.getLogger('finetuner.training')
 
 Label = int | str
 ReportMetrics = Callable[[Stage, dict[str, float]], None]
+# what the search with some weights gave: `[num_queries]` by metric, and example results
+Found = tuple[dict[str, torch.Tensor], dict[str, list[str]]]
 ReportExamples = Callable[[Literal['before', 'after'], dict[str, list[str]]], None]
 
 
@@ -51,18 +53,6 @@ class EvaluationOptions:
     num_examples: int = 0
 
 
-@dataclass(frozen=True)
-class _Found:
-    """What the search with some weights gave: `[num_queries]` by metric, and example results."""
-
-    values: dict[str, torch.Tensor]
-    examples: dict[str, list[str]]
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        return {name: value.mean().item() for name, value in self.values.items()}
-
-
 class RetrievalEvaluation(BaseCallback):
     """Embeds queries and index with the current weights and measures the search between them."""
 
@@ -91,57 +81,55 @@ class RetrievalEvaluation(BaseCallback):
         self._options = options
         self._report = report
         self._report_examples = report_examples
-        self._by_weights: dict[tuple[int, int], _Found] = {}
-        self._before: dict[str, torch.Tensor] = {}
+        self._by_weights: dict[tuple[int, int], Found] = {}
 
     def on_fit_begin(self, trainer: Trainer) -> None:
         """Measure the model as it comes."""
         load_paired_test()  # what cannot be imported is found out now and not after training
-        self._before = self._tell('before', trainer).values
+        self._tell('before', trainer)
 
     def on_train_batch_end(self, trainer: Trainer) -> None:
         """Measure within an epoch, when asked to."""
         interval = self._options.steps_per_interval
         if interval and trainer.state.step % interval == 0:
-            metrics = self._evaluate(trainer).metrics
+            metrics = _means(self._evaluate(trainer)[0])
             self._log(f'batch {trainer.state.step}', metrics)
             trainer.set_training_mode()
 
     def on_epoch_end(self, trainer: Trainer) -> None:
         """Measure and add the metrics to the epoch's."""
-        metrics = self._current(trainer).metrics
+        metrics = _means(self._current(trainer)[0])
         trainer.state.metrics.update(metrics)
         self._log(f'epoch {trainer.state.epoch + 1}', metrics)
 
     def on_fit_end(self, trainer: Trainer) -> None:
         """Report the metrics of the weights that are kept, and whether they changed by chance."""
-        after = self._tell('after', trainer).values
-        if not self._before:
-            return
-        p_values = paired_p_values(self._before, after)
-        changes = [
-            f'{name} {change_text(float(self._before[name].mean()), float(value.mean()), p)}'
-            for (name, value), p in zip(after.items(), p_values.values(), strict=True)
-        ]
+        self._tell('after', trainer)
+        # measured first
+        before, _ = next(iter(self._by_weights.values()))
+        after, _ = self._current(trainer)
+        p_values = paired_p_values(before, after)
+        old, new = _means(before), _means(after)
+        changes = [f'{n} {change_text(old[n], new[n], p)}' for n, p in p_values.items()]
         logger.info('Change over %d queries: %s', len(self._queries.labels), ', '.join(changes))
         self._report('p_value', self._named(p_values))
 
     def state_dict(self) -> dict[str, Any]:
-        """What the queries found before training: `[num_queries]` by metric."""
-        return {'before': self._before}
+        """What was measured so far, by weights."""
+        return {'by_weights': self._by_weights}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
-        self._before = dict(state['before'])
+        self._by_weights = dict(state['by_weights'])
 
-    def _tell(self, stage: Literal['before', 'after'], trainer: Trainer) -> _Found:
-        found = self._current(trainer)
-        trainer.state.metrics.update(found.metrics)
-        self._log(f'{stage} training', found.metrics)
-        self._report(stage, self._named(found.metrics))
-        if found.examples:
-            self._report_examples(stage, found.examples)
-        return found
+    def _tell(self, stage: Literal['before', 'after'], trainer: Trainer) -> None:
+        values, examples = self._current(trainer)
+        metrics = _means(values)
+        trainer.state.metrics.update(metrics)
+        self._log(f'{stage} training', metrics)
+        self._report(stage, self._named(metrics))
+        if examples:
+            self._report_examples(stage, examples)
 
     def _named(self, values: dict[str, float]) -> dict[str, float]:
         return {f'{self._caption}_{name}': value for name, value in values.items()}
@@ -150,14 +138,14 @@ class RetrievalEvaluation(BaseCallback):
         shown = ', '.join(f'{name} {value:.3f}' for name, value in metrics.items())
         logger.info('Evaluation, %s: %s', when, shown)
 
-    def _current(self, trainer: Trainer) -> _Found:
+    def _current(self, trainer: Trainer) -> Found:
         """What is found with the weights the model has now, measured at most once for each epoch."""
         weights = trainer.state.weights_epoch, trainer.state.weights_revision
         if weights not in self._by_weights:
             self._by_weights[weights] = self._evaluate(trainer)
         return self._by_weights[weights]
 
-    def _evaluate(self, trainer: Trainer) -> _Found:
+    def _evaluate(self, trainer: Trainer) -> Found:
         query_embeddings = embed_all(trainer.model, self._queries.loader, trainer.device)
         index = self._index or self._queries
         index_embeddings = (
@@ -178,7 +166,7 @@ class RetrievalEvaluation(BaseCallback):
         )
         count = min(self._options.num_examples, len(query_embeddings))
         if not count:
-            return _Found(values, {})
+            return values, {}
         _, positions = search(
             query_embeddings[:count],
             index_embeddings,
@@ -190,7 +178,11 @@ class RetrievalEvaluation(BaseCallback):
             self._queries.names[query]: [index.names[position] for position in row]
             for query, row in enumerate(positions.tolist())
         }
-        return _Found(values, examples)
+        return values, examples
+
+
+def _means(values: dict[str, torch.Tensor]) -> dict[str, float]:
+    return {name: value.mean().item() for name, value in values.items()}
 
 
 def embed_all(

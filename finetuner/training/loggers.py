@@ -106,7 +106,7 @@ class ScalarLogger(BaseCallback, abc.ABC):
 def _measured(trainer: Trainer) -> dict[str, float]:
     """What an evaluation has measured last."""
     metrics = trainer.state.metrics
-    return {name: metrics[name] for name in METRICS if name in metrics}
+    return {name: value for name, value in metrics.items() if name.startswith(METRICS)}
 
 
 class WandBScalars(ScalarLogger):
