@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,6 +14,7 @@ if TYPE_CHECKING:
     from docarray import DocumentArray
 
 Mode = Literal['auto', 'min', 'max']
+LoggerStep = Literal['epoch', 'batch']
 
 
 def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
@@ -26,6 +30,18 @@ def _check_at_least(name: str, value: Any, minimum: float) -> None:
 def _check_whole(name: str, value: Any, minimum: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         raise ConfigError(f'{name}: {value!r} is not a whole number of at least {minimum}')
+
+
+def _check_flag(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise ConfigError(f'{name}: {value!r} is not True or False')
+
+
+def _absolute(path: object) -> object:
+    """A path as a worker that starts elsewhere finds it; anything else as it is."""
+    if not isinstance(path, str | os.PathLike):
+        return path
+    return os.path.abspath(os.path.expanduser(os.fspath(path)))
 
 
 @dataclass
@@ -135,3 +151,109 @@ class EarlyStopping:
         _check_at_least('min_delta', self.min_delta, 0)
         if self.baseline is not None:
             _check_at_least('baseline', self.baseline, float('-inf'))
+
+
+@dataclass
+class WiSEFTCallback:
+    """Mixes the pretrained weights with the fine-tuned ones at the end of training.
+
+    WiSE-FT (Wortsman and others, Robust fine-tuning of zero-shot models, 2022): what the model
+    knew beyond the training data is forgotten less. Comes after `BestModelCheckpoint`, wherever
+    the two are named.
+
+    Attributes:
+        alpha: the coefficient for merging weights: `(1 - alpha) * pretrained + alpha * fine-tuned`,
+            so that 1 keeps only the fine-tuned weights and 0 only the pretrained ones.
+    """
+
+    alpha: float = 0.4
+
+    def __post_init__(self) -> None:
+        """Check the option.
+
+        Raises:
+            ConfigError: alpha is not in 0..1.
+        """
+        _check_at_least('alpha', self.alpha, 0)
+        if self.alpha > 1:
+            raise ConfigError(f'alpha: {self.alpha!r} is more than 1')
+
+
+@dataclass
+class WandBLogger:
+    """Sends losses, learning rate and evaluation metrics to Weights & Biases.
+
+    Needs `pip install finetuner[wandb]`, and the API key where training runs: `wandb login` or
+    WANDB_API_KEY. With `wandb_args={'mode': 'offline'}` nothing leaves the machine.
+
+    Attributes:
+        metrics_logger_step: `epoch`, or `batch` for the values of each batch as well.
+        wandb_args: arguments of `wandb.init`, in plain JSON values: project, name, mode, dir ...
+        log_zero_shot: log the evaluation before training too, as epoch 0.
+    """
+
+    metrics_logger_step: LoggerStep = 'epoch'
+    wandb_args: dict[str, Any] | None = None
+    log_zero_shot: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            ConfigError: an option is out of range, or wandb_args holds what JSON does not know.
+        """
+        _check_choice('metrics_logger_step', self.metrics_logger_step, ('epoch', 'batch'))
+        _check_flag('log_zero_shot', self.log_zero_shot)
+        given = {} if self.wandb_args is None else self.wandb_args
+        if not isinstance(given, Mapping) or not all(isinstance(key, str) for key in given):
+            raise ConfigError(f'wandb_args: {given!r} is not a mapping of names to values')
+        if 'dir' in given:
+            self.wandb_args = given = {**given, 'dir': _absolute(given['dir'])}
+        try:
+            text = json.dumps(dict(given), allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f'wandb_args: only plain JSON values can be kept: {error}') from error
+        if '"api_key"' in text:
+            raise ConfigError(
+                'wandb_args are kept with the run, for everyone who sees it to read: give the API '
+                'key in WANDB_API_KEY or by `wandb login`'
+            )
+
+
+@dataclass
+class TensorBoardLogger:
+    """Writes losses, learning rate and evaluation metrics for TensorBoard, and embeddings.
+
+    Needs `pip install finetuner[tensorboard]`. The evaluation before training stands as epoch 0.
+    The embeddings of the trained model can be walked through in TensorBoard's projector, with
+    labels and, of pictures, thumbnails: of the first `EvaluationCallback`, or of training data.
+
+    Attributes:
+        log_dir: where to; None for `$FINETUNER_HOME/tensorboard/<experiment>/<run>`.
+        metrics_logger_step: `epoch`, or `batch` for the values of each batch as well.
+        log_embeddings: write embeddings at the end of training.
+        max_embeddings: how many at most; drawn where there are more.
+    """
+
+    log_dir: str | None = None
+    metrics_logger_step: LoggerStep = 'epoch'
+    log_embeddings: bool = True
+    max_embeddings: int = 1000
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            ConfigError: an option is out of range.
+        """
+        self.log_dir = _absolute(self.log_dir)  # type: ignore[assignment]
+        if self.log_dir is not None and not isinstance(self.log_dir, str):
+            raise ConfigError(f'log_dir: {self.log_dir!r} is not a path')
+        _check_choice('metrics_logger_step', self.metrics_logger_step, ('epoch', 'batch'))
+        _check_flag('log_embeddings', self.log_embeddings)
+        _check_whole('max_embeddings', self.max_embeddings, 1)
+        if self.max_embeddings > 10_000:
+            raise ConfigError(
+                f'max_embeddings: {self.max_embeddings} thumbnails do not fit into one picture; '
+                'allowed are up to 10,000'
+            )

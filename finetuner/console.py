@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from finetuner.significance import change_text
+
 console = Console()
 
 
@@ -24,6 +26,24 @@ def print_metrics(stage: str, metrics: Mapping[str, float]) -> None:
     table.add_column('Value', style='cyan', overflow='fold')
     for name, value in metrics.items():
         table.add_row(escape(name), str(value))
+    console.print(table)
+
+
+def print_changes(
+    before: Mapping[str, float], after: Mapping[str, float], p_values: Mapping[str, float]
+) -> None:
+    """Print how far metrics changed, and how probable that would be by chance.
+
+    Args:
+        before: values by name.
+        after: values by name.
+        p_values: of the metrics to be shown, by name.
+    """
+    table = _titled('Change by fine-tuning (p: paired t-test over the queries):')
+    table.add_column('Retrieval Metric', style='cyan', overflow='fold')
+    table.add_column('Change', style='cyan', overflow='fold')
+    for name, p_value in p_values.items():
+        table.add_row(escape(name), change_text(before[name], after[name], p_value))
     console.print(table)
 
 

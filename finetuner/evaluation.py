@@ -24,6 +24,7 @@ __all__ = [
     'average_precision',
     'dcg_at_k',
     'evaluate_embeddings',
+    'evaluate_queries',
     'f1_score_at_k',
     'hit_at_k',
     'ndcg_at_k',
@@ -232,6 +233,36 @@ def evaluate_embeddings(
 ) -> dict[str, float]:
     """Search the index with each query and average the metrics over the queries.
 
+    Returns:
+        The means of what `evaluate_queries` gives, whose arguments and errors these are.
+    """
+    values = evaluate_queries(
+        query_embeddings,
+        query_labels,
+        index_embeddings,
+        index_labels,
+        limit,
+        distance,
+        exclude_self,
+        query_ids,
+        index_ids,
+    )
+    return {name: value.mean().item() for name, value in values.items()}
+
+
+def evaluate_queries(
+    query_embeddings: Any,
+    query_labels: Sequence[int | str],
+    index_embeddings: Any = None,
+    index_labels: Sequence[int | str] | None = None,
+    limit: int = 20,
+    distance: str = 'cosine',
+    exclude_self: bool = True,
+    query_ids: Sequence[str] | None = None,
+    index_ids: Sequence[str] | None = None,
+) -> dict[str, Tensor]:
+    """Search the index with each query and measure what each finds.
+
     Args:
         query_embeddings: `[num_queries, dimension]`, NumPy or torch.
         query_labels: a label for each query; what has the same label is relevant.
@@ -248,6 +279,7 @@ def evaluate_embeddings(
     Returns:
         `precision_at_k`, `recall_at_k`, `f1_score_at_k`, `hit_at_k`, `average_precision`,
         `reciprocal_rank`, `dcg_at_k`, `ndcg_at_k`, `r_precision`, in this order; k is `limit`.
+        Each is `[num_queries]` float64.
 
     Raises:
         ConfigError: unknown distance, or limit less than 1.
@@ -272,8 +304,7 @@ def evaluate_embeddings(
     index_codes = torch.tensor([codes[label] for label in there])
     query_codes = torch.tensor([codes[label] for label in wanted])
     relevant = index_codes[positions.cpu()] == query_codes[:, None]
-    values = _all_metrics(relevant, num_relevant)
-    return {name: value.mean().item() for name, value in values.items()}
+    return _all_metrics(relevant, num_relevant)
 
 
 def _all_metrics(relevant: Tensor, num_relevant: Tensor) -> dict[str, Tensor]:

@@ -18,10 +18,24 @@ TrainingData = str | os.PathLike[str] | Iterable[Document]
 if TYPE_CHECKING:
     import torch
 
-    from finetuner.callback import BestModelCheckpoint, EarlyStopping, EvaluationCallback
+    from finetuner.callback import (
+        BestModelCheckpoint,
+        EarlyStopping,
+        EvaluationCallback,
+        TensorBoardLogger,
+        WandBLogger,
+        WiSEFTCallback,
+    )
     from finetuner.data.csv import CSVOptions
 
-    CallbackDescription = EvaluationCallback | BestModelCheckpoint | EarlyStopping
+    CallbackDescription = (
+        EvaluationCallback
+        | BestModelCheckpoint
+        | EarlyStopping
+        | WiSEFTCallback
+        | WandBLogger
+        | TensorBoardLogger
+    )
 
 
 def fit_backbone(

@@ -18,6 +18,7 @@ from finetuner.models.backbones import (
     TextImageSpec,
     TextSpec,
 )
+from finetuner.significance import p_value_text
 
 MANIFEST = 'artifact.json'
 
@@ -121,7 +122,7 @@ class TrainingRecord:
 
     Attributes:
         config: the run's `RunConfig` as JSON values, None for a model that was not trained here.
-        metrics: retrieval metrics by stage, `before` and `after`.
+        metrics: retrieval metrics by stage, `before` and `after`, and p-values under `p_value`.
         parent: id of the artifact that training went on from.
         num_documents: training Documents.
     """
@@ -141,12 +142,27 @@ def model_card(spec: ModelSpec, record: TrainingRecord) -> str:
         settings = ', '.join(f'{name} {config[name]}' for name in named if config.get(name))
         lines += ['', f'Trained on {record.num_documents} labelled Documents: {settings}.']
     if record.metrics:
-        stages = [stage for stage in ('before', 'after') if stage in record.metrics]
-        lines += ['', f'| metric | {" | ".join(stages)} |', '|---' * (len(stages) + 1) + '|']
-        for name in record.metrics[stages[-1]]:
-            values = [f'{record.metrics[stage].get(name, float("nan")):.4f}' for stage in stages]
-            lines.append(f'| {name} | {" | ".join(values)} |')
+        lines += ['', *_metrics_table(record.metrics)]
     return '\n'.join(lines) + '\n'
+
+
+def _metrics_table(metrics: Mapping[str, Mapping[str, float]]) -> list[str]:
+    stages = [stage for stage in ('before', 'after') if stage in metrics]
+    p_values = metrics.get('p_value', {})
+    columns = [*stages, *(['change'] if p_values else [])]
+    lines = [f'| metric | {" | ".join(columns)} |', '|---' * (len(columns) + 1) + '|']
+    for name in metrics[stages[-1]]:
+        values = [f'{metrics[stage].get(name, float("nan")):.4f}' for stage in stages]
+        if p_values:
+            values.append(p_value_text(p_values[name]) if name in p_values else '')
+        lines.append(f'| {name} | {" | ".join(values)} |')
+    if p_values:
+        lines += [
+            '',
+            'p: how probable a change of at least this size would be if the model were as good '
+            'after as before (paired t-test over the queries).',
+        ]
+    return lines
 
 
 def _usage(spec: ModelSpec) -> list[str]:

@@ -144,6 +144,9 @@ class Run:
     def metrics(self) -> dict[str, dict[str, float]]:
         """Metrics of the evaluation data by stage, 'before' and 'after' fine-tuning.
 
+        Under 'p_value' stands, for each metric, how probable a change of at least this size would
+        be if the model were as good after as before; see docs/evaluation.md.
+
         Raises:
             RunInProgressError: the run has not ended.
             RunFailedError: the run failed.
@@ -152,11 +155,15 @@ class Run:
         return self._client.get_run_metrics(self._experiment_name, self._name)
 
     def display_metrics(self) -> None:
-        """Print the metrics before and after fine-tuning as two tables."""
-        from finetuner.console import print_metrics
+        """Print the metrics before and after fine-tuning as tables, and whether they changed."""
+        from finetuner.console import print_changes, print_metrics
 
-        for stage, metrics in self.metrics().items():
-            print_metrics(stage, metrics)
+        metrics = self.metrics()
+        p_values = metrics.pop('p_value', None)
+        for stage, values in metrics.items():
+            print_metrics(stage, values)
+        if p_values:
+            print_changes(metrics['before'], metrics['after'], p_values)
 
     def example_results(self) -> dict[str, Any]:
         """Results of a few evaluation queries by stage, 'before' and 'after' fine-tuning.

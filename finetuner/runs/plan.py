@@ -32,14 +32,12 @@ from finetuner.models.zoo import (
     parse_options,
 )
 from finetuner.runs.recipes import apply_recipe
-from finetuner.training.setup import (
-    BatchShape,
+from finetuner.training.callback_descriptions import (
     Description,
     parse_callback,
     prepare_callbacks,
-    resolve_batch,
-    validation_batch,
 )
+from finetuner.training.setup import BatchShape, resolve_batch, validation_batch
 from finetuner.training.whitening import can_whiten
 
 logger = logging.getLogger('finetuner.run')

@@ -189,6 +189,8 @@ def _environment(settings: Settings, inherited: Mapping[str, str]) -> dict[str, 
         # A script in the working directory must not stand in for a module of the same name.
         'PYTHONSAFEPATH': '1',
     }
+    # a process of W&B that belongs to this one, and ends with it
+    environment.pop('WANDB_SERVICE', None)
     root = Path(__file__).parents[2]
     if root.name not in ('site-packages', 'dist-packages'):
         # Run from its sources, the package is found only where this process found it.

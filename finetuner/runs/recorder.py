@@ -17,6 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from finetuner.excepts import NotFoundError
 from finetuner.runs.records import LogLine, MetricValue
 from finetuner.runs.store import RunStore
+from finetuner.significance import Stage
 
 FLUSH_SECONDS = 0.3
 LOGGER = 'finetuner'
@@ -82,8 +83,8 @@ class RunRecorder:
         """Keep named values of one epoch."""
         self._add_metrics(None, epoch, values)
 
-    def evaluation(self, stage: Literal['before', 'after'], metrics: dict[str, float]) -> None:
-        """Keep retrieval metrics of a stage."""
+    def evaluation(self, stage: Stage, metrics: dict[str, float]) -> None:
+        """Keep retrieval metrics of a stage, or p-values."""
         self._runs.set_evaluation(self._run_id, stage, 'metrics', metrics)
 
     def examples(self, stage: Literal['before', 'after'], results: dict[str, Any]) -> None:

@@ -24,6 +24,9 @@ from finetuner.models.backbones import (
 from finetuner.runs.closed_form import fit_alignment, fit_whitening
 from finetuner.runs.plan import Plan, check_contents, make_plan
 from finetuner.runs.plan_log import log_plan
+from finetuner.significance import Stage
+from finetuner.training.callback_building import LoggedRun, build_callbacks
+from finetuner.training.callbacks import ReportMetrics
 from finetuner.training.losses import build_loss, build_miner, learns_class_weights
 from finetuner.training.objectives import Objective, build_objective, check_objective_runs
 from finetuner.training.optimization import (
@@ -32,7 +35,7 @@ from finetuner.training.optimization import (
     build_optimizer,
     build_schedule,
 )
-from finetuner.training.setup import Pipeline, build_callbacks
+from finetuner.training.setup import Pipeline
 
 if TYPE_CHECKING:
     import torch
@@ -57,8 +60,8 @@ class RunObserver(Protocol):
     def epoch_metrics(self, epoch: int, values: dict[str, float]) -> None:
         """Named values of one epoch."""
 
-    def evaluation(self, stage: Literal['before', 'after'], metrics: dict[str, float]) -> None:
-        """Retrieval metrics before and after training."""
+    def evaluation(self, stage: Stage, metrics: dict[str, float]) -> None:
+        """Retrieval metrics before and after training, and the p-values of the change."""
 
     def examples(self, stage: Literal['before', 'after'], results: dict[str, list[str]]) -> None:
         """Example results before and after training."""
@@ -116,7 +119,7 @@ def execute_run(
     model = _build_model(plan)
     metrics: dict[str, dict[str, float]] = {}
 
-    def report(stage: Literal['before', 'after'], values: dict[str, float]) -> None:
+    def report(stage: Stage, values: dict[str, float]) -> None:
         # several evaluations each bring metrics under names of their own
         metrics.setdefault(stage, {}).update(values)
         observer.evaluation(stage, metrics[stage])
@@ -245,7 +248,7 @@ def _train(
     model: EmbeddingModel | TextImageModel,
     device: str,
     observer: RunObserver,
-    report: Callable[[Literal['before', 'after'], dict[str, float]], None],
+    report: ReportMetrics,
 ) -> None:
     from finetuner.training.progress import ProgressReport
     from finetuner.training.trainer import Trainer
@@ -270,7 +273,12 @@ def _train(
             )
         training = _build_training(plan, model, len(loader))
         callbacks = build_callbacks(
-            plan.callbacks, plan.backbone.name, pipeline, report, observer.examples
+            plan.callbacks,
+            plan.backbone.name,
+            pipeline,
+            report,
+            observer.examples,
+            LoggedRun(config.experiment_name, config.run_name or 'run', config.dict(), plan.train),
         )
         callbacks = [
             *fit_alignment(plan, model, pipeline),

@@ -22,6 +22,18 @@ from finetuner.server.uploads import Uploads
 _UPLOAD = ('total', 'upload')
 _RUN = ('run', 'experiment')
 _FIT = (*RunConfig.__fields__, *_UPLOAD, 'wait')
+# arguments of `wandb.init` that a request can give: none names a path, an address or a key
+_WANDB_ARGUMENTS = (
+    'project',
+    'entity',
+    'name',
+    'notes',
+    'tags',
+    'group',
+    'job_type',
+    'mode',
+    'config',
+)
 _POLL_SECONDS = 0.3
 # enough for requests that wait on a disk or the database; training is not done here
 _NUM_THREADS = 8
@@ -199,7 +211,7 @@ class TrainerExecutor(Executor):
             parameters: run, experiment.
 
         Returns:
-            One Document with the tags before and after, each a metric's value by its name.
+            One Document with the tags before, after and p_value, each a metric's value by its name.
         """
         return _answer(await self._about_run(parameters, self._client.get_run_metrics))
 
@@ -329,6 +341,19 @@ def _refuse_paths(parameters: dict[str, Any]) -> None:
             f'model_artifact {artifact!r} is not the id of an artifact: 24 of the characters '
             '0-9a-f, such as the tag artifact_id of a run'
         )
+    for callback in parameters.get('callbacks') or ():
+        options = callback.get('options') or {}
+        if options.get('log_dir') is not None:
+            raise ConfigError(
+                f'log_dir is {options["log_dir"]!r}: a server writes to no place that a request '
+                'names; leave it out'
+            )
+        for name in options.get('wandb_args') or ():
+            if name not in _WANDB_ARGUMENTS:
+                raise ConfigError(
+                    f'wandb_args: a request cannot give {name!r}; it can give '
+                    f'{", ".join(_WANDB_ARGUMENTS)}'
+                )
 
 
 def _refuse_uris(docs: DocumentArray) -> None:

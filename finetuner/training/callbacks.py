@@ -11,14 +11,17 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from finetuner.evaluation import evaluate_embeddings, own_positions
+from finetuner.evaluation import evaluate_queries, own_positions
 from finetuner.search import search
+from finetuner.significance import Stage, change_text, load_paired_test, paired_p_values
 from finetuner.training.trainer import BaseCallback, Trainer, to_device
 
 logger = logging.getLogger('finetuner.training')
 
 Label = int | str
-ReportMetrics = Callable[[Literal['before', 'after'], dict[str, float]], None]
+ReportMetrics = Callable[[Stage, dict[str, float]], None]
+# what the search with some weights gave: `[num_queries]` by metric, and example results
+Found = tuple[dict[str, torch.Tensor], dict[str, list[str]]]
 ReportExamples = Callable[[Literal['before', 'after'], dict[str, list[str]]], None]
 
 
@@ -69,7 +72,7 @@ class RetrievalEvaluation(BaseCallback):
             queries: the Documents to search with.
             index: the Documents to find; None searches among the queries.
             options: how.
-            report: told the metrics before and after training.
+            report: told the metrics before and after training, and the p-values of the change.
             report_examples: told example results before and after training.
         """
         self._caption = caption
@@ -78,49 +81,71 @@ class RetrievalEvaluation(BaseCallback):
         self._options = options
         self._report = report
         self._report_examples = report_examples
-        self._by_weights: dict[tuple[int, int], tuple[dict[str, float], dict[str, list[str]]]] = {}
+        self._by_weights: dict[tuple[int, int], Found] = {}
 
     def on_fit_begin(self, trainer: Trainer) -> None:
         """Measure the model as it comes."""
+        load_paired_test()  # what cannot be imported is found out now and not after training
         self._tell('before', trainer)
 
     def on_train_batch_end(self, trainer: Trainer) -> None:
         """Measure within an epoch, when asked to."""
         interval = self._options.steps_per_interval
         if interval and trainer.state.step % interval == 0:
-            metrics, _ = self._evaluate(trainer)
+            metrics = _means(self._evaluate(trainer)[0])
             self._log(f'batch {trainer.state.step}', metrics)
             trainer.set_training_mode()
 
     def on_epoch_end(self, trainer: Trainer) -> None:
         """Measure and add the metrics to the epoch's."""
-        metrics, _ = self._current(trainer)
+        metrics = _means(self._current(trainer)[0])
         trainer.state.metrics.update(metrics)
         self._log(f'epoch {trainer.state.epoch + 1}', metrics)
 
     def on_fit_end(self, trainer: Trainer) -> None:
-        """Report the metrics of the weights that are kept."""
+        """Report the metrics of the weights that are kept, and whether they changed by chance."""
         self._tell('after', trainer)
+        # measured first
+        before, _ = next(iter(self._by_weights.values()))
+        after, _ = self._current(trainer)
+        p_values = paired_p_values(before, after)
+        old, new = _means(before), _means(after)
+        changes = [f'{n} {change_text(old[n], new[n], p)}' for n, p in p_values.items()]
+        logger.info('Change over %d queries: %s', len(self._queries.labels), ', '.join(changes))
+        self._report('p_value', self._named(p_values))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was measured so far, by weights."""
+        return {'by_weights': self._by_weights}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self._by_weights = dict(state['by_weights'])
 
     def _tell(self, stage: Literal['before', 'after'], trainer: Trainer) -> None:
-        metrics, examples = self._current(trainer)
+        values, examples = self._current(trainer)
+        metrics = _means(values)
+        trainer.state.metrics.update(metrics)
         self._log(f'{stage} training', metrics)
-        self._report(stage, {f'{self._caption}_{name}': v for name, v in metrics.items()})
+        self._report(stage, self._named(metrics))
         if examples:
             self._report_examples(stage, examples)
+
+    def _named(self, values: dict[str, float]) -> dict[str, float]:
+        return {f'{self._caption}_{name}': value for name, value in values.items()}
 
     def _log(self, when: str, metrics: dict[str, float]) -> None:
         shown = ', '.join(f'{name} {value:.3f}' for name, value in metrics.items())
         logger.info('Evaluation, %s: %s', when, shown)
 
-    def _current(self, trainer: Trainer) -> tuple[dict[str, float], dict[str, list[str]]]:
-        """Metrics of the weights the model has now, measured at most once for each epoch."""
+    def _current(self, trainer: Trainer) -> Found:
+        """What is found with the weights the model has now, measured at most once for each epoch."""
         weights = trainer.state.weights_epoch, trainer.state.weights_revision
         if weights not in self._by_weights:
             self._by_weights[weights] = self._evaluate(trainer)
         return self._by_weights[weights]
 
-    def _evaluate(self, trainer: Trainer) -> tuple[dict[str, float], dict[str, list[str]]]:
+    def _evaluate(self, trainer: Trainer) -> Found:
         query_embeddings = embed_all(trainer.model, self._queries.loader, trainer.device)
         index = self._index or self._queries
         index_embeddings = (
@@ -129,7 +154,7 @@ class RetrievalEvaluation(BaseCallback):
             else embed_all(trainer.model, index.loader, trainer.device)
         )
         exclude = self._options.exclude_self
-        metrics = evaluate_embeddings(
+        values = evaluate_queries(
             query_embeddings,
             self._queries.labels,
             index_embeddings,
@@ -141,7 +166,7 @@ class RetrievalEvaluation(BaseCallback):
         )
         count = min(self._options.num_examples, len(query_embeddings))
         if not count:
-            return metrics, {}
+            return values, {}
         _, positions = search(
             query_embeddings[:count],
             index_embeddings,
@@ -153,7 +178,11 @@ class RetrievalEvaluation(BaseCallback):
             self._queries.names[query]: [index.names[position] for position in row]
             for query, row in enumerate(positions.tolist())
         }
-        return metrics, examples
+        return values, examples
+
+
+def _means(values: dict[str, torch.Tensor]) -> dict[str, float]:
+    return {name: value.mean().item() for name, value in values.items()}
 
 
 def embed_all(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -10,25 +11,22 @@ from typing import Any, Literal
 import torch
 from docarray import Document
 
-from finetuner.console import console, print_metrics
+from finetuner.console import console, print_changes, print_metrics
 from finetuner.data.checks import check_training_data
 from finetuner.data.datasets import ClassDataset
 from finetuner.data.labelled import LabelledDataset, PreprocessFn
 from finetuner.data.loading import CollateFn, OnBroken, build_dataset
 from finetuner.data.samplers import SequentialSampler
 from finetuner.excepts import ConfigError, DataError
+from finetuner.significance import Stage
+from finetuner.training.callback_building import LoggedRun, build_callbacks
+from finetuner.training.callback_descriptions import Description, prepare_callbacks
+from finetuner.training.callbacks import ReportMetrics
 from finetuner.training.losses import build_loss
 from finetuner.training.objectives import build_objective
 from finetuner.training.optimization import Schedule, build_optimizer
 from finetuner.training.progress import ProgressBar
-from finetuner.training.setup import (
-    BatchShape,
-    Description,
-    Pipeline,
-    build_callbacks,
-    prepare_callbacks,
-    resolve_batch,
-)
+from finetuner.training.setup import BatchShape, Pipeline, resolve_batch
 from finetuner.training.trainer import (
     BaseCallback,
     Trainer,
@@ -141,7 +139,8 @@ def fit_module(
         objective = build_objective(train.kind, loss)
         optimizers, schedule = _optimizers(model, loss, options)
         caption = type(model).__name__.lower()
-        callbacks = build_callbacks(prepared, caption, pipeline, print_metrics, _no_examples)
+        logged = LoggedRun('module', f'{caption}-{time.strftime("%Y%m%d-%H%M%S")}', train=train)
+        callbacks = build_callbacks(prepared, caption, pipeline, _printer(), _no_examples, logged)
         trainer = Trainer(
             model,
             objective,
@@ -153,6 +152,20 @@ def fit_module(
         )
         trainer.fit(train_loader, options.epochs, val_loader)
         train_loader.log_broken()
+
+
+def _printer() -> ReportMetrics:
+    """What prints metrics as they come; p-values with the metrics that came before them."""
+    seen: dict[str, dict[str, float]] = {'before': {}, 'after': {}}
+
+    def report(stage: Stage, values: dict[str, float]) -> None:
+        if stage == 'p_value':
+            print_changes(seen['before'], seen['after'], values)
+        else:
+            seen[stage].update(values)
+            print_metrics(stage, values)
+
+    return report
 
 
 def _no_examples(stage: str, results: dict[str, list[str]]) -> None:

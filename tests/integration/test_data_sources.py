@@ -216,7 +216,7 @@ def test_a_run_on_csv_files_throughout(folder, pictures, tmp_path, monkeypatch):
     )
     assert 'val_loss' in run.logs()
     metrics = run.metrics()
-    assert set(metrics) == {'before', 'after'}
+    assert list(metrics) == ['before', 'after', 'p_value']
     assert len(get_client().load_data(run.config['eval_data'])) == len(LABELS)
     (callback,) = run.config['callbacks']
     assert len(get_client().load_data(callback['options']['query_data'])) == 12

@@ -193,6 +193,16 @@ def test_who_does_not_say_how_many_is_told_so_and_starts_nothing(server: Server,
         ({'optimizer': 'Adm'}, 422, "'Adam'"),
         ({'model_options': {'weights': '/etc/passwd'}}, 422, 'reads no file'),
         ({'model_artifact': '/etc/passwd'}, 404, 'not the id of an artifact'),
+        (
+            {'callbacks': [{'name': 'TensorBoardLogger', 'options': {'log_dir': '/etc'}}]},
+            422,
+            'writes to no place',
+        ),
+        (
+            {'callbacks': [{'name': 'WandBLogger', 'options': {'wandb_args': {'dir': '/etc'}}}]},
+            422,
+            "cannot give 'dir'",
+        ),
         ({'train_data': 'nowhere'}, 422, 'one of the two'),
         ({'wait': 'yes'}, 422, 'true or false'),
         ({'total': 'many'}, 422, 'whole number'),
@@ -297,7 +307,7 @@ def test_status_logs_metrics_and_examples(client, finished):
     assert rest.text == ''
     assert rest.tags['last'] == whole.tags['last']
     metrics = client.post('/metrics', parameters=run)[0].tags
-    assert set(metrics) == {'before', 'after'}
+    assert set(metrics) == {'before', 'after', 'p_value'}
     assert all(any('recall' in name for name in metrics[stage]) for stage in metrics)
     assert set(client.post('/examples', parameters=run)[0].tags) == {'before', 'after'}
 

@@ -22,7 +22,7 @@ TREES = {name: ast.parse(path.read_text(encoding='utf-8')) for name, path in MOD
 # layers from the ground up: a module imports from its own layer and from those below it
 LAYERS = (
     ('config', 'excepts', 'names', 'callback', 'data', 'models', 'images', 'uris', 'search',
-     'evaluation', 'storage', 'training', 'runs.states', 'console', 'augmentation', 'inputs',
+     'evaluation', 'significance', 'storage', 'training', 'runs.states', 'console', 'augmentation', 'inputs',
      'onnx_export'),
     ('model_spec', 'artifact_files', 'artifact', 'engines', 'inference'),
     ('runs', 'collections', 'columns'),
@@ -31,13 +31,14 @@ LAYERS = (
 )  # fmt: skip
 # what training may know beside itself
 BELOW_TRAINING = {
-    'config', 'excepts', 'callback', 'data', 'search', 'evaluation', 'console', 'images', 'uris',
-    'training',
+    'config', 'excepts', 'callback', 'data', 'search', 'evaluation', 'significance', 'console',
+    'images', 'uris', 'training',
 }  # fmt: skip
 HEAVY = (
     'torch', 'torchvision', 'transformers', 'onnxruntime', 'onnx', 'accelerate', 'jina', 'fastapi',
     'sqlalchemy', 'alembic', 'cv2', 'faiss', 'matplotlib', 'PIL', 'pytorch_metric_learning',
     'simplejpeg', 'fsspec', 'scipy', 'sklearn', 'pandas', 'pyarrow', 'tokenizers',
+    'ranx', 'numba', 'wandb', 'tensorboard',
 )  # fmt: skip
 
 

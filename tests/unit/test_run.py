@@ -116,6 +116,11 @@ def test_finished_run_shows_its_results(run, record, store):
     assert '0.3333333333333333' in before
     assert '0.75' in after
     assert '0.25' not in after
+    store.set_evaluation(record.id, 'p_value', 'metrics', {'m_recall_at_k': 0.0})
+    with console.capture() as shown:
+        run.display_metrics()
+    assert '0.250 -> 0.750 (p < 0.001)' in shown.get()
+    assert 'p_value' not in shown.get()
     with console.capture() as shown:
         run.display_examples(k=2)
     examples = shown.get()

@@ -257,7 +257,7 @@ def test_the_observer_hears_everything(trained):
     assert rates == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4])
     assert [epoch for epoch, _ in observer.epochs] == [0, 1]
     assert {'train_loss', *METRICS} <= set(observer.epochs[0][1])
-    assert [stage for stage, _ in observer.evaluations] == ['before', 'after']
+    assert [stage for stage, _ in observer.evaluations] == ['before', 'after', 'p_value']
     assert set(observer.evaluations[0][1]) == {f'mobilenet_v3_small_{name}' for name in METRICS}
     assert set(observer.results) == {'before', 'after'}
     assert len(observer.results['after']) == 3
