@@ -13,7 +13,7 @@ import torch
 
 from finetuner.evaluation import evaluate_embeddings, own_positions
 from finetuner.search import search
-from finetuner.training.trainer import BaseCallback, Trainer, to_device
+from finetuner.training.trainer import BaseCallback, Trainer, TrainerState, to_device
 
 logger = logging.getLogger('finetuner.training')
 
@@ -80,9 +80,22 @@ class RetrievalEvaluation(BaseCallback):
         self._report_examples = report_examples
         self._by_weights: dict[tuple[int, int], tuple[dict[str, float], dict[str, list[str]]]] = {}
 
+    def state_dict(self) -> dict[str, Any]:
+        """What was measured so far, by weights."""
+        return {'by_weights': self._by_weights}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Know what was measured before."""
+        self._by_weights = state['by_weights']
+
     def on_fit_begin(self, trainer: Trainer) -> None:
         """Measure the model as it comes."""
-        self._tell('before', trainer)
+        self._tell('before', *self._current(trainer))
+
+    def on_fit_resume(self, trainer: Trainer) -> None:
+        """Report again how the model did as it came."""
+        first = TrainerState()
+        self._tell('before', *self._by_weights[first.weights_epoch, first.weights_revision])
 
     def on_train_batch_end(self, trainer: Trainer) -> None:
         """Measure within an epoch, when asked to."""
@@ -100,10 +113,14 @@ class RetrievalEvaluation(BaseCallback):
 
     def on_fit_end(self, trainer: Trainer) -> None:
         """Report the metrics of the weights that are kept."""
-        self._tell('after', trainer)
+        self._tell('after', *self._current(trainer))
 
-    def _tell(self, stage: Literal['before', 'after'], trainer: Trainer) -> None:
-        metrics, examples = self._current(trainer)
+    def _tell(
+        self,
+        stage: Literal['before', 'after'],
+        metrics: dict[str, float],
+        examples: dict[str, list[str]],
+    ) -> None:
         self._log(f'{stage} training', metrics)
         self._report(stage, {f'{self._caption}_{name}': v for name, v in metrics.items()})
         if examples:
@@ -212,6 +229,15 @@ class BestWeights(BaseCallback):
         self._state: dict[str, torch.Tensor] = {}
         self._epoch = -1
 
+    def state_dict(self) -> dict[str, Any]:
+        """The best value, the epoch it came after, and its weights."""
+        return {'value': self._best.value, 'epoch': self._epoch, 'weights': self._state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over the best so far."""
+        self._best.value, self._epoch = state['value'], state['epoch']
+        self._state = state['weights']
+
     def on_epoch_end(self, trainer: Trainer) -> None:
         """Copy the weights when they are the best so far."""
         if self._best.improved(trainer):
@@ -244,6 +270,14 @@ class Stopping(BaseCallback):
         self._best = _Best(monitor, mode, min_delta, baseline)
         self._patience = patience
         self._waited = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best value and the epochs since."""
+        return {'value': self._best.value, 'waited': self._waited}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on counting."""
+        self._best.value, self._waited = state['value'], state['waited']
 
     def on_epoch_end(self, trainer: Trainer) -> None:
         """Count the epochs without improvement."""
