@@ -18,10 +18,17 @@ TrainingData = str | os.PathLike[str] | Iterable[Document]
 if TYPE_CHECKING:
     import torch
 
-    from finetuner.callback import BestModelCheckpoint, EarlyStopping, EvaluationCallback
+    from finetuner.callback import (
+        BestModelCheckpoint,
+        EarlyStopping,
+        EvaluationCallback,
+        TrainingCheckpoint,
+    )
     from finetuner.data.csv import CSVOptions
 
-    CallbackDescription = EvaluationCallback | BestModelCheckpoint | EarlyStopping
+    CallbackDescription = (
+        EvaluationCallback | BestModelCheckpoint | EarlyStopping | TrainingCheckpoint
+    )
 
 
 def fit_backbone(

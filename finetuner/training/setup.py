@@ -9,7 +9,12 @@ from typing import Any, cast
 
 import numpy as np
 
-from finetuner.callback import BestModelCheckpoint, EarlyStopping, EvaluationCallback
+from finetuner.callback import (
+    BestModelCheckpoint,
+    EarlyStopping,
+    EvaluationCallback,
+    TrainingCheckpoint,
+)
 from finetuner.data.checks import (
     build_evaluation_dataset,
     check_evaluation_data,
@@ -30,11 +35,15 @@ from finetuner.training.callbacks import (
     RetrievalEvaluation,
     Stopping,
 )
+from finetuner.training.epoch_artifacts import EpochArtifacts, EpochStore
 from finetuner.training.trainer import BaseCallback
 
 DEFAULT_BATCH_SIZE = 128
-CALLBACKS = {c.__name__: c for c in (EvaluationCallback, BestModelCheckpoint, EarlyStopping)}
-Description = EvaluationCallback | BestModelCheckpoint | EarlyStopping
+Description = EvaluationCallback | BestModelCheckpoint | EarlyStopping | TrainingCheckpoint
+CALLBACKS = {
+    c.__name__: c
+    for c in (EvaluationCallback, BestModelCheckpoint, EarlyStopping, TrainingCheckpoint)
+}
 
 
 @dataclass(frozen=True)
@@ -253,7 +262,10 @@ def prepare_callbacks(
         if isinstance(description, EvaluationCallback):
             measured |= set(METRICS)
             description = _prepare_evaluation(description)
-        elif not isinstance(description, BaseCallback) and description.monitor not in measured:
+        elif (
+            isinstance(description, BestModelCheckpoint | EarlyStopping)
+            and description.monitor not in measured
+        ):
             name = type(description).__name__
             hint = (
                 'give eval_data or val_split'
@@ -300,6 +312,7 @@ def build_callbacks(
     pipeline: Pipeline,
     report: ReportMetrics,
     report_examples: ReportExamples,
+    epochs: EpochStore | None = None,
 ) -> list[BaseCallback]:
     """Set the described callbacks to work.
 
@@ -309,11 +322,17 @@ def build_callbacks(
         pipeline: how Documents become inputs.
         report: told metrics before and after training.
         report_examples: told example results before and after training.
+        epochs: keeps models by epoch; None where there is no place for them.
+
+    Raises:
+        ConfigError: models of epochs are to be kept, and there is no place for them.
     """
     built: list[BaseCallback] = []
     for description in descriptions:
         if isinstance(description, BaseCallback):
             built.append(description)
+        elif isinstance(description, TrainingCheckpoint):
+            built.append(EpochArtifacts(epochs, description.last_k_epochs))
         elif isinstance(description, BestModelCheckpoint):
             built.append(BestWeights(description.monitor, description.mode))
         elif isinstance(description, EarlyStopping):

@@ -249,7 +249,6 @@ ABSENT_FUNCTIONS = {
     'create_synthesis_run': 'making training data is not there yet',
 }
 ABSENT_CALLBACKS = {
-    'TrainingCheckpoint': 'going on from a checkpoint is not there yet',
     'WandBLogger': 'logging to other services is not there yet',
     'WiSEFTCallback': 'it is for models of texts and pictures, which are not there yet',
 }
