@@ -19,9 +19,12 @@ from finetuner.data.datasets import ClassDataset
 from finetuner.data.samplers import SequentialSampler
 from finetuner.excepts import ConfigError, ContentError
 from finetuner.inputs import PictureReader
-from finetuner.models.backbones import PictureSpec, TextSpec
 from finetuner.models.whitening import Whitening
 from finetuner.runs.plan import Plan, check_contents, make_plan
+from finetuner.runs.plan_log import log_plan
+from finetuner.runs.run_files import checkpoint_directory, epochs_directory
+from finetuner.training.checkpointing import Checkpoints
+from finetuner.training.epoch_artifacts import EpochStore
 from finetuner.training.losses import build_loss, build_miner, learns_class_weights
 from finetuner.training.objectives import Objective, build_objective, check_objective_runs
 from finetuner.training.optimization import (
@@ -63,6 +66,12 @@ class RunObserver(Protocol):
     def examples(self, stage: Literal['before', 'after'], results: dict[str, list[str]]) -> None:
         """Example results before and after training."""
 
+    def begins(self, step: int, epoch: int) -> None:
+        """Training begins after so many steps and epochs: nothing told of later ones counts."""
+
+    def write_all(self) -> None:
+        """Write down what was told so far: a checkpoint follows, which counts on it."""
+
 
 def validate_run(config: RunConfig, data: Mapping[str, Sequence[Document]]) -> RunConfig:
     """Check everything about a run that can be known before it exists.
@@ -94,6 +103,7 @@ def execute_run(
     load_data: Callable[[str], Sequence[Document]],
     artifact_directory: Path,
     observer: RunObserver,
+    run_directory: Path | None = None,
 ) -> None:
     """Train what a config says and write the artifact.
 
@@ -102,6 +112,8 @@ def execute_run(
         load_data: gives the Documents behind a reference.
         artifact_directory: where the artifact goes; complete when this returns.
         observer: told how it goes.
+        run_directory: where the run's checkpoints go, and where it goes on from the last one, if
+            there is one; None for a run that keeps none.
 
     Raises:
         FinetunerError: the config, the data or the training failed; says why.
@@ -112,7 +124,7 @@ def execute_run(
     plan = make_plan(config, {key: load_data(ref) for key, ref in data_references(config).items()})
     config = plan.config
     device = resolve_device(config.device)
-    _log_plan(plan, device)
+    log_plan(plan, device)
     model = _build_model(plan)
     metrics: dict[str, dict[str, float]] = {}
 
@@ -121,14 +133,26 @@ def execute_run(
         metrics.setdefault(stage, {}).update(values)
         observer.evaluation(stage, metrics[stage])
 
-    _train(plan, model, device, observer, report)
-    logger.info('Writing the artifact')
     record = TrainingRecord(
         config=config.dict(),
         metrics=metrics,
         parent=config.model_artifact and Path(config.model_artifact).name,
         num_documents=plan.train.num_documents,
     )
+    checkpoints = epochs = None
+    if run_directory is not None:
+        checkpoints = Checkpoints(
+            checkpoint_directory(run_directory),
+            config.checkpoint_seconds,
+            observer.begins,
+            observer.write_all,
+        )
+        epochs = EpochStore(
+            epochs_directory(run_directory),
+            lambda model, directory: _save(plan, model, record, directory, config.to_onnx),
+        )
+    _train(plan, model, device, observer, report, checkpoints, epochs)
+    logger.info('Writing the artifact')
     _save(plan, model, record, artifact_directory)
 
 
@@ -236,6 +260,8 @@ def _train(
     device: str,
     observer: RunObserver,
     report: Callable[[Literal['before', 'after'], dict[str, float]], None],
+    checkpoints: Checkpoints | None,
+    epochs: EpochStore | None,
 ) -> None:
     from finetuner.training.progress import ProgressReport
     from finetuner.training.trainer import Trainer
@@ -260,7 +286,7 @@ def _train(
             )
         training = _build_training(plan, model, len(loader))
         callbacks = build_callbacks(
-            plan.callbacks, plan.backbone.name, pipeline, report, observer.examples
+            plan.callbacks, plan.backbone.name, pipeline, report, observer.examples, epochs
         )
         callbacks += _whitening(plan, model, pipeline)
         watch = ProgressReport(observer.progress, observer.step_metrics, observer.epoch_metrics)
@@ -273,7 +299,7 @@ def _train(
             device=device,
             freeze_batch_norm=_freezes_batch_norm(config),
         )
-        trainer.fit(loader, config.epochs, val_loader)
+        trainer.fit(loader, config.epochs, val_loader, checkpoints)
         loader.log_broken()
 
 
@@ -314,11 +340,12 @@ def _freezes_batch_norm(config: RunConfig) -> bool:
 
 def _save(
     plan: Plan,
-    model: EmbeddingModel,
+    model: Any,
     record: TrainingRecord,
     directory: Path,
+    exports: bool = True,
 ) -> None:
-    inputs = plan.reader.batch(_first_inputs(plan))
+    inputs = plan.reader.batch(_first_inputs(plan)) if exports else None
     save_artifact(
         directory, model, plan.spec, record, onnx_inputs=inputs, onnx_required=plan.config.to_onnx
     )
@@ -339,38 +366,3 @@ def _first_inputs(plan: Plan) -> list[Any]:
     if not inputs:
         raise plan.reader.error(f'no content of the training data can be read: {reason}')
     return inputs
-
-
-def _log_plan(plan: Plan, device: str) -> None:
-    config = plan.config
-    inputs, takes = plan.spec.inputs, ''
-    if isinstance(inputs, PictureSpec) and isinstance(plan.train_reader, PictureReader):
-        takes = f'at {inputs.input_size} pixels ({plan.train_reader.size} in training)'
-    elif isinstance(inputs, TextSpec):
-        takes = f'of texts of up to {inputs.max_length} tokens'
-    logger.info(
-        'Model %s %s, embeddings of length %d, on %s',
-        plan.backbone.name,
-        takes,
-        plan.spec.dimension,
-        device,
-    )
-    logger.info(
-        'Training on %d Documents (%s): %s, %s, learning rate %g%s, batches of %d%s, %d epochs, '
-        'seed %d',
-        plan.train.num_documents,
-        plan.train.kind,
-        config.loss,
-        config.optimizer,
-        config.learning_rate,
-        f' ({config.scheduler})' if config.scheduler else '',
-        plan.batch.size,
-        ''.join(
-            [
-                '' if plan.augmentation == 'none' else f', augmentation {plan.augmentation}',
-                ', whitening' if config.whiten else '',
-            ]
-        ),
-        config.epochs,
-        config.seed,
-    )

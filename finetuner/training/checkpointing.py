@@ -13,7 +13,6 @@ import logging
 import os
 import pickle
 import secrets
-import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -195,11 +194,6 @@ def read_checkpoint(directory: Path) -> dict[str, Any] | None:
         return torch.load(path, map_location='cpu', weights_only=True)
     except (RuntimeError, pickle.UnpicklingError) as error:
         raise CheckpointError(f'the checkpoint cannot be read: {error}') from error
-
-
-def delete_checkpoint(directory: Path) -> None:
-    """Delete what `write_checkpoint` wrote; none there is no error."""
-    shutil.rmtree(directory, ignore_errors=True)
 
 
 def plain_attributes(module: torch.nn.Module) -> dict[str, dict[str, Any]]:

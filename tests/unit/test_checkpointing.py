@@ -17,7 +17,6 @@ from finetuner.data.randomness import drawing_from, random_state, set_random_sta
 from finetuner.excepts import CheckpointError
 from finetuner.training.checkpointing import (
     SUMMARY,
-    delete_checkpoint,
     plain_attributes,
     plain_state,
     read_checkpoint,
@@ -53,9 +52,6 @@ def test_what_is_written_is_read(tmp_path):
     write_checkpoint(directory, {'step': 8}, {'step': 8})
     assert read_checkpoint(directory) == {'step': 8}
     assert len(files_of(directory)) == 2, 'the one before is gone'
-    delete_checkpoint(directory)
-    assert read_checkpoint(directory) is None
-    delete_checkpoint(directory)
 
 
 def test_it_is_for_its_owner_alone(tmp_path):

@@ -31,7 +31,7 @@ sys.path.insert(0, {str(ROOT)!r})
 from finetuner.config import Settings
 from finetuner.runs.worker import run_worker
 
-def execute(config, load_data, directory, observer):
+def execute(config, load_data, directory, observer, run_directory):
     log = logging.getLogger('finetuner.test')
     log.info('training on %d Documents', len(load_data(config.train_data)))
     observer.progress({{'epoch': 1, 'num_epochs': 2}})
