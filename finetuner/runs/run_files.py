@@ -16,15 +16,6 @@ def epochs_directory(run_directory: Path) -> Path:
     return run_directory / 'epochs'
 
 
-def kept_epochs(run_directory: Path) -> dict[int, Path]:
-    """The models of epochs that are there, artifacts all, by epoch from 1."""
-    directory = epochs_directory(run_directory)
-    if not directory.is_dir():
-        return {}
-    found = {int(path.name): path for path in directory.iterdir() if path.name.isdigit()}
-    return dict(sorted(found.items()))
-
-
 def delete_checkpoint(run_directory: Path) -> None:
     """Delete the checkpoint of a run that needs it no more; none there is no error."""
     shutil.rmtree(checkpoint_directory(run_directory), ignore_errors=True)

@@ -25,6 +25,7 @@ from finetuner.runs.states import CREATED, GOING
 from finetuner.runs.store import RunStore
 from finetuner.storage.database import make_private_directory, open_database
 from finetuner.storage.files import FileStore
+from finetuner.training.epoch_directories import kept_epochs
 
 if TYPE_CHECKING:
     from finetuner.storage.database import Database
@@ -192,7 +193,8 @@ class Workspace:
 
     def kept_epochs(self, run: RunRecord) -> dict[int, Path]:
         """The artifacts that `TrainingCheckpoint` keeps of a run, by epoch from 1."""
-        return run_files.kept_epochs(processes.run_directory(self.settings, run.id))
+        files = processes.run_directory(self.settings, run.id)
+        return kept_epochs(run_files.epochs_directory(files))
 
     def _launch(self, run_id: int, command: Sequence[str] | None) -> RunRecord:
         try:

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from finetuner.excepts import ConfigError
+from finetuner.training.epoch_directories import epoch_name, kept_epochs
 from finetuner.training.trainer import BaseCallback, Trainer
 
 logger = logging.getLogger('finetuner.training')
@@ -22,7 +23,7 @@ class EpochStore:
     """Where models are kept by epoch, and how one is written.
 
     Attributes:
-        directory: holds a directory for each epoch, `1` for the first.
+        directory: holds a directory for each epoch, `epoch-1` for the first.
         save: writes a model, which it may change, into a directory that is not there yet.
     """
 
@@ -61,14 +62,14 @@ class EpochArtifacts(BaseCallback):
         epoch = trainer.state.epoch + 1
         directory = self._store.directory
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        unfinished = directory / f'.{epoch}'
+        unfinished = directory / f'.{epoch_name(epoch)}'
         shutil.rmtree(unfinished, ignore_errors=True)
         # a copy: saving moves a model to the CPU and ends its training mode
         self._store.save(copy.deepcopy(trainer.model), unfinished)
-        for path in [path for path in directory.iterdir() if path.name.isdigit()]:
-            if not epoch - self._num_kept < int(path.name) < epoch:
+        for other, path in kept_epochs(directory).items():
+            if not epoch - self._num_kept < other < epoch:
                 _delete(path)
-        unfinished.rename(directory / str(epoch))
+        unfinished.rename(directory / epoch_name(epoch))
         logger.info('Kept the model of epoch %d', epoch)
 
 
