@@ -34,6 +34,8 @@ VERSION = 1
 SUMMARY = 'checkpoint.json'
 _SUFFIX = '.pt'
 _CHUNK_BYTES = 1 << 20
+# after short epochs, saving takes at most one part in so many of the time
+_LEAST_RATIO = 20
 
 
 class ResumableLoader(Protocol):
@@ -51,7 +53,8 @@ class Checkpoints:
 
     Args:
         directory: holds the checkpoint; made when it is not there, for its owner alone.
-        seconds: least time between two within an epoch; there is one after every epoch as well.
+        seconds: least time between two within an epoch. There is one after every epoch as well,
+            unless that would take more than a twentieth of the time.
         on_begin: told, where training begins or goes on, how many steps and whole epochs are done.
         on_save: called before a checkpoint is written, to write down what belongs to the steps
             before it.
@@ -70,6 +73,7 @@ class Checkpoints:
         self._on_save = on_save
         self._loaders: list[ResumableLoader] = []
         self._saved_at = time.monotonic()
+        self._cost = 0.0
 
     def begin(self, loaders: Iterable[ResumableLoader]) -> dict[str, Any] | None:
         """Put the loaders where the checkpoint says.
@@ -116,8 +120,15 @@ class Checkpoints:
         if time.monotonic() - self._saved_at >= self._seconds:
             self.save(trainer)
 
+    def after_epoch(self, trainer: Trainer) -> None:
+        """Save, unless the last time is not long ago and saving is slow."""
+        least = min(self._seconds, _LEAST_RATIO * self._cost)
+        if time.monotonic() - self._saved_at >= least:
+            self.save(trainer)
+
     def save(self, trainer: Trainer) -> None:
         """Write a checkpoint in the place of the one before."""
+        started = time.monotonic()
         if self._on_save is not None:
             self._on_save()
         state = trainer.state_dict()
@@ -129,6 +140,7 @@ class Checkpoints:
         }
         write_checkpoint(self._directory, {'trainer': state, 'loaders': loaders}, place)
         self._saved_at = time.monotonic()
+        self._cost = self._saved_at - started
 
 
 def write_checkpoint(directory: Path, state: Mapping[str, Any], place: Mapping[str, int]) -> None:

@@ -217,7 +217,7 @@ class Trainer:
             self._emit('on_epoch_end')
             self._num_epochs_done, self._sums = epoch + 1, _EpochSums()
             if checkpoints is not None:
-                checkpoints.save(self)
+                checkpoints.after_epoch(self)
         if self.state.should_stop:
             logger.info('Training stopped after epoch %d of %d', self._num_epochs_done, epochs)
         self._emit('on_train_end')

@@ -320,3 +320,19 @@ def test_who_watches_is_told_where_it_begins(tmp_path, monkeypatch):
     assert told == [(0, 0), (5, 1)]
     # after each of 12 batches, and of 3 epochs
     assert len(saved) == 15
+
+
+@pytest.mark.parametrize(('cost', 'num_saves'), [(0.0, EPOCHS), (100.0, 1)])
+def test_saving_takes_little_of_the_time(tmp_path, monkeypatch, cost, num_saves):
+    """Where it is slow and epochs are short, not every epoch is saved after."""
+    saved = []
+
+    class Slow(Checkpoints):
+        def save(self, trainer):
+            super().save(trainer)
+            saved.append(trainer.state.epoch)
+            self._cost = cost
+
+    monkeypatch.setattr(f'{__name__}.Checkpoints', Slow)
+    Setting().fit(tmp_path, Killer(), seconds=1e9)
+    assert saved == list(range(num_saves))
