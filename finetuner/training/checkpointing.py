@@ -127,7 +127,7 @@ class Checkpoints:
             self.save(trainer)
 
     def save(self, trainer: Trainer) -> None:
-        """Write a checkpoint in the place of the one before."""
+        """Write a checkpoint in the place of the one before; one that cannot be written is logged."""
         started = time.monotonic()
         if self._on_save is not None:
             self._on_save()
@@ -138,7 +138,11 @@ class Checkpoints:
             'num_epochs_done': state['num_epochs_done'],
             'num_batches': state['epoch']['num_batches'],
         }
-        write_checkpoint(self._directory, {'trainer': state, 'loaders': loaders}, place)
+        try:
+            write_checkpoint(self._directory, {'trainer': state, 'loaders': loaders}, place)
+        except CheckpointError as error:
+            # no reason to lose the training itself; the checkpoint before is still there
+            logger.warning('Training goes on without a new checkpoint: %s', error)
         self._saved_at = time.monotonic()
         self._cost = self._saved_at - started
 
@@ -153,11 +157,30 @@ def write_checkpoint(directory: Path, state: Mapping[str, Any], place: Mapping[s
 
     Raises:
         TypeError: something else stands in the state.
+        CheckpointError: it cannot be written, as on a disk that is full.
     """
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    plain = plain_state(state)
     path = directory / f'{secrets.token_hex(8)}{_SUFFIX}'
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _write(directory, path, plain, place)
+    # torch makes a RuntimeError of what the file system says
+    except (OSError, RuntimeError) as error:
+        path.unlink(missing_ok=True)
+        raise CheckpointError(f'the checkpoint cannot be written: {error}') from error
+    # from here on the new one counts
+    try:
+        _sync_directory(directory)
+        for other in directory.glob(f'*{_SUFFIX}'):
+            if other != path:
+                other.unlink()
+    except OSError as error:
+        raise CheckpointError(f'the checkpoint before cannot be deleted: {error}') from error
+
+
+def _write(directory: Path, path: Path, plain: dict[str, Any], place: Mapping[str, int]) -> None:
     with _create(path) as file:
-        torch.save(plain_state(state), file)
+        torch.save(plain, file)
         file.flush()
         os.fsync(file.fileno())
     summary = {
@@ -174,10 +197,6 @@ def write_checkpoint(directory: Path, state: Mapping[str, Any], place: Mapping[s
         file.flush()
         os.fsync(file.fileno())
     unfinished.replace(directory / SUMMARY)
-    _sync_directory(directory)
-    for other in directory.glob(f'*{_SUFFIX}'):
-        if other != path:
-            other.unlink()
 
 
 def read_checkpoint(directory: Path) -> dict[str, Any] | None:

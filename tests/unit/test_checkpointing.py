@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import resource
 import signal
 import subprocess
 import sys
@@ -160,6 +161,21 @@ def test_killed_at_any_moment_the_last_one_is_whole(tmp_path):
     # what it left unfinished goes with the next
     write_checkpoint(tmp_path / 'x', {'number': -1}, {})
     assert len(files_of(tmp_path / 'x')) == 2
+
+
+@pytest.mark.parametrize('num_bytes', [1_000, 50_000, 399_000])
+def test_a_full_disk_keeps_the_one_before(tmp_path, num_bytes):
+    write_checkpoint(tmp_path, {'number': 1}, {})
+    before = files_of(tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, limits[1]))
+    try:
+        with pytest.raises(CheckpointError, match='cannot be written'):
+            write_checkpoint(tmp_path, {'number': 2, 'weights': torch.zeros(100_000)}, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert files_of(tmp_path) == before
+    assert read_checkpoint(tmp_path) == {'number': 1}
 
 
 def test_a_state_that_could_not_be_read_again_is_refused(tmp_path):

@@ -336,3 +336,11 @@ def test_saving_takes_little_of_the_time(tmp_path, monkeypatch, cost, num_saves)
     monkeypatch.setattr(f'{__name__}.Checkpoints', Slow)
     Setting().fit(tmp_path, Killer(), seconds=1e9)
     assert saved == list(range(num_saves))
+
+
+def test_training_goes_on_where_no_checkpoint_can_be_written(tmp_path, caplog):
+    (tmp_path / f'.{SUMMARY}').mkdir()  # where a file should be
+    found = Setting().fit(tmp_path, Killer())
+    assert 'Training goes on without a new checkpoint' in caplog.text
+    assert not list(tmp_path.glob('*.pt'))
+    assert_the_same(found, Setting().fit())
