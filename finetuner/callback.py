@@ -257,3 +257,26 @@ class TensorBoardLogger:
                 f'max_embeddings: {self.max_embeddings} thumbnails do not fit into one picture; '
                 'allowed are up to 10,000'
             )
+
+
+@dataclass
+class TrainingCheckpoint:
+    """Keeps the model after each of the last epochs, as an artifact of its own.
+
+    `Run.checkpoints()` says where: `finetuner.get_model(path)` opens one, and
+    `finetuner.fit(..., model_artifact=path)` goes on from it. They are deleted with their run.
+    (A run that was interrupted needs none of this: see `Run.resume`.)
+
+    Attributes:
+        last_k_epochs: how many epochs are kept.
+    """
+
+    last_k_epochs: int = 1
+
+    def __post_init__(self) -> None:
+        """Check the number.
+
+        Raises:
+            ConfigError: it is no whole number of at least 1.
+        """
+        _check_whole('last_k_epochs', self.last_k_epochs, 1)

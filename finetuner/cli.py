@@ -81,6 +81,18 @@ def logs(
 
 
 @app.command()
+def resume(
+    run: Annotated[str, typer.Argument(help='Name of the run.')],
+    experiment: Annotated[str, typer.Option(help='The experiment it belongs to.')] = 'default',
+) -> None:
+    """Go on with a run that failed, from its last checkpoint."""
+    from finetuner.client import get_client
+
+    get_client().resume_run(experiment, run)
+    print(f'{run} goes on: finetuner logs {run} --follow shows how')
+
+
+@app.command()
 def models() -> None:
     """List the pretrained models."""
     import finetuner

@@ -40,6 +40,10 @@ class TrainingError(FinetunerError):
     """Training cannot go on: the loss is not a number, the process was ended."""
 
 
+class CheckpointError(TrainingError):
+    """A checkpoint is damaged, of another version, or of another training."""
+
+
 class RunPreparingError(FinetunerError):
     """The run has not started yet, so there is nothing of it to read."""
 

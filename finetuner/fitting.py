@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         EarlyStopping,
         EvaluationCallback,
         TensorBoardLogger,
+        TrainingCheckpoint,
         WandBLogger,
         WiSEFTCallback,
     )
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
         | WiSEFTCallback
         | WandBLogger
         | TensorBoardLogger
+        | TrainingCheckpoint
     )
 
 
@@ -147,8 +149,8 @@ def fit_backbone(
             such as 0.99; None keeps the last weights.
         precision: `fp32`, `bf16`, `fp16`; `auto` takes what is fastest on the device.
         compile_model: compile the model for training, which takes minutes and pays on long runs.
-        checkpoint_seconds: time between checkpoints within an epoch, for a run to go on from; there
-            is one at the end of each epoch, too.
+        checkpoint_seconds: time between checkpoints within an epoch, for `Run.resume` to go on
+            from; there is one at the end of each epoch, too.
 
     Returns:
         The run, CREATED or STARTED.

@@ -10,7 +10,7 @@ from finetuner.excepts import ConfigError, RunFailedError, RunInProgressError, R
 from finetuner.runs.states import CREATED, FAILED, GOING, STARTED
 
 if TYPE_CHECKING:
-    from finetuner.client import Client
+    from finetuner.protocol import Client
 
 ARTIFACTS_DIRECTORY = 'artifacts/'
 
@@ -127,6 +127,26 @@ class Run:
                 f'{STARTED} on, and stream_logs() waits for that'
             )
         return self._client.get_run_logs(self._experiment_name, self._name)
+
+    def resume(self) -> None:
+        """Go on with the run after it failed: its process was killed, or the run was cancelled.
+
+        It goes on in a new worker from the last checkpoint, and ends as it would have ended had
+        nothing happened, on the CPU to the last bit. Without a checkpoint it begins anew. Its log
+        goes on.
+
+        Raises:
+            ConflictError: the run is going, or has finished.
+        """
+        self._client.resume_run(self._experiment_name, self._name)
+
+    def checkpoints(self) -> dict[int, str]:
+        """The models of single epochs that `TrainingCheckpoint` keeps, also of a going run.
+
+        Returns:
+            Paths of artifacts, for `get_model` and for `fit(model_artifact=...)`, by epoch from 1.
+        """
+        return self._client.get_run_checkpoints(self._experiment_name, self._name)
 
     def stream_logs(self, interval: int = 5) -> Iterator[str]:
         """Log lines as they come; waits for the run to start and ends when it ends.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
@@ -19,6 +18,8 @@ from finetuner.data.collation import TextCollate, pad_contents, stack_contents
 from finetuner.data.datasets import DATASETS, InstanceDataset, SessionDataset
 from finetuner.data.documents import DataKind, survey_documents
 from finetuner.data.labelled import LabelledDataset, PreprocessFn
+from finetuner.data.numbering import NumberedBatch, NumberedBatches
+from finetuner.data.randomness import drawing_from
 from finetuner.data.relation_samplers import InstanceSampler, PairSampler, SessionSampler
 from finetuner.data.samplers import ClassSampler, EpochSampler, RandomSampler
 from finetuner.excepts import ConfigError, DataError, unknown_name
@@ -57,31 +58,49 @@ class BatchLoader(DataLoader[Any]):
     torch ends them when the loader is collected. A failure ties the loader into a cycle with its
     own traceback, and collecting that leaves the workers waiting for 5 s.
 
+    It knows its place: what `state_dict` gives after a batch was taken makes another loader of the
+    same data go on with the batch after it, the same one to the last bit.
+
     Attributes:
         broken: what was left out of batches because it could not be loaded: the reason by the
             name of the Document. Empty unless the loader was told to skip.
     """
 
     broken: dict[str, str]
+    _batches: NumberedBatches
+    _place: tuple[int, int]
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        """Yield the batches of one epoch."""
+        """Yield the batches of one epoch, or those of it that are left."""
+        epoch, first = self._place = self._batches.next_place
         # Not left to the first `next`: workers begin while the caller is still busy.
-        return self._until_failure(super().__iter__())
+        return self._until_failure(super().__iter__(), epoch, first)
 
-    def _until_failure(self, batches: Iterator[Any]) -> Iterator[Any]:
-        num_used = 0
+    def state_dict(self) -> dict[str, Any]:
+        """The epoch and how many of its batches were taken, as plain values."""
+        epoch, num_taken = self._place
+        return {'epoch': epoch, 'num_taken': num_taken, 'broken': dict(self.broken)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on, at the next iteration, from where another loader of the same data was."""
+        self._place = self._batches.next_place = state['epoch'], state['num_taken']
+        self.broken = dict(state['broken'])
+
+    def _until_failure(self, batches: Iterator[Any], epoch: int, first: int) -> Iterator[Any]:
+        used = first > 0
         try:
-            for inputs, labels, *broken in batches:
+            for number, (inputs, labels, *broken) in enumerate(batches, first):
                 for reasons in broken:
                     self._note(reasons)
+                self._place = epoch, number + 1
                 if labels is not None:
-                    num_used += 1
+                    used = True
                     yield inputs, labels
         except Exception:
             self.close()
             raise
-        if self.broken and not num_used:
+        self._place = epoch + 1, 0
+        if self.broken and not used:
             raise LoadingError(
                 f'nothing is left to load: all batches held Documents that cannot be preprocessed '
                 f'({len(self.broken)} in all), such as {next(iter(self.broken.values()))}'
@@ -193,9 +212,9 @@ def build_loader(
         collate_fn: makes a list of contents into the model's input; `stack_contents` by default.
         num_workers: processes that preprocess beside the training, at most the cores there are;
             0 for none. They stay between epochs.
-        seed: of the random numbers in the workers (`random`, `numpy`, `torch`): augmentation is
-            the same again with the same seed and number of workers. Without workers it draws from
-            the generators of the process.
+        seed: of the random numbers drawn while a batch is loaded (`random`, `numpy`, `torch`).
+            They depend on the seed, the epoch and the batch's number in it alone: augmentation is
+            the same with any number of workers, and draws nothing from this process's generators.
         pin_memory: copy batches to page-locked memory, from where CUDA takes them faster.
         on_broken: `'stop'` at a Document that cannot be loaded (a file that is missing, empty or
             damaged), or `'skip'` it: its batch is smaller, without the other half of its pair or
@@ -213,17 +232,37 @@ def build_loader(
         if sys.platform == 'linux':
             # A forked worker has the dataset already: a lambda for preprocess_fn need not pickle.
             workers['multiprocessing_context'] = 'fork'
+    items = _NamedItems(dataset, skips=on_broken == 'skip')
+    batches = NumberedBatches(sampler, seed)
     loader = BatchLoader(
-        _NamedItems(dataset, skips=on_broken == 'skip'),  # type: ignore[arg-type]
-        batch_sampler=sampler,
-        collate_fn=_Collate(dataset, collate_fn),
+        _LoadedBatches(items, _Collate(dataset, collate_fn)),  # type: ignore[arg-type]
+        batch_sampler=batches,
+        collate_fn=_as_it_is,
         num_workers=num_workers,
         generator=torch.Generator().manual_seed(seed),
         pin_memory=pin_memory,
         **workers,
     )
     loader.broken = {}
+    loader._batches = batches
+    loader._place = batches.next_place
     return loader
+
+
+class _LoadedBatches:
+    """A dataset that torch asks for whole batches, whichever process it does that in."""
+
+    def __init__(self, items: _NamedItems, collate: _Collate) -> None:
+        self._items = items
+        self._collate = collate
+
+    def __getitems__(self, batch: NumberedBatch) -> tuple[Any, ...]:
+        with drawing_from(batch.key):
+            return self._collate([self._items[index] for index in batch])
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 class _Broken:
@@ -310,13 +349,10 @@ def _cap_workers(num_workers: int) -> int:
 
 
 def _start_worker(worker: int) -> None:
-    """Seed every generator from torch's seed of this worker, and keep to one core."""
+    """Keep to one core, and leave the memory shared with other processes alone."""
     # What came with the fork stays as it is: a collection would write to every object of it, and so
     # copy what the processes share.
     gc.freeze()
-    seed = torch.initial_seed() % 2**32
-    random.seed(seed)
-    np.random.seed(seed)
     # For OpenCV imported from here on, and for OpenCV that came with the fork.
     os.environ['OPENCV_FOR_THREADS_NUM'] = '1'
     if 'cv2' in sys.modules:

@@ -41,6 +41,8 @@ class RunRecorder:
         self._metrics: list[MetricValue] = []
         self._progress: dict[str, Any] | None = None
         self._lock = threading.Lock()
+        # lines are written in their order, whoever writes them
+        self._writing = threading.Lock()
         self._stop = threading.Event()
         self._cancelled = False
 
@@ -91,6 +93,17 @@ class RunRecorder:
         """Keep example results of a stage."""
         self._runs.set_evaluation(self._run_id, stage, 'examples', results)
 
+    def begins(self, step: int, epoch: int) -> None:
+        """Forget what an earlier worker measured after the place where this one begins."""
+        self._runs.forget_metrics(self._run_id, step, epoch)
+
+    def write_all(self) -> None:
+        """Write what has gathered; what the database does not take waits for the next time."""
+        try:
+            self.write()
+        except SQLAlchemyError as error:
+            _complain(error)
+
     def cancelled(self) -> bool:
         """Whether someone asked for the run to end."""
         return self._cancelled
@@ -102,6 +115,10 @@ class RunRecorder:
             SQLAlchemyError: the database does not take it; it is kept for the next time.
             NotFoundError: the run was deleted.
         """
+        with self._writing:
+            self._write()
+
+    def _write(self) -> None:
         with self._lock:
             lines, self._lines = self._lines, []
             metrics, self._metrics = self._metrics, []
@@ -127,13 +144,17 @@ class RunRecorder:
             try:
                 self.write()
             except SQLAlchemyError as error:
-                print(f'the run store does not take the log: {error}', file=sys.stderr, flush=True)
+                _complain(error)
             except NotFoundError:
                 self._cancelled = True
             if self._cancelled and not was_cancelled:
                 # Asked for on another machine, which can send no signal here.
                 was_cancelled = True
                 os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _complain(error: SQLAlchemyError) -> None:
+    print(f'the run store does not take the log: {error}', file=sys.stderr, flush=True)
 
 
 class _RecordingHandler(logging.Handler):

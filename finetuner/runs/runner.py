@@ -24,9 +24,12 @@ from finetuner.models.backbones import (
 from finetuner.runs.closed_form import fit_alignment, fit_whitening
 from finetuner.runs.plan import Plan, check_contents, make_plan
 from finetuner.runs.plan_log import log_plan
+from finetuner.runs.run_files import checkpoint_directory, epochs_directory
 from finetuner.significance import Stage
 from finetuner.training.callback_building import LoggedRun, build_callbacks
 from finetuner.training.callbacks import ReportMetrics
+from finetuner.training.checkpointing import Checkpoints
+from finetuner.training.epoch_artifacts import EpochStore
 from finetuner.training.losses import build_loss, build_miner, learns_class_weights
 from finetuner.training.objectives import Objective, build_objective, check_objective_runs
 from finetuner.training.optimization import (
@@ -66,6 +69,12 @@ class RunObserver(Protocol):
     def examples(self, stage: Literal['before', 'after'], results: dict[str, list[str]]) -> None:
         """Example results before and after training."""
 
+    def begins(self, step: int, epoch: int) -> None:
+        """Training begins after so many steps and epochs: nothing told of later ones counts."""
+
+    def write_all(self) -> None:
+        """Write down what was told so far: a checkpoint follows, which counts on it."""
+
 
 def validate_run(config: RunConfig, data: Mapping[str, Sequence[Document]]) -> RunConfig:
     """Check everything about a run that can be known before it exists.
@@ -97,6 +106,7 @@ def execute_run(
     load_data: Callable[[str], Sequence[Document]],
     artifact_directory: Path,
     observer: RunObserver,
+    run_directory: Path | None = None,
 ) -> None:
     """Train what a config says and write the artifact.
 
@@ -105,6 +115,8 @@ def execute_run(
         load_data: gives the Documents behind a reference.
         artifact_directory: where the artifact goes; complete when this returns.
         observer: told how it goes.
+        run_directory: where the run's checkpoints go, and where it goes on from the last one, if
+            there is one; None for a run that keeps none.
 
     Raises:
         FinetunerError: the config, the data or the training failed; says why.
@@ -124,14 +136,26 @@ def execute_run(
         metrics.setdefault(stage, {}).update(values)
         observer.evaluation(stage, metrics[stage])
 
-    _train(plan, model, device, observer, report)
-    logger.info('Writing the artifact')
     record = TrainingRecord(
         config=config.dict(),
         metrics=metrics,
         parent=config.model_artifact and Path(config.model_artifact).name,
         num_documents=plan.train.num_documents,
     )
+    checkpoints = epochs = None
+    if run_directory is not None:
+        checkpoints = Checkpoints(
+            checkpoint_directory(run_directory),
+            config.checkpoint_seconds,
+            observer.begins,
+            observer.write_all,
+        )
+        epochs = EpochStore(
+            epochs_directory(run_directory),
+            lambda model, directory: _save(plan, model, record, directory, config.to_onnx),
+        )
+    _train(plan, model, device, observer, report, checkpoints, epochs)
+    logger.info('Writing the artifact')
     _save(plan, model, record, artifact_directory)
 
 
@@ -249,6 +273,8 @@ def _train(
     device: str,
     observer: RunObserver,
     report: ReportMetrics,
+    checkpoints: Checkpoints | None,
+    epochs: EpochStore | None,
 ) -> None:
     from finetuner.training.progress import ProgressReport
     from finetuner.training.trainer import Trainer
@@ -279,6 +305,7 @@ def _train(
             report,
             observer.examples,
             LoggedRun(config.experiment_name, config.run_name or 'run', config.dict(), plan.train),
+            epochs,
         )
         callbacks = [
             *fit_alignment(plan, model, pipeline),
@@ -295,7 +322,7 @@ def _train(
             device=device,
             freeze_batch_norm=_freezes_batch_norm(config),
         )
-        trainer.fit(loader, config.epochs, val_loader)
+        trainer.fit(loader, config.epochs, val_loader, checkpoints)
         loader.log_broken()
 
 
@@ -325,18 +352,19 @@ def _freezes_batch_norm(config: RunConfig) -> bool:
 
 def _save(
     plan: Plan,
-    model: EmbeddingModel | TextImageModel,
+    model: Any,
     record: TrainingRecord,
     directory: Path,
+    exports: bool = True,
 ) -> None:
-    inputs: Any = (
-        plan.reader.batch(_first_inputs(plan))
-        if not isinstance(plan.reader, TextImageReader)
-        else {
+    inputs: Any = None
+    if exports and isinstance(plan.reader, TextImageReader):
+        inputs = {
             tower: plan.reader.batch(_first_inputs(plan, 2, first))
             for first, tower in enumerate(TOWERS)
         }
-    )
+    elif exports:
+        inputs = plan.reader.batch(_first_inputs(plan))
     save_artifact(
         directory,
         model,

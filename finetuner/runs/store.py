@@ -5,11 +5,10 @@ Nothing here starts or ends a process; `runs.workspace` does, and tells the stor
 
 from __future__ import annotations
 
-import math
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 from sqlalchemy import Select, delete, func, insert, select, update
 from sqlalchemy.engine import Result
@@ -18,19 +17,17 @@ from sqlalchemy.orm import Session
 
 from finetuner.config import RunConfig
 from finetuner.excepts import ConfigError, ConflictError, NotFoundError, unknown_name
+from finetuner.runs.history import RunHistory
 from finetuner.runs.records import (
     MAX_DETAILS,
     MAX_PAGE,
     LogLine,
-    MetricValue,
     ProcessMark,
     RunRecord,
     check_name,
     experiment_dict,
     finite,
-    line_text,
     log_rows,
-    metric_rows,
     new_experiment,
     now,
     run_record,
@@ -39,20 +36,14 @@ from finetuner.runs.records import (
 from finetuner.runs.states import CREATED, FAILED, FINISHED, GOING, STARTED
 from finetuner.runs.tables import (
     DatasetRow,
-    EvaluationRow,
     ExperimentRow,
     LogLineRow,
-    MetricRow,
     RunRow,
 )
-from finetuner.storage.database import Database
 
 
-class RunStore:
+class RunStore(RunHistory):
     """Experiments, runs, their logs, metrics and evaluations, and names of pushed data."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     # experiments
 
@@ -194,8 +185,8 @@ class RunStore:
     # what becomes of a run: each change only from the states it is allowed from
 
     def set_worker(self, run_id: int, worker: ProcessMark) -> None:
-        """Say which process does a run."""
-        self._change(run_id, GOING, worker_pid=worker.pid, worker_mark=worker.mark)
+        """Say which process is about to do a run; one that has started has said so itself."""
+        self._change(run_id, [CREATED], worker_pid=worker.pid, worker_mark=worker.mark)
 
     def mark_started(self, run_id: int, worker: ProcessMark) -> bool:
         """CREATED to STARTED; False when the run is in another state."""
@@ -208,25 +199,60 @@ class RunStore:
             worker_mark=worker.mark,
         )
 
+    def reopen(self, run_id: int, launcher: ProcessMark, host: str) -> bool:
+        """FAILED to CREATED, for another worker; False when the run is in another state.
+
+        Args:
+            run_id: the run; its log, metrics and artifact id stay.
+            launcher: the process that is about to start the worker.
+            host: the machine both are on.
+        """
+        return self._change(
+            run_id,
+            [FAILED],
+            status=CREATED,
+            details='',
+            finished_at=None,
+            cancel_requested=False,
+            host=host,
+            launcher_pid=launcher.pid,
+            launcher_mark=launcher.mark,
+            worker_pid=None,
+            worker_mark=None,
+        )
+
     def mark_finished(self, run_id: int) -> bool:
         """STARTED to FINISHED; False when the run is in another state."""
         return self._change(run_id, [STARTED], status=FINISHED, finished_at=now())
 
-    def mark_failed(self, run_id: int, details: str, only_from: Sequence[str] = GOING) -> bool:
+    def mark_failed(
+        self,
+        run_id: int,
+        details: str,
+        only_from: Sequence[str] = GOING,
+        seen: RunRecord | None = None,
+    ) -> bool:
         """Any going state to FAILED, with the reason as the log's last line.
 
         Args:
             run_id: the run.
             details: the reason, in one line.
             only_from: states it may come from.
+            seen: the run as it was looked at: another worker that has it by now is left alone.
 
         Returns:
-            False when the run is in another state; then nothing was changed.
+            False when the run is in another state, or with another worker; then nothing was
+            changed.
         """
         details = storable_text(details, MAX_DETAILS)
         with self._database.session() as session:
             values = {'status': FAILED, 'details': details, 'finished_at': now()}
             changed = update(RunRow).where(RunRow.id == run_id, RunRow.status.in_(only_from))
+            if seen is not None:
+                pid = None if seen.worker is None else seen.worker.pid
+                mark = None if seen.worker is None else seen.worker.mark
+                changed = changed.where(RunRow.worker_pid == pid, RunRow.worker_mark == mark)
+                changed = changed.where(RunRow.launcher_mark == seen.launcher.mark)
             if _count(session.execute(changed.values(values))) == 0:
                 return False
             last = LogLine(now(), 'ERROR', f'The run failed: {details}')
@@ -236,81 +262,6 @@ class RunStore:
     def request_cancel(self, run_id: int) -> bool:
         """Ask a going run's worker to end; False when the run has ended."""
         return self._change(run_id, GOING, cancel_requested=True)
-
-    # what a worker writes
-
-    def record(
-        self,
-        run_id: int,
-        lines: Sequence[LogLine] = (),
-        metrics: Sequence[MetricValue] = (),
-        progress: dict[str, Any] | None = None,
-    ) -> bool:
-        """Write what a worker gathered since the last time, in one transaction.
-
-        Returns:
-            Whether someone asked for the run to be cancelled.
-
-        Raises:
-            NotFoundError: the run was deleted.
-        """
-        wanted = select(RunRow.cancel_requested).where(RunRow.id == run_id)
-        writes = bool(lines or metrics or progress is not None)
-        with self._database.session() if writes else self._database.reader() as session:
-            cancel = session.scalars(wanted).first()
-            if cancel is None:
-                raise NotFoundError(f'run number {run_id} was deleted')
-            if progress is not None:
-                changed = update(RunRow).where(RunRow.id == run_id)
-                session.execute(changed.values(progress=finite(progress)))
-            if lines:
-                session.execute(insert(LogLineRow), log_rows(run_id, lines))
-            if metrics:
-                session.execute(insert(MetricRow), metric_rows(run_id, metrics))
-            return cancel
-
-    def set_evaluation(
-        self, run_id: int, stage: str, what: Literal['metrics', 'examples'], values: dict[str, Any]
-    ) -> None:
-        """Keep what evaluation found at a stage; what was there of that kind is replaced."""
-        with self._database.session() as session:
-            row = session.get(EvaluationRow, (run_id, stage))
-            if row is None:
-                row = EvaluationRow(run_id=run_id, stage=stage)
-                session.add(row)
-            setattr(row, what, finite(values))
-
-    # what readers ask
-
-    def read_log_lines(self, run_id: int, after: int = 0, limit: int = -1) -> list[tuple[int, str]]:
-        """Lines of a run's log after an id, in order, as `(id, 'time level message')`."""
-        query = select(LogLineRow).where(LogLineRow.run_id == run_id, LogLineRow.id > after)
-        query = query.order_by(LogLineRow.id)
-        if limit >= 0:
-            query = query.limit(limit)
-        with self._database.reader() as session:
-            return [(row.id, line_text(row)) for row in session.scalars(query)]
-
-    def read_metrics(self, run_id: int, name: str | None = None) -> list[MetricValue]:
-        """Values measured while training, in the order they were written."""
-        query = select(MetricRow).where(MetricRow.run_id == run_id).order_by(MetricRow.id)
-        if name is not None:
-            query = query.where(MetricRow.name == name)
-        with self._database.reader() as session:
-            return [
-                MetricValue(m.step, m.epoch, m.name, math.nan if m.value is None else m.value)
-                for m in session.scalars(query)
-            ]
-
-    def read_evaluations(
-        self, run_id: int, what: Literal['metrics', 'examples']
-    ) -> dict[str, dict[str, Any]]:
-        """What evaluation found, by stage, 'before' first."""
-        query = select(EvaluationRow).where(EvaluationRow.run_id == run_id)
-        with self._database.reader() as session:
-            found = {row.stage: getattr(row, what) for row in session.scalars(query)}
-        order = [*(s for s in ('before', 'after') if s in found), *sorted(found)]
-        return {stage: found[stage] for stage in order if found[stage] is not None}
 
     # names of pushed data
 

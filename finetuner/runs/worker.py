@@ -14,16 +14,17 @@ from typing import TYPE_CHECKING
 
 from finetuner.config import RunConfig, Settings
 from finetuner.excepts import FinetunerError
-from finetuner.runs.processes import launch_worker, stop_workers, this_process
+from finetuner.runs.processes import launch_worker, run_directory, stop_workers, this_process
 from finetuner.runs.recorder import RunRecorder
 from finetuner.runs.records import RunRecord
+from finetuner.runs.run_files import delete_checkpoint
 from finetuner.runs.workspace import CANCELLED, Workspace
 
 if TYPE_CHECKING:
     from docarray import DocumentArray
 
     Execute = Callable[
-        [RunConfig, Callable[[str], DocumentArray], Path, RunRecorder],
+        [RunConfig, Callable[[str], DocumentArray], Path, RunRecorder, Path],
         None,
     ]
 
@@ -72,7 +73,8 @@ def run_worker(run_id: int, settings: Settings, execute: Execute | None = None) 
     Args:
         run_id: a run with status CREATED.
         settings: where it is kept.
-        execute: makes the artifact of the config, `runner.execute_run` when None.
+        execute: makes the artifact of the config, `runner.execute_run` when None; it goes on
+            from a checkpoint in the run's directory, if there is one.
 
     Returns:
         Whether the run finished.
@@ -107,13 +109,17 @@ def _attempt(
     """Do the run; returns why it failed, None when it finished."""
     try:
         execute = execute or _runner()
+        files = run_directory(workspace.settings, run.id)
         config = workspace.resolve_artifact(RunConfig.from_parameters(run.config))
         with workspace.artifacts.staged_directory(run.artifact_id) as directory:
-            execute(config, workspace.load_data, directory, recorder)
+            execute(config, workspace.load_data, directory, recorder, files)
             termination.ignore()
         # The log is complete before anyone reads that the run has ended.
         recorder.write()
-        return None if workspace.runs.mark_finished(run.id) else _ended_reason(workspace, run)
+        if not workspace.runs.mark_finished(run.id):
+            return _ended_reason(workspace, run)
+        delete_checkpoint(files)
+        return None
     except EndedBySignalError:
         return _ended_reason(workspace, run)
     except FinetunerError as error:

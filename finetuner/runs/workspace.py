@@ -19,12 +19,13 @@ from finetuner.data.stored.files import StoredDocuments
 from finetuner.data.stored.storing import save_documents
 from finetuner.excepts import ConflictError, DataError, NotFoundError
 from finetuner.names import random_run_name
-from finetuner.runs import processes
+from finetuner.runs import processes, run_files
 from finetuner.runs.records import RunRecord
 from finetuner.runs.states import CREATED, GOING
 from finetuner.runs.store import RunStore
 from finetuner.storage.database import make_private_directory, open_database
 from finetuner.storage.files import FileStore
+from finetuner.training.epoch_directories import kept_epochs
 
 if TYPE_CHECKING:
     from finetuner.storage.database import Database
@@ -162,13 +163,47 @@ class Workspace:
             config, name, processes.this_process(), processes.this_host(), owner
         )
         try:
-            worker = processes.launch_worker(self.settings, run.id, command)
+            self._launch(run.id, command)
         except OSError:
-            self.runs.mark_failed(run.id, 'its worker process could not be started')
             self.runs.delete_run(run.id)
             raise
-        self.runs.set_worker(run.id, worker)
         return run
+
+    def resume_run(self, run: RunRecord, command: Sequence[str] | None = None) -> RunRecord:
+        """Have another worker go on with a run that failed, whatever it failed of.
+
+        It goes on from the run's last checkpoint, or begins anew where there is none: a run that
+        failed before its first, or whose directory is on another machine.
+
+        Args:
+            run: as the store has it.
+            command: see `launch_worker`.
+
+        Raises:
+            ConflictError: the run is going, or has finished.
+        """
+        run = self.settle(run)
+        if not self.runs.reopen(run.id, processes.this_process(), processes.this_host()):
+            status = self.runs.read_run(run.id).status
+            raise ConflictError(
+                f'run {run.name!r} is {status}: only a FAILED run can be resumed'
+                + ('' if status in GOING else '; fit(model_artifact=...) goes on from its model')
+            )
+        return self._launch(run.id, command)
+
+    def kept_epochs(self, run: RunRecord) -> dict[int, Path]:
+        """The artifacts that `TrainingCheckpoint` keeps of a run, by epoch from 1."""
+        files = processes.run_directory(self.settings, run.id)
+        return kept_epochs(run_files.epochs_directory(files))
+
+    def _launch(self, run_id: int, command: Sequence[str] | None) -> RunRecord:
+        try:
+            worker = processes.launch_worker(self.settings, run_id, command)
+        except OSError:
+            self.runs.mark_failed(run_id, 'its worker process could not be started')
+            raise
+        self.runs.set_worker(run_id, worker)
+        return self.runs.read_run(run_id)
 
     def settle(self, run: RunRecord) -> RunRecord:
         """A run as it is now: one whose process is gone without a word becomes FAILED.
@@ -236,7 +271,7 @@ class Workspace:
             details += f' ({reason})' if reason else ''
             tail = processes.read_output_tail(self.settings, run.id)
             details += f'; its last output: {tail}' if tail else ''
-        if self.runs.mark_failed(run.id, details, GOING):
+        if self.runs.mark_failed(run.id, details, seen=run):
             self.artifacts.delete(run.artifact_id)
 
 

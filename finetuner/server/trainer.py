@@ -45,8 +45,8 @@ class TrainerExecutor(Executor):
     `/fit` takes labelled Documents and, as parameters, the arguments of `finetuner.fit`, with
     `total` (how many Documents there are in all), `upload` (one id for the requests they come
     in) and `wait`; or no Documents and `train_data`, the name of data pushed to `/data`. `/runs`,
-    `/status`, `/logs`, `/metrics`, `/examples`, `/artifact`, `/cancel` and `/delete` take `run`
-    and `experiment`. Answers are Documents with tags. Jina may run one replica of it only, and
+    `/status`, `/logs`, `/metrics`, `/examples`, `/artifact`, `/cancel`, `/resume` and `/delete`
+    take `run` and `experiment`. Answers are Documents with tags. Jina may run one replica of it only, and
     must not retry its requests (`retries: 0`).
     """
 
@@ -262,6 +262,21 @@ class TrainerExecutor(Executor):
             One Document with the tags of `/status`.
         """
         return _answer(_run_tags(await self._about_run(parameters, self._client.cancel_run)))
+
+    @requests(on='/resume')
+    async def resume(self, parameters: dict[str, Any], **_: Any) -> DocumentArray:
+        """Go on with a run that failed, from its last checkpoint.
+
+        Args:
+            parameters: run, experiment.
+
+        Returns:
+            One Document with the tags of `/status`.
+
+        Raises:
+            ConflictError: the run is going, or has finished.
+        """
+        return _answer(_run_tags(await self._about_run(parameters, self._client.resume_run)))
 
     @requests(on='/delete')
     async def delete(self, parameters: dict[str, Any], **_: Any) -> DocumentArray:

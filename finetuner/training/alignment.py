@@ -31,7 +31,7 @@ class AlignedHead(Protocol):
 class AlignmentFit(BaseCallback):
     """Fits an `Alignment` where training begins; from there on it is trained.
 
-    Name it before the callbacks that evaluate, so that they see where training begins.
+    Name it first, since others keep or measure the weights that training begins with.
     """
 
     def __init__(self, alignment: AlignedHead, pairs: Iterable[Any]) -> None:
@@ -55,7 +55,6 @@ class AlignmentFit(BaseCallback):
             hook.remove()
         texts = torch.from_numpy(both[0::2])
         self._alignment.fit(torch.cat([each.float().cpu() for each in pictures]), texts)
-        trainer.state.weights_revision += 1
         logger.info('Pictures aligned with their texts, on %d pairs', len(texts))
 
 

@@ -15,6 +15,7 @@ from finetuner.callback import (
     EarlyStopping,
     EvaluationCallback,
     TensorBoardLogger,
+    TrainingCheckpoint,
     WandBLogger,
     WiSEFTCallback,
 )
@@ -30,6 +31,7 @@ from finetuner.training.callbacks import (
     RetrievalEvaluation,
     Stopping,
 )
+from finetuner.training.epoch_artifacts import EpochArtifacts, EpochStore
 from finetuner.training.loggers import ScalarLogger, TensorBoardScalars, WandBScalars
 from finetuner.training.projection import Projection
 from finetuner.training.setup import Pipeline
@@ -65,6 +67,7 @@ class Surroundings:
         report_examples: told example results before and after training.
         logged: what loggers say of the run.
         evaluation: the first that was asked for, None where there is none.
+        epochs: keeps models by epoch; None where there is no place for them.
     """
 
     caption: str
@@ -73,6 +76,7 @@ class Surroundings:
     report_examples: ReportExamples
     logged: LoggedRun
     evaluation: EvaluationCallback | None
+    epochs: EpochStore | None
 
 
 def build_callbacks(
@@ -82,6 +86,7 @@ def build_callbacks(
     report: ReportMetrics,
     report_examples: ReportExamples,
     logged: LoggedRun | None = None,
+    epochs: EpochStore | None = None,
 ) -> list[BaseCallback]:
     """Set the described callbacks to work.
 
@@ -92,14 +97,24 @@ def build_callbacks(
         report: told metrics before and after training.
         report_examples: told example results before and after training.
         logged: what loggers say of the run.
+        epochs: keeps models by epoch; None where there is no place for them.
 
     Returns:
         In the order of the descriptions, but that what mixes weights comes after those that
         choose them, and loggers after those that measure.
+
+    Raises:
+        ConfigError: models of epochs are to be kept, and there is no place for them.
     """
     evaluations = (each for each in descriptions if isinstance(each, EvaluationCallback))
     surroundings = Surroundings(
-        caption, pipeline, report, report_examples, logged or LoggedRun(), next(evaluations, None)
+        caption,
+        pipeline,
+        report,
+        report_examples,
+        logged or LoggedRun(),
+        next(evaluations, None),
+        epochs,
     )
     built = [
         description
@@ -132,6 +147,12 @@ def _build_stopping(description: EarlyStopping, _: Surroundings) -> BaseCallback
 
 def _build_interpolation(description: WiSEFTCallback, _: Surroundings) -> BaseCallback:
     return WeightInterpolation(description.alpha)
+
+
+def _build_epoch_artifacts(
+    description: TrainingCheckpoint, surroundings: Surroundings
+) -> BaseCallback:
+    return EpochArtifacts(surroundings.epochs, description.last_k_epochs)
 
 
 def _build_wandb(description: WandBLogger, surroundings: Surroundings) -> BaseCallback:
@@ -227,6 +248,7 @@ _BUILDERS: dict[type, Callable[[Any, Surroundings], BaseCallback]] = {
     WiSEFTCallback: _build_interpolation,
     WandBLogger: _build_wandb,
     TensorBoardLogger: _build_tensorboard,
+    TrainingCheckpoint: _build_epoch_artifacts,
 }
 
 

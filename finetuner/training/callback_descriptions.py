@@ -13,6 +13,7 @@ from finetuner.callback import (
     EarlyStopping,
     EvaluationCallback,
     TensorBoardLogger,
+    TrainingCheckpoint,
     WandBLogger,
     WiSEFTCallback,
 )
@@ -32,6 +33,7 @@ Description = (
     | WiSEFTCallback
     | WandBLogger
     | TensorBoardLogger
+    | TrainingCheckpoint
 )
 CALLBACKS: dict[str, type[Any]] = {class_.__name__: class_ for class_ in get_args(Description)}
 

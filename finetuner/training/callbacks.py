@@ -83,10 +83,23 @@ class RetrievalEvaluation(BaseCallback):
         self._report_examples = report_examples
         self._by_weights: dict[tuple[int, int], Found] = {}
 
+    def state_dict(self) -> dict[str, Any]:
+        """What was measured so far, by weights."""
+        return {'by_weights': self._by_weights}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Know what was measured before."""
+        self._by_weights = state['by_weights']
+
     def on_fit_begin(self, trainer: Trainer) -> None:
         """Measure the model as it comes."""
         load_paired_test()  # what cannot be imported is found out now and not after training
-        self._tell('before', trainer)
+        self._tell('before', trainer, self._current(trainer))
+
+    def on_fit_resume(self, trainer: Trainer) -> None:
+        """Report again how the model did as it came."""
+        load_paired_test()
+        self._tell('before', trainer, self._first)
 
     def on_train_batch_end(self, trainer: Trainer) -> None:
         """Measure within an epoch, when asked to."""
@@ -104,26 +117,22 @@ class RetrievalEvaluation(BaseCallback):
 
     def on_fit_end(self, trainer: Trainer) -> None:
         """Report the metrics of the weights that are kept, and whether they changed by chance."""
-        self._tell('after', trainer)
-        # measured first
-        before, _ = next(iter(self._by_weights.values()))
-        after, _ = self._current(trainer)
+        found = self._current(trainer)
+        self._tell('after', trainer, found)
+        before, after = self._first[0], found[0]
         p_values = paired_p_values(before, after)
         old, new = _means(before), _means(after)
         changes = [f'{n} {change_text(old[n], new[n], p)}' for n, p in p_values.items()]
         logger.info('Change over %d queries: %s', len(self._queries.labels), ', '.join(changes))
         self._report('p_value', self._named(p_values))
 
-    def state_dict(self) -> dict[str, Any]:
-        """What was measured so far, by weights."""
-        return {'by_weights': self._by_weights}
+    @property
+    def _first(self) -> Found:
+        """What was found before training: it was measured first."""
+        return next(iter(self._by_weights.values()))
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
-        self._by_weights = dict(state['by_weights'])
-
-    def _tell(self, stage: Literal['before', 'after'], trainer: Trainer) -> None:
-        values, examples = self._current(trainer)
+    def _tell(self, stage: Literal['before', 'after'], trainer: Trainer, found: Found) -> None:
+        values, examples = found
         metrics = _means(values)
         trainer.state.metrics.update(metrics)
         self._log(f'{stage} training', metrics)
@@ -241,6 +250,15 @@ class BestWeights(BaseCallback):
         self._state: dict[str, torch.Tensor] = {}
         self._epoch = -1
 
+    def state_dict(self) -> dict[str, Any]:
+        """The best value, the epoch it came after, and its weights."""
+        return {'value': self._best.value, 'epoch': self._epoch, 'weights': self._state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over the best so far."""
+        self._best.value, self._epoch = state['value'], state['epoch']
+        self._state = state['weights']
+
     def on_epoch_end(self, trainer: Trainer) -> None:
         """Copy the weights when they are the best so far."""
         if self._best.improved(trainer):
@@ -273,6 +291,14 @@ class Stopping(BaseCallback):
         self._best = _Best(monitor, mode, min_delta, baseline)
         self._patience = patience
         self._waited = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best value and the epochs since."""
+        return {'value': self._best.value, 'waited': self._waited}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on counting."""
+        self._best.value, self._waited = state['value'], state['waited']
 
     def on_epoch_end(self, trainer: Trainer) -> None:
         """Count the epochs without improvement."""

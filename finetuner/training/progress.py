@@ -71,6 +71,10 @@ class ProgressBar(BaseCallback):
         )
         self._progress.start()
 
+    def on_fit_resume(self, trainer: Trainer) -> None:
+        """Start drawing."""
+        self.on_fit_begin(trainer)
+
     def on_train_batch_end(self, trainer: Trainer) -> None:
         """Move on."""
         if self._task is not None:

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -14,7 +14,9 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import set_seed
 
+from finetuner.data.randomness import set_random_state
 from finetuner.excepts import TrainingError
+from finetuner.training.checkpointing import Checkpoints, TrainingParts
 from finetuner.training.optimization import Schedule
 
 logger = logging.getLogger('finetuner.training')
@@ -66,15 +68,41 @@ class TrainerState:
     should_stop: bool = False
 
 
+@dataclass
+class _EpochSums:
+    """How far the current epoch got."""
+
+    num_batches: int = 0
+    num_items: int = 0
+    loss: float = 0.0
+    seconds: float = 0.0
+
+
 class BaseCallback:
     """Hears of what happens in training; override what is of interest.
 
     Every method gets the `Trainer`, whose `state` and `model` may be read. Setting
     `trainer.state.should_stop` ends training after the current epoch.
+
+    A callback that remembers something from one event to the next overrides `state_dict` and
+    `load_state_dict` too, so that a run that was interrupted goes on as if it had not been.
     """
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it remembers: tensors, numbers, texts, None, and lists, tuples, dicts of such."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Remember what another one of its kind did; called before `on_fit_resume`."""
 
     def on_fit_begin(self, trainer: Trainer) -> None:
         """Before the first epoch."""
+
+    def on_fit_resume(self, trainer: Trainer) -> None:
+        """Instead of `on_fit_begin`, where training goes on from a checkpoint.
+
+        Within an epoch, no `on_epoch_begin` follows: it came before the checkpoint.
+        """
 
     def on_epoch_begin(self, trainer: Trainer) -> None:
         """Before an epoch."""
@@ -142,6 +170,8 @@ class Trainer:
         self._freeze_batch_norm = freeze_batch_norm
         self.model = model
         self.state = TrainerState()
+        self._num_epochs_done = 0
+        self._sums = _EpochSums()
 
     @property
     def device(self) -> torch.device:
@@ -149,7 +179,11 @@ class Trainer:
         return self._accelerator.device
 
     def fit(
-        self, train_loader: Loader, epochs: int, val_loader: Iterable[Any] | None = None
+        self,
+        train_loader: Loader,
+        epochs: int,
+        val_loader: Iterable[Any] | None = None,
+        checkpoints: Checkpoints | None = None,
     ) -> TrainerState:
         """Train.
 
@@ -157,32 +191,88 @@ class Trainer:
             train_loader: yields (inputs, labels `[batch]` or `[batch, 2]`), anew at each iteration.
             epochs: how many times it is gone through.
             val_loader: the same for the validation loss.
+            checkpoints: where training goes on from, if there is one, and where it is saved; both
+                loaders have to be `BatchLoader`s then.
 
         Returns:
             The final state.
 
         Raises:
             TrainingError: the loss became infinite or not a number.
+            CheckpointError: the checkpoint is of another training.
         """
         self.state.num_epochs = epochs
-        self._emit('on_fit_begin')
-        for epoch in range(epochs):
-            self.state.epoch, self.state.metrics = epoch, {}
-            self._emit('on_epoch_begin')
-            self._train_epoch(train_loader)
+        self._begin(train_loader, val_loader, checkpoints)
+        while self._num_epochs_done < epochs and not self.state.should_stop:
+            epoch = self._num_epochs_done
+            if not self._sums.num_batches:
+                self.state.epoch, self.state.metrics = epoch, {}
+                self._emit('on_epoch_begin')
+            self._train_epoch(train_loader, checkpoints)
             self.state.weights_epoch = epoch
             if val_loader is not None:
                 self.state.val_loss = self._validate(val_loader)
                 self.state.metrics['val_loss'] = self.state.val_loss
                 self._emit('on_val_end')
             self._emit('on_epoch_end')
-            if self.state.should_stop:
-                logger.info('Training stopped after epoch %d of %d', epoch + 1, epochs)
-                break
+            self._num_epochs_done, self._sums = epoch + 1, _EpochSums()
+            if checkpoints is not None:
+                checkpoints.after_epoch(self)
+        if self.state.should_stop:
+            logger.info('Training stopped after epoch %d of %d', self._num_epochs_done, epochs)
         self._emit('on_train_end')
         self._emit('on_fit_end')
         self.model.eval()
         return self.state
+
+    def _begin(self, train_loader: Any, val_loader: Any, checkpoints: Checkpoints | None) -> None:
+        """Start at the beginning, or where the checkpoint says."""
+        saved = None
+        if checkpoints is not None:
+            saved = checkpoints.begin(
+                each for each in (train_loader, val_loader) if each is not None
+            )
+        if saved is None:
+            self._emit('on_fit_begin')
+            return
+        self.load_state_dict(saved)
+        self._emit('on_fit_resume')
+        # last, since who heard of it may have drawn some
+        set_random_state(saved['random'])
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the rest of the training depends on, loaders aside: tensors and plain values."""
+        return {
+            **self._parts().state_dict(),
+            'state': asdict(self.state),
+            'num_epochs_done': self._num_epochs_done,
+            'epoch': asdict(self._sums),
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on where another trainer was, made of the same parts; random numbers aside.
+
+        Args:
+            saved: its `state_dict`.
+
+        Raises:
+            CheckpointError: it was made of other parts.
+        """
+        self._parts().load_state_dict(saved)
+        for name, value in saved['state'].items():
+            setattr(self.state, name, value)
+        self._num_epochs_done = saved['num_epochs_done']
+        self._sums = _EpochSums(**saved['epoch'])
+
+    def _parts(self) -> TrainingParts:
+        return TrainingParts(
+            self.model,
+            self._objective,
+            self._optimizers,
+            None if self._schedule is None else self._schedule.scheduler,
+            self._callbacks,
+            self.device,
+        )
 
     def _emit(self, event: str) -> None:
         for callback in self._callbacks:
@@ -196,12 +286,12 @@ class Trainer:
                 if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
                     module.eval()
 
-    def _train_epoch(self, loader: Loader) -> None:
-        state = self.state
+    def _train_epoch(self, loader: Loader, checkpoints: Checkpoints | None) -> None:
+        state, sums = self.state, self._sums
         state.num_batches = len(loader)
         self.set_training_mode()
-        started, num_items, loss_sum = time.perf_counter(), 0, 0.0
-        for batch, (inputs, labels) in enumerate(loader):
+        started = time.perf_counter() - sums.seconds
+        for batch, (inputs, labels) in enumerate(loader, sums.num_batches):
             state.batch = batch
             state.learning_rate = self._optimizers[0].param_groups[0]['lr']
             state.loss = self._step(inputs, labels)
@@ -213,18 +303,21 @@ class Trainer:
                     'look for empty or extreme inputs'
                 )
             state.step += 1
-            num_items += len(labels)
-            loss_sum += state.loss
-            seconds = time.perf_counter() - started
-            state.items_per_second = num_items / seconds
+            sums.num_batches = batch + 1
+            sums.num_items += len(labels)
+            sums.loss += state.loss
+            sums.seconds = time.perf_counter() - started
+            state.items_per_second = sums.num_items / sums.seconds
             batches_left = (state.num_epochs - state.epoch) * state.num_batches - batch - 1
-            state.seconds_left = seconds / (batch + 1) * batches_left
+            state.seconds_left = sums.seconds / (batch + 1) * batches_left
             if self._schedule is not None and self._schedule.step_on == 'batch':
                 self._schedule.scheduler.step()
             self._emit('on_train_batch_end')
+            if checkpoints is not None:
+                checkpoints.after_batch(self)
         if self._schedule is not None and self._schedule.step_on == 'epoch':
             self._schedule.scheduler.step()
-        state.train_loss = loss_sum / max(1, state.num_batches)
+        state.train_loss = sums.loss / max(1, state.num_batches)
         state.metrics['train_loss'] = state.train_loss
 
     def _step(self, inputs: Any, labels: torch.Tensor) -> float:

@@ -333,7 +333,7 @@ def test_the_artifact_comes_home_and_encodes_like_the_server(
 
 
 @pytest.mark.parametrize(
-    'path', ['/status', '/logs', '/metrics', '/artifact', '/cancel', '/delete']
+    'path', ['/status', '/logs', '/metrics', '/artifact', '/cancel', '/resume', '/delete']
 )
 def test_unknown_runs_are_404_and_a_run_is_needed(server: Server, finished, path):
     answer = server.post(path, {'parameters': {'run': 'smal'}})

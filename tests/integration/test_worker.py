@@ -25,7 +25,7 @@ sys.path.insert(0, {str(ROOT)!r})
 from finetuner.config import Settings
 from finetuner.runs.worker import run_worker
 
-def execute(config, load_data, directory, observer):
+def execute(config, load_data, directory, observer, run_directory):
     what = config.description
     log = logging.getLogger('finetuner.test')
     log.info('at work')

@@ -26,7 +26,7 @@ LAYERS = (
      'onnx_export'),
     ('model_spec', 'artifact_files', 'artifact', 'engines', 'inference'),
     ('runs', 'collections', 'columns'),
-    ('client', 'run', 'experiment'),
+    ('protocol', 'client', 'run', 'experiment'),
     ('fitting', 'api', 'cli', 'data_cli', 'server', '__init__'),
 )  # fmt: skip
 # what training may know beside itself

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from docarray import Document, DocumentArray
 from PIL import Image
+from typer.testing import CliRunner
 
 from finetuner.callback import EvaluationCallback
+from finetuner.cli import app
 from finetuner.client import Client, LocalClient, callback_parameters, get_client
 from finetuner.config import Settings
 from finetuner.excepts import (
@@ -31,7 +33,7 @@ sys.path.insert(0, {str(ROOT)!r})
 from finetuner.config import Settings
 from finetuner.runs.worker import run_worker
 
-def execute(config, load_data, directory, observer):
+def execute(config, load_data, directory, observer, run_directory):
     log = logging.getLogger('finetuner.test')
     log.info('training on %d Documents', len(load_data(config.train_data)))
     observer.progress({{'epoch': 1, 'num_epochs': 2}})
@@ -294,6 +296,40 @@ def test_cancel_and_delete(client, settings, docs):
     with pytest.raises(NotFoundError):
         client.get_run('default', 'slow')
     assert _files(settings) == ['artifacts', 'runs'] or _files(settings) == []
+
+
+def test_a_cancelled_run_goes_on_in_another_worker(client, settings, docs):
+    run = client.fit(_parameters(description='slow', run_name='slow'), {'train_data': docs})
+    with pytest.raises(ConflictError, match=r"'slow' is (CREATED|STARTED): only a FAILED run"):
+        client.resume_run('default', 'slow')
+    first = _wait(client, run, 'STARTED')
+    assert client.cancel_run('default', 'slow')['details'] == 'cancelled'
+    again = client.resume_run('default', 'slow')
+    assert (again['status'], again['details'], again['finished_at']) == ('CREATED', '', None)
+    assert again['artifact_id'] == run['artifact_id']
+    going = _wait(client, run, 'STARTED')
+    assert going['created_at'] == first['created_at']
+    assert is_alive(client._record('default', 'slow').worker)
+    client.cancel_run('default', 'slow')
+    lines = client.get_run_logs('default', 'slow').splitlines()
+    assert [line.endswith('The run failed: cancelled') for line in lines].count(True) == 2
+    # from the command line
+    done = CliRunner().invoke(
+        app, ['resume', 'slow'], env={'FINETUNER_HOME': str(settings.home)}, catch_exceptions=False
+    )
+    assert 'slow goes on' in done.output
+    assert client.get_run('default', 'slow')['status'] in ('CREATED', 'STARTED')
+    client.cancel_run('default', 'slow')
+
+
+def test_a_finished_run_does_not_go_on(client, docs):
+    run = client.fit(_parameters(run_name='done'), {'train_data': docs})
+    _wait(client, run, 'FINISHED')
+    with pytest.raises(ConflictError, match=r"'done' is FINISHED.*model_artifact"):
+        client.resume_run('default', 'done')
+    with pytest.raises(NotFoundError, match='done'):
+        client.resume_run('default', 'don')
+    assert client.get_run_checkpoints('default', 'done') == {}
 
 
 def test_delete_takes_the_artifact(client, settings, docs):

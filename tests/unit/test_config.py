@@ -159,6 +159,8 @@ def test_unknown_name_without_a_near_one_lists_all():
         (callback.EarlyStopping, {'baseline': 'x'}, 'baseline'),
         (callback.EarlyStopping, {'mode': 'up'}, 'mode.*auto, min, max'),
         (callback.BestModelCheckpoint, {'mode': 'up'}, 'mode.*auto, min, max'),
+        (callback.TrainingCheckpoint, {'last_k_epochs': 0}, 'last_k_epochs'),
+        (callback.TrainingCheckpoint, {'last_k_epochs': 1.5}, 'last_k_epochs'),
     ],
 )
 def test_callbacks_check_their_options(class_, options, named):

@@ -100,6 +100,88 @@ def test_augmentation_in_workers_is_reproducible(num_workers):
     assert len(torch.unique(values)) == values.numel(), 'workers draw the same numbers'
 
 
+def _drawn(num_workers, seed=1, state=None, take=None):
+    """Two epochs of what an augmentation drew, and the loader's place after `take` batches."""
+
+    def augment(doc):
+        return np.array([random.random(), np.random.rand(), torch.rand(1).item()])
+
+    dataset = ClassDataset(number_data(24, 3), augment)
+    sampler = ClassSampler(dataset.labels, 6, 2, seed=seed)
+    loader = build_loader(dataset, sampler, num_workers=num_workers, seed=seed)
+    if state is not None:
+        loader.load_state_dict(state)
+    place, batches = None, []
+    while len(batches) < 8 and loader.state_dict()['epoch'] < 2:
+        for inputs, _ in loader:
+            batches.append(inputs)
+            if len(batches) == take:
+                place = loader.state_dict()
+    loader.close()
+    return batches, place
+
+
+@pytest.mark.parametrize('num_workers', [1, 2])
+def test_augmentation_does_not_depend_on_the_number_of_workers(num_workers):
+    alone, several = _drawn(0)[0], _drawn(num_workers)[0]
+    assert len(alone) == len(several) == 8
+    assert all(torch.equal(*pair) for pair in zip(alone, several, strict=True))
+
+
+def test_loading_draws_nothing_from_the_generators_of_the_process():
+    states = []
+    for loads in (False, True):
+        random.seed(3)
+        np.random.seed(3)
+        torch.manual_seed(3)
+        if loads:
+            _drawn(0)
+        states.append((random.random(), np.random.rand(), torch.rand(1).item()))
+    assert states[0] == states[1]
+
+
+@pytest.mark.parametrize(
+    ('num_workers', 'take'), [*((0, take) for take in range(1, 9)), (2, 3), (2, 4), (2, 6)]
+)
+def test_a_loader_goes_on_where_another_one_was(num_workers, take):
+    whole, place = _drawn(num_workers, take=take)
+    assert place == {'epoch': (take - 1) // 4, 'num_taken': (take - 1) % 4 + 1, 'broken': {}}
+    # by another number of workers, too
+    rest, _ = _drawn(2 - num_workers if take == 4 else num_workers, state=place)
+    assert len(rest) == 8 - take
+    assert all(torch.equal(*pair) for pair in zip(rest, whole[take:], strict=True))
+
+
+def test_a_place_counts_batches_that_were_left_out():
+    """A batch of broken files is not seen, but has to be skipped when going on."""
+
+    def preprocess(doc):
+        if doc.tensor[0, 0] < 6:
+            raise OSError('gone')
+        return doc.tensor
+
+    dataset = ClassDataset(number_data(24, 3), preprocess)
+
+    def loader_from(state=None):
+        loader = build_loader(dataset, SequentialSampler(24, 4), on_broken='skip')
+        if state:
+            loader.load_state_dict(state)
+        return loader
+
+    loader = loader_from()
+    batches = []
+    for inputs, _ in loader:
+        batches.append(inputs)
+        if len(batches) == 2:
+            place = loader.state_dict()
+    assert place['num_taken'] == 3
+    assert len(place['broken']) == 6
+    again = loader_from(place)
+    rest = [inputs for inputs, _ in again]
+    assert [each.tolist() for each in rest] == [each.tolist() for each in batches[2:]]
+    assert again.broken == loader.broken
+
+
 def test_opencv_keeps_to_one_thread_in_workers():
     import cv2
 

@@ -8,7 +8,12 @@ import torch
 from docarray import Document, DocumentArray
 
 import finetuner
-from finetuner.callback import BestModelCheckpoint, EarlyStopping, EvaluationCallback
+from finetuner.callback import (
+    BestModelCheckpoint,
+    EarlyStopping,
+    EvaluationCallback,
+    TrainingCheckpoint,
+)
 from finetuner.excepts import ConfigError, DataError, TrainingError
 from finetuner.training.trainer import BaseCallback
 from tests.conftest import make_vector_docs
@@ -18,6 +23,11 @@ from tests.unit.test_trainer import noisy_docs, share_of_right_neighbours
 def fit(model, docs, **options):
     options = {'epochs': 1, 'batch_size': 16, 'num_items_per_class': 4, **options}
     return finetuner.fit(model, docs, **options)
+
+
+def test_models_of_epochs_are_for_runs(tiny_network, vector_docs):
+    with pytest.raises(ConfigError, match='save the model in on_epoch_end of a callback'):
+        fit(tiny_network, vector_docs, callbacks=[TrainingCheckpoint()])
 
 
 def test_the_model_given_is_trained_and_returned(tiny_network):

@@ -246,6 +246,67 @@ def test_evaluations(store):
     assert store.read_evaluations(run.id, 'examples') == {'after': {'q': ['a', 'b']}}
 
 
+def test_a_failed_run_opens_again_once(store):
+    run = _create(store)
+    other = ProcessMark(13, 'other launcher')
+    for status in ('CREATED', 'STARTED'):
+        assert not store.reopen(run.id, other, 'there'), status
+        store.mark_started(run.id, WORKER)
+    store.request_cancel(run.id)
+    store.mark_failed(run.id, 'cancelled')
+    assert store.reopen(run.id, other, 'there')
+    assert not store.reopen(run.id, other, 'there')
+    opened = store.read_run(run.id)
+    assert (opened.status, opened.details, opened.cancel_requested) == ('CREATED', '', False)
+    assert (opened.launcher, opened.worker, opened.host) == (other, None, 'there')
+    assert opened.finished_at is None
+    assert opened.artifact_id == run.artifact_id
+    store.mark_started(run.id, ProcessMark(14, 'second worker'))
+    store.mark_finished(run.id)
+    assert not store.reopen(run.id, other, 'there')
+
+
+def test_a_second_worker_is_not_buried_for_the_first(store):
+    run = _create(store)
+    store.mark_started(run.id, WORKER)
+    seen = store.read_run(run.id)
+    # another process finds it dead first, and the run goes on
+    assert store.mark_failed(run.id, 'killed', seen=seen)
+    store.reopen(run.id, LAUNCHER, 'this-host')
+    assert not store.mark_failed(run.id, 'killed', seen=seen)
+    store.mark_started(run.id, ProcessMark(12, 'second worker'))
+    assert not store.mark_failed(run.id, 'killed', seen=seen)
+    assert store.read_run(run.id).status == 'STARTED'
+    assert store.mark_failed(run.id, 'killed', seen=store.read_run(run.id))
+
+
+def test_a_late_launcher_does_not_hide_the_worker(store):
+    run = _create(store)
+    store.set_worker(run.id, WORKER)
+    assert store.read_run(run.id).worker == WORKER
+    quick = ProcessMark(15, 'started meanwhile')
+    store.mark_started(run.id, quick)
+    store.set_worker(run.id, WORKER)
+    assert store.read_run(run.id).worker == quick
+
+
+def test_values_after_a_place_are_forgotten(store):
+    run, other = _create(store), _create(store, 'other')
+    values = [
+        MetricValue(step, epoch, 'loss', step / 10)
+        for epoch, steps in enumerate([(1, 2), (3, 4), (5, 6)])
+        for step in steps
+    ]
+    ends = [MetricValue(None, epoch, 'train_loss', 1.0) for epoch in range(3)]
+    for each in (run, other):
+        store.record(each.id, metrics=values + ends)
+    store.forget_metrics(run.id, 3, 1)
+    assert store.read_metrics(run.id) == [*values[:3], ends[0]]
+    store.forget_metrics(run.id, 0, 0)
+    assert store.read_metrics(run.id) == []
+    assert len(store.read_metrics(other.id)) == 9
+
+
 def test_a_name_of_data_moves(store):
     store.name_dataset('emoji', 'a' * 64, 10, 100)
     store.name_dataset('emoji', 'b' * 64, 20, 200)

@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+import shutil
 
 import numpy as np
 import pytest
@@ -16,7 +17,9 @@ from finetuner.evaluation import METRICS, evaluate_embeddings
 from finetuner.excepts import ArtifactError, ConfigError, DataError, PictureError
 from finetuner.inference import load_engine
 from finetuner.models.zoo import BACKBONES
+from finetuner.runs.run_files import checkpoint_directory, epochs_directory
 from finetuner.runs.runner import data_references, execute_run, validate_run
+from finetuner.training.epoch_directories import kept_epochs
 from tests.conftest import make_picture_docs
 
 OPTIONS = {'weights': 'none', 'input_size': 32}
@@ -70,6 +73,83 @@ def execute(directory, data=None, **parameters):
 
 def weights_of(directory):
     return load_artifact(directory).build_model().state_dict()
+
+
+def kept(tmp_path, name, last_k=2, **parameters):
+    """Run with TrainingCheckpoint; the observer, and what is kept by epoch."""
+    observer = GoingObserver()
+    stored = {'train': make_picture_docs(), 'query': make_picture_docs(seed=1)}
+    callback = {'name': 'TrainingCheckpoint', 'options': {'last_k_epochs': last_k}}
+    given = config(
+        callbacks=[EVALUATION, callback], epochs=3, checkpoint_seconds=1e-6, **parameters
+    )
+    files = tmp_path / name
+    execute_run(given, stored.__getitem__, tmp_path / f'{name}-artifact', observer, files)
+    return observer, kept_epochs(epochs_directory(files))
+
+
+class GoingObserver(Observer):
+    """Hears of checkpoints, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.places, self.num_saves = [], 0
+
+    def begins(self, step, epoch):
+        self.places.append((step, epoch))
+
+    def write_all(self):
+        self.num_saves += 1
+
+
+def test_models_of_the_last_epochs_are_whole_artifacts(tmp_path):
+    observer, found = kept(tmp_path, 'run')
+    assert list(found) == [2, 3]
+    assert (observer.places, observer.num_saves) == ([(0, 0)], 9)
+    # training itself is not disturbed: the last one is the model that the run ends with
+    execute(tmp_path / 'alone', callbacks=[EVALUATION], epochs=3)
+    last = weights_of(tmp_path / 'alone')
+    for name, tensor in weights_of(found[3]).items():
+        assert torch.equal(tensor, last[name]), name
+    assert any(not torch.equal(t, last[name]) for name, t in weights_of(found[2]).items())
+    docs = DocumentArray(make_picture_docs(seed=1), copy=True)
+    assert load_engine(found[2]).encode_documents(docs) == []
+    assert docs.embeddings.shape == (24, 576)
+    artifact = load_artifact(found[2])
+    assert list(artifact.metrics) == ['before']
+    assert artifact.onnx_path is None
+    # and training goes on from one
+    execute(tmp_path / 'next', model_artifact=str(found[2]), epochs=1, model_options={})
+    assert load_artifact(tmp_path / 'next').manifest['parent'] == 'epoch-2'
+
+
+def test_an_epoch_kept_before_a_kill_is_written_again(tmp_path):
+    _, found = kept(tmp_path, 'run', last_k=1)
+    assert list(found) == [3]
+    before = weights_of(found[3])
+    (found[3].parent / '.epoch-4').mkdir()
+    found[3].rename(found[3].with_name('epoch-7'))
+    # the checkpoint is that of the end: nothing is trained again
+    files = tmp_path / 'run'
+    given = config(callbacks=[EVALUATION, {'name': 'TrainingCheckpoint', 'options': {}}], epochs=3)
+    stored = {'train': make_picture_docs(), 'query': make_picture_docs(seed=1)}
+    observer = GoingObserver()
+    execute_run(given, stored.__getitem__, tmp_path / 'again', observer, files)
+    assert observer.places == [(6, 3)]
+    assert observer.steps == []
+    assert [stage for stage, _ in observer.evaluations] == ['before', 'after']
+    for name, tensor in weights_of(tmp_path / 'again').items():
+        assert torch.equal(tensor, before[name]), name
+    # another attempt from the start clears what the first one kept
+    shutil.rmtree(checkpoint_directory(files))
+    execute_run(given, stored.__getitem__, tmp_path / 'anew', GoingObserver(), files)
+    assert list(kept_epochs(epochs_directory(files))) == [3]
+    assert sorted(path.name for path in epochs_directory(files).iterdir()) == ['epoch-3']
+
+
+def test_models_of_epochs_need_a_run(tmp_path):
+    with pytest.raises(ConfigError, match="TrainingCheckpoint keeps models in a run's directory"):
+        execute(tmp_path, callbacks=[{'name': 'TrainingCheckpoint'}])
 
 
 def validate(docs=None, data=None, **parameters):
