@@ -13,7 +13,8 @@ import torch
 
 from finetuner.evaluation import evaluate_embeddings, own_positions
 from finetuner.search import search
-from finetuner.training.trainer import BaseCallback, Trainer, to_device
+from finetuner.training.step import to_device
+from finetuner.training.trainer import BaseCallback, Trainer
 
 logger = logging.getLogger('finetuner.training')
 

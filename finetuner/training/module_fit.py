@@ -29,12 +29,12 @@ from finetuner.training.setup import (
     prepare_callbacks,
     resolve_batch,
 )
+from finetuner.training.step import to_device
 from finetuner.training.trainer import (
     BaseCallback,
     Trainer,
     resolve_device,
     seed_everything,
-    to_device,
 )
 
 logger = logging.getLogger('finetuner.training')
