@@ -33,6 +33,7 @@ from finetuner.training.precision import (
 logger = logging.getLogger('finetuner.training')
 
 _NUM_ROWS_TIMED = 32
+_LONGEST_REASON = 300
 
 
 @dataclass(frozen=True)
@@ -224,7 +225,7 @@ class TrainingStep:
         try:
             loss = self._step(inputs, labels)
         except TorchDynamoException as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = ' '.join(str(error).split())[:_LONGEST_REASON]
             raise TrainingError(
                 f'compile_model=True: the model cannot be compiled here ({reason}): leave '
                 'compile_model out'
