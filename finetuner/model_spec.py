@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -23,6 +23,8 @@ class ModelSpec:
         output_dim: length asked of the projection head, None without one.
         whitening: whether the projection head is a `Whitening`; of texts it is one of the
             dense layers that their folder lists.
+        matryoshka_dims: lengths at which the beginning of an embedding was trained to be a good
+            embedding, in order.
     """
 
     backbone: str
@@ -30,6 +32,7 @@ class ModelSpec:
     inputs: InputSpec
     output_dim: int | None = None
     whitening: bool = False
+    matryoshka_dims: tuple[int, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values: the specification of inputs stands under `picture` or `text`."""
@@ -40,6 +43,7 @@ class ModelSpec:
             key: asdict(self.inputs),
             'output_dim': self.output_dim,
             'whitening': self.whitening,
+            'matryoshka_dims': list(self.matryoshka_dims),
         }
 
     @classmethod
@@ -60,9 +64,17 @@ class ModelSpec:
                 inputs=_picture_spec(values['picture']) if text is None else _text_spec(text),
                 output_dim=None if values['output_dim'] is None else int(values['output_dim']),
                 whitening=bool(values.get('whitening', False)),
+                matryoshka_dims=_lengths(values.get('matryoshka_dims', ()), dimension),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f'{MANIFEST} does not describe its model: {error!r}') from error
+
+
+def _lengths(values: Sequence[Any], dimension: int) -> tuple[int, ...]:
+    lengths = tuple(int(value) for value in values)
+    if not all(1 <= length < dimension for length in lengths):
+        raise ValueError('matryoshka_dims are out of range')
+    return lengths
 
 
 def _picture_spec(values: Mapping[str, Any]) -> PictureSpec:
@@ -101,6 +113,9 @@ def model_card(spec: ModelSpec, record: TrainingRecord) -> str:
     """The README of an artifact: what the model takes and gives, how it was trained, how it does."""
     config = record.config or {}
     lines = [f'# Embedding model from {spec.backbone}', '', *_usage(spec)]
+    if spec.matryoshka_dims:
+        lengths = ', '.join(map(str, spec.matryoshka_dims))
+        lines += ['', f'The first {lengths} values of an embedding are embeddings, too.']
     if record.num_documents is not None:
         named = ('loss', 'optimizer', 'learning_rate', 'epochs', 'batch_size', 'scheduler', 'seed')
         settings = ', '.join(f'{name} {config[name]}' for name in named if config.get(name))

@@ -2,47 +2,35 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-import numpy as np
 from docarray import Document
 
 from finetuner.artifact import TrainingRecord, save_artifact
-from finetuner.augmentation import Augmentation, build_augmentation
 from finetuner.config import RunConfig
-from finetuner.data.datasets import ClassDataset
-from finetuner.data.samplers import SequentialSampler
-from finetuner.excepts import ConfigError, ContentError
+from finetuner.excepts import ContentError
 from finetuner.inputs import PictureReader
 from finetuner.models.backbones import PictureSpec, TextSpec
-from finetuner.models.whitening import Whitening
 from finetuner.runs.plan import Plan, check_contents, make_plan
-from finetuner.training.losses import build_loss, build_miner, learns_class_weights
-from finetuner.training.objectives import Objective, build_objective, check_objective_runs
-from finetuner.training.optimization import (
-    LAYER_DECAY,
-    build_model_optimizer,
-    build_optimizer,
-    build_schedule,
+from finetuner.runs.training_parts import (
+    build_training,
+    build_training_loaders,
+    check_training,
+    freezes_batch_norm,
+    step_options,
+    with_own_callbacks,
 )
 from finetuner.training.setup import Pipeline, build_callbacks
-from finetuner.training.trainer import BaseCallback
-from finetuner.training.whitening import WhiteningFit, whitening_sample
 
 if TYPE_CHECKING:
-    import torch
-
     from finetuner.models.embedding_model import EmbeddingModel
 
 logger = logging.getLogger('finetuner.run')
 
 _NUM_EXPORT_INPUTS = 16
-_EMBED_BATCH_SIZE = 64
 
 
 class RunObserver(Protocol):
@@ -81,9 +69,7 @@ def validate_run(config: RunConfig, data: Mapping[str, Sequence[Document]]) -> R
         ArtifactError: the artifact to continue from is damaged.
     """
     plan = make_plan(config, data)
-    training = _build_training(plan, _stand_in())
-    kind = plan.train.kind
-    check_objective_runs(training.objective, kind, plan.spec.dimension, plan.train.num_classes)
+    check_training(plan)
     if config.on_broken == 'stop':
         check_contents(plan)
     return plan.config
@@ -162,74 +148,6 @@ def _build_model(plan: Plan) -> EmbeddingModel:
     return model
 
 
-def _stand_in() -> torch.nn.Module:
-    """A convolution, a matrix and vectors, as networks have them, to check options on."""
-    import torch
-
-    return torch.nn.Sequential(torch.nn.Conv2d(2, 2, 1), torch.nn.Linear(2, 2))
-
-
-@dataclass(frozen=True)
-class _Training:
-    """What the trainer is made of, built once to check it and once to use it."""
-
-    objective: Objective
-    optimizers: list[torch.optim.Optimizer]
-    schedule: Any
-
-
-def _build_training(plan: Plan, model: Any, batches_per_epoch: int = 1) -> _Training:
-    config = plan.config
-    if config.loss is None or config.learning_rate is None:
-        raise ValueError('the plan names a loss and a learning rate')
-    if plan.validation is not None and learns_class_weights(config.loss, config.loss_options):
-        raise ConfigError(
-            f'loss {config.loss} learns weights for the classes of the training data, so it cannot '
-            'judge validation data: leave out eval_data and val_split, or use EvaluationCallback'
-        )
-    loss = build_loss(config.loss, config.loss_options, plan.spec.dimension, plan.train.num_classes)
-    miner = build_miner(config.miner, config.miner_options)
-    objective = build_objective(plan.train.kind, loss, miner, plan.batch.size)
-    if config.optimizer == 'LBFGS' and config.loss == 'CrossBatchMemory':
-        raise ConfigError(
-            'optimizer LBFGS computes the loss several times a step, and CrossBatchMemory would '
-            'remember the batch each time: take another optimizer, such as AdamW'
-        )
-    optimizers = [
-        build_model_optimizer(
-            config.optimizer, model, config.learning_rate, config.optimizer_options
-        )
-    ]
-    of_loss = list(loss.parameters())
-    if of_loss:
-        # a loss with weights of its own learns them beside the model's
-        named = config.loss_optimizer or config.optimizer
-        if named == 'LBFGS':
-            raise ConfigError(
-                f'loss {config.loss} has weights of its own, which LBFGS cannot learn beside the '
-                "model's: name another loss_optimizer, such as SGD"
-            )
-        options = config.loss_optimizer_options or (
-            {} if config.loss_optimizer else config.optimizer_options
-        )
-        options = {name: value for name, value in options.items() if name != LAYER_DECAY}
-        rate = options.pop('lr', config.learning_rate)
-        optimizers.append(build_optimizer(named, of_loss, rate, options))
-    elif config.loss_optimizer or config.loss_optimizer_options:
-        raise ConfigError(
-            f'loss {config.loss} has no parameters to optimize: leave out loss_optimizer and '
-            'loss_optimizer_options'
-        )
-    schedule = build_schedule(
-        config.scheduler,
-        optimizers[0],
-        config.scheduler_options,
-        config.epochs,
-        batches_per_epoch,
-    )
-    return _Training(objective, optimizers, schedule)
-
-
 def _train(
     plan: Plan,
     model: EmbeddingModel,
@@ -249,20 +167,17 @@ def _train(
         on_broken=config.on_broken,
     )
     with pipeline:
-        augmented = _training_read(plan)
-        loader = pipeline.training_loader(plan.train, plan.batch, augmented)
-        val_loader = None
-        if plan.validation is not None:
-            val_loader = pipeline.training_loader(
-                plan.validation,
-                plan.validation_batch,
-                augmented if plan.validation.kind == 'instance' else None,
-            )
-        training = _build_training(plan, model, len(loader))
+        loader, val_loader = build_training_loaders(plan, pipeline)
+        training = build_training(plan, model, len(loader))
         callbacks = build_callbacks(
-            plan.callbacks, plan.backbone.name, pipeline, report, observer.examples
+            plan.callbacks,
+            plan.backbone.name,
+            pipeline,
+            report,
+            observer.examples,
+            plan.spec.matryoshka_dims,
         )
-        callbacks += _whitening(plan, model, pipeline)
+        callbacks = with_own_callbacks(callbacks, plan, model, loader, pipeline)
         watch = ProgressReport(observer.progress, observer.step_metrics, observer.epoch_metrics)
         trainer = Trainer(
             model,
@@ -271,45 +186,11 @@ def _train(
             schedule=training.schedule,
             callbacks=[*callbacks, watch],
             device=device,
-            freeze_batch_norm=_freezes_batch_norm(config),
+            freeze_batch_norm=freezes_batch_norm(config),
+            step_options=step_options(plan, len(loader)),
         )
         trainer.fit(loader, config.epochs, val_loader)
         loader.log_broken()
-
-
-def _whitening(plan: Plan, model: EmbeddingModel, pipeline: Pipeline) -> list[BaseCallback]:
-    """What fits the model's whitening, if it has one that is not fitted yet."""
-    found = [m for m in model.modules() if isinstance(m, Whitening) and not m.fitted]
-    if not found or not isinstance(plan.train, ClassDataset):
-        return []
-    sampled = whitening_sample(plan.train, plan.config.seed)
-    sampler = SequentialSampler(len(sampled), _EMBED_BATCH_SIZE)
-    first, last = (
-        pipeline.loader(sampled, sampler, preprocess_fn=reader.read)
-        for reader in (plan.train_reader, plan.reader)
-    )
-    return [WhiteningFit(found[0], first, last, np.asarray(sampled.labels))]
-
-
-def _training_read(plan: Plan) -> Callable[[Document], Any]:
-    """How a Document becomes an input in training: pictures may be smaller, and varied."""
-    reader = plan.train_reader
-    if not isinstance(reader, PictureReader):
-        return reader.read
-    augmentation = build_augmentation(plan.augmentation, reader.size)
-    return functools.partial(_augmented, reader=reader, augmentation=augmentation)
-
-
-def _augmented(doc: Document, reader: PictureReader, augmentation: Augmentation | None) -> Any:
-    picture = reader.read(doc)
-    return picture if augmentation is None else augmentation(picture)
-
-
-def _freezes_batch_norm(config: RunConfig) -> bool:
-    """Keep pretrained statistics, which small batches would ruin; an untrained net has none."""
-    if config.freeze_batch_norm is not None:
-        return config.freeze_batch_norm
-    return config.model_options.get('weights') != 'none'
 
 
 def _save(
@@ -369,8 +250,22 @@ def _log_plan(plan: Plan, device: str) -> None:
             [
                 '' if plan.augmentation == 'none' else f', augmentation {plan.augmentation}',
                 ', whitening' if config.whiten else '',
+                *_extras(config),
             ]
         ),
         config.epochs,
         config.seed,
     )
+
+
+def _extras(config: RunConfig) -> list[str]:
+    """What a step does beyond the plain one, for the log."""
+    lengths = ', '.join(map(str, config.matryoshka_dims))
+    said = {
+        f'{config.micro_batch_size} at a time': config.micro_batch_size,
+        f'also cut to {lengths}': lengths,
+        'hard negatives': config.hard_negatives,
+        f'averaged weights ({config.ema_decay})': config.ema_decay,
+        'compiled': config.compile_model,
+    }
+    return [f', {what}' for what, asked in said.items() if asked]

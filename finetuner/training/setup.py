@@ -30,6 +30,7 @@ from finetuner.training.callbacks import (
     RetrievalEvaluation,
     Stopping,
 )
+from finetuner.training.matryoshka import metric_name
 from finetuner.training.trainer import BaseCallback
 
 DEFAULT_BATCH_SIZE = 128
@@ -224,13 +225,16 @@ def parse_callback(name: str, options: dict[str, Any], data: dict[str, Any]) -> 
 
 
 def prepare_callbacks(
-    descriptions: Sequence[Description | BaseCallback], has_validation_data: bool
+    descriptions: Sequence[Description | BaseCallback],
+    has_validation_data: bool,
+    lengths: Sequence[int] = (),
 ) -> list[Description | BaseCallback]:
     """Check what callbacks evaluate and monitor, before anything is trained.
 
     Args:
         descriptions: as the user gave them; a `BaseCallback` is left alone.
         has_validation_data: whether there is a validation loss to monitor.
+        lengths: that embeddings are cut to and measured at besides the whole.
 
     Returns:
         The same, with datasets in the place of evaluation data.
@@ -252,6 +256,7 @@ def prepare_callbacks(
     for description in descriptions:
         if isinstance(description, EvaluationCallback):
             measured |= set(METRICS)
+            measured |= {metric_name(name, length) for name in METRICS for length in lengths}
             description = _prepare_evaluation(description)
         elif not isinstance(description, BaseCallback) and description.monitor not in measured:
             name = type(description).__name__
@@ -300,6 +305,7 @@ def build_callbacks(
     pipeline: Pipeline,
     report: ReportMetrics,
     report_examples: ReportExamples,
+    lengths: tuple[int, ...] = (),
 ) -> list[BaseCallback]:
     """Set the described callbacks to work.
 
@@ -309,6 +315,7 @@ def build_callbacks(
         pipeline: how Documents become inputs.
         report: told metrics before and after training.
         report_examples: told example results before and after training.
+        lengths: that embeddings are cut to and measured at besides the whole.
     """
     built: list[BaseCallback] = []
     for description in descriptions:
@@ -328,7 +335,9 @@ def build_callbacks(
             )
         else:
             prefix = description.caption or caption
-            evaluation = _build_evaluation(description, prefix, pipeline, report, report_examples)
+            evaluation = _build_evaluation(
+                description, prefix, pipeline, report, report_examples, lengths
+            )
             built.append(evaluation)
     return built
 
@@ -339,6 +348,7 @@ def _build_evaluation(
     pipeline: Pipeline,
     report: ReportMetrics,
     report_examples: ReportExamples,
+    lengths: tuple[int, ...],
 ) -> RetrievalEvaluation:
     # `prepare_callbacks` has put datasets there
     query_data: Any = description.query_data
@@ -355,6 +365,7 @@ def _build_evaluation(
         exclude_self=description.exclude_self,
         steps_per_interval=description.steps_per_interval,
         num_examples=description.num_example_queries if description.gather_examples else 0,
+        lengths=lengths,
     )
     return RetrievalEvaluation(caption, sets[0], sets[1], options, report, report_examples)  # type: ignore[arg-type]
 

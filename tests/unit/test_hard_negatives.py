@@ -50,13 +50,13 @@ def dataset_of():
     return ClassDataset(make_vector_docs(NUM_CLASSES, ITEMS, DIMENSION))
 
 
-def build(dataset, seed=0, batch_size=8):
+def build(dataset, seed=0, batch_size=8, preprocess_fn=None):
     sampler = NeighbourClassSampler(dataset.labels, batch_size, 2, seed)
-    pipeline, opened = Pipeline(None, seed=seed), []
+    pipeline, opened = Pipeline(preprocess_fn, seed=seed), []
 
     def build_loader(part):
         opened.append([part.document(i).id for i in range(len(part))])
-        return pipeline.loader(part, SequentialSampler(len(part), 16))
+        return pipeline.loader(part, SequentialSampler(len(part), 16), on_broken='skip')
 
     return HardNegatives(sampler, dataset, build_loader, seed), sampler, pipeline, opened
 
@@ -111,6 +111,31 @@ def test_of_much_data_some_is_looked_at_and_labels_stay_right(monkeypatch, caplo
         pipeline.loader(dataset, sampler), 2
     )
     assert same == opened
+
+
+def test_documents_that_cannot_be_loaded_do_not_shift_the_others():
+    def read(doc):
+        if doc.id.endswith('-0-1') or '-3-' in doc.id:
+            raise OSError('damaged')
+        return doc.tensor
+
+    dataset = dataset_of()
+    callback, sampler, _, _ = build(dataset, preprocess_fn=read)
+    told = []
+    sampler.set_neighbours = lambda *given: told.append(given)
+    model = torch.nn.Linear(DIMENSION, DIMENSION)
+    trainer = trainer_of(model, [])
+    trainer.state = TrainerState(epoch=0)
+    callback.on_epoch_begin(trainer)
+    labels = np.asarray(dataset.labels)
+    usable = (labels != 3) & (np.arange(len(labels)) != 1)
+    contents = torch.from_numpy(np.stack([content for content, _ in dataset]))[usable]
+    expected = nearest_classes(
+        model(contents).detach().numpy(), labels[usable], sampler.num_neighbours
+    )
+    assert 3 not in expected[0]
+    for found, wanted in zip(told[0], expected, strict=True):
+        np.testing.assert_array_equal(found, wanted)
 
 
 def test_its_state_goes_on_within_the_epoch():
