@@ -217,7 +217,8 @@ def build_model(
         name: see `list_models()`.
         model_options: see `list_model_options()`.
         batch_size: inputs embedded at a time.
-        select_model: for models with several towers; these have one.
+        select_model: of a model of texts and pictures, `clip-text` or `clip-vision`; None takes
+            both, each for the contents that are its own.
         device: `cpu` or `cuda`; None takes a GPU where there is one.
         is_onnx: export it and run it in ONNX Runtime.
 
@@ -229,9 +230,7 @@ def build_model(
     """
     from finetuner.inference import build_engine
 
-    if select_model is not None:
-        raise ConfigError(f'select_model={select_model!r}: {name} is a single model')
-    return build_engine(name, model_options, batch_size, device, is_onnx)
+    return build_engine(name, model_options, batch_size, device, is_onnx, select_model=select_model)
 
 
 def get_model(
@@ -249,7 +248,8 @@ def get_model(
         artifact: `run.artifact_id`, or the path of an artifact directory or its zip.
         token: accepted for Finetuner's scripts; local artifacts need none.
         batch_size: inputs embedded at a time.
-        select_model: for artifacts with several models; these have one.
+        select_model: of an artifact of texts and pictures, `clip-text` or `clip-vision`; None
+            takes both, each for the contents that are its own.
         device: `cpu` or `cuda`; None takes a GPU where there is one.
         logging_level: accepted for Finetuner's scripts; see Python's `logging`.
         is_onnx: run the artifact's ONNX graph, several times faster on a CPU.
@@ -305,7 +305,12 @@ def encode(
         )
     if isinstance(data, str):
         raise ConfigError(f'data is the text {data!r}: put it in a list')
-    field = 'text' if model.spec.inputs.modality == 'text' else 'uri'
+    modality = model.spec.inputs.modality
+    if modality == 'text-image' and not isinstance(data, DocumentArray):
+        raise ConfigError(
+            f'{model.name} embeds texts and pictures: give Documents, or select_model to get_model'
+        )
+    field = 'text' if modality == 'text' else 'uri'
     documents: Any = data
     if not isinstance(data, DocumentArray):
         documents = DocumentArray(Document(**{field: content}) for content in data)

@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
 import platform
 import tempfile
-import zipfile
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetuner.artifact_files import (
+    SCHEMA_VERSION,
+    WEIGHTS,
+    hash_file,
+    read_manifest,
+    verify_files,
+    zip_artifact,
+)
 from finetuner.excepts import ArtifactError, ConfigError
 from finetuner.inputs import InputReader, ModelInputs, build_reader
 from finetuner.model_spec import MANIFEST, ModelSpec, TrainingRecord, model_card
-from finetuner.models.backbones import TOKENIZER, Backbone, TextSpec
-from finetuner.models.zoo import get_backbone, text_backbone
+from finetuner.models.backbones import (
+    TEXT_TOWER,
+    TOKENIZER,
+    TOWERS,
+    Backbone,
+    TextImageBackbone,
+    TextImageSpec,
+    TextSpec,
+)
+from finetuner.models.catalogue import clip_vision_backbone, towers_backbone
+from finetuner.models.zoo import encoder_backbone, get_backbone
 from finetuner.onnx_export import export_onnx
 from finetuner.storage.archives import unzip
 from finetuner.uris import DEFAULT_POLICY, PicturePolicy
@@ -28,13 +43,25 @@ if TYPE_CHECKING:
 
     from finetuner.inference import InferenceEngine
     from finetuner.models.embedding_model import EmbeddingModel
+    from finetuner.models.text_image import TextImageModel
+
+__all__ = [
+    'Artifact',
+    'ModelSpec',
+    'TrainingRecord',
+    'hash_file',
+    'load_artifact',
+    'save_artifact',
+    'save_model',
+    'zip_artifact',
+]
 
 logger = logging.getLogger('finetuner.artifact')
 
-SCHEMA_VERSION = 1
-WEIGHTS = 'model.safetensors'
 ONNX = 'model.onnx'
 CARD = 'README.md'
+# of a tower that transformers builds
+CONFIG = 'config.json'
 _PACKAGES = (
     'finetuner',
     'torch',
@@ -58,6 +85,18 @@ class Artifact:
         self.spec = ModelSpec.from_json(manifest.get('model') or {})
         self._keep = keep  # an unzipped artifact lives as long as this object
 
+    def tower(self, name: str) -> Artifact:
+        """One of the two models of an artifact of texts and pictures.
+
+        Args:
+            name: one of `TOWERS`.
+
+        Raises:
+            ArtifactError: its description is missing.
+        """
+        # its files are among those whose hashes were compared
+        return Artifact(self.directory / name, read_manifest(self.directory / name), self._keep)
+
     @property
     def onnx_path(self) -> Path | None:
         """The ONNX graph, None when it was not exported."""
@@ -67,6 +106,16 @@ class Artifact:
     def metrics(self) -> dict[str, dict[str, float]]:
         """Retrieval metrics by stage."""
         return self.manifest.get('metrics') or {}
+
+    def build_towers(self) -> TextImageModel:
+        """Build both models of an artifact of texts and pictures, in evaluation mode.
+
+        Raises:
+            ArtifactError: the weights do not fit the description.
+        """
+        from finetuner.models.text_image import TextImageModel
+
+        return TextImageModel(*(self.tower(name).build_model() for name in TOWERS)).eval()
 
     def build_model(self) -> EmbeddingModel:
         """Build the embedding model with the artifact's weights, in evaluation mode.
@@ -85,11 +134,14 @@ class Artifact:
     def _build(self) -> EmbeddingModel:
         from safetensors.torch import load_file
 
+        from finetuner.models.alignment import Alignment
         from finetuner.models.embedding_model import PictureNormalizer
         from finetuner.models.tailor import build_embedding_model, build_text_model
         from finetuner.models.whitening import Whitening
 
         inputs = self.spec.inputs
+        if isinstance(inputs, TextImageSpec):
+            raise TypeError('build_towers builds the models of this artifact')
         if isinstance(inputs, TextSpec):
             # the directory is laid out as any folder of a text encoder is
             return build_text_model(self.directory, inputs)
@@ -97,6 +149,11 @@ class Artifact:
         model = build_embedding_model(
             self.backbone, options, self.spec.output_dim, whitening=self.spec.whitening
         )
+        if self.spec.alignment:
+            roots = self.backbone.architecture == 'cnn'
+            model.projection_head = Alignment(
+                self.backbone.dimension, self.spec.dimension, takes_roots=roots
+            )
         for module in model.modules():
             if isinstance(module, Whitening):
                 module.fitted = True
@@ -115,7 +172,8 @@ class Artifact:
             ArtifactError: its tokenizer cannot be read.
         """
         try:
-            return build_reader(self.spec.inputs, self.directory / TOKENIZER, policy)
+            of_text = TEXT_TOWER if isinstance(self.spec.inputs, TextImageSpec) else ''
+            return build_reader(self.spec.inputs, self.directory / of_text / TOKENIZER, policy)
         except ConfigError as error:
             raise ArtifactError(f'the artifact is damaged: {error}') from error
 
@@ -126,21 +184,31 @@ class Artifact:
         Raises:
             ArtifactError: this version does not know it.
         """
+        inputs, name = self.spec.inputs, self.spec.backbone
         try:
-            if isinstance(self.spec.inputs, TextSpec):
-                return text_backbone(self.spec.backbone, str(self.directory))
-            return get_backbone(self.spec.backbone)
+            if isinstance(inputs, TextImageSpec):
+                text, vision = (self.tower(tower) for tower in TOWERS)
+                joined = vision.spec.alignment
+                return towers_backbone(name, text.backbone, vision.backbone, joined)
+            if isinstance(inputs, TextSpec):
+                return encoder_backbone(name, str(self.directory))
+            if (self.directory / CONFIG).is_file():
+                return clip_vision_backbone(
+                    name, str(self.directory), self.spec.dimension, inputs.input_size
+                )
+            return get_backbone(name)
         except ConfigError as error:
             raise ArtifactError(f'the artifact needs another backbone: {error}') from error
 
 
 def save_artifact(
     directory: Path,
-    model: EmbeddingModel,
+    model: EmbeddingModel | TextImageModel,
     spec: ModelSpec,
     record: TrainingRecord | None = None,
     onnx_inputs: ModelInputs | None = None,
     onnx_required: bool = False,
+    backbone: Backbone | None = None,
 ) -> None:
     """Write a complete artifact; the manifest comes last, so a broken-off one is none.
 
@@ -150,8 +218,9 @@ def save_artifact(
         spec: its description.
         record: where it comes from.
         onnx_inputs: a batch of real inputs; when given the model is also exported to ONNX and
-            compared with torch on them.
+            compared with torch on them. Of two towers, a batch under the name of each.
         onnx_required: fail when the export does, instead of leaving the graph out.
+        backbone: of two towers: that of the model.
 
     Raises:
         ArtifactError: the directory holds something already, or the required export failed.
@@ -161,14 +230,16 @@ def save_artifact(
     directory.mkdir(parents=True, exist_ok=True)
     record = record or TrainingRecord()
     model = model.eval().cpu()
-    _save_weights(model, spec, directory)
-    if onnx_inputs is not None:
-        try:
-            export_onnx(model, directory / ONNX, onnx_inputs)
-        except ArtifactError as error:
-            if onnx_required:
-                raise
-            logger.warning('The artifact has no ONNX graph: %s', error)
+    if isinstance(backbone, TextImageBackbone):
+        towers: Any = model.towers
+        given: Any = onnx_inputs or {}
+        for name, tower_spec in spec.tower_specs(backbone).items():
+            place = directory / name
+            save_artifact(place, towers[name], tower_spec, record, given.get(name), onnx_required)
+    else:
+        _save_weights(model, spec, directory)  # type: ignore[arg-type]
+        if onnx_inputs is not None:
+            _export(model, directory, onnx_inputs, onnx_required)
     (directory / CARD).write_text(model_card(spec, record), encoding='utf-8')
     manifest = {
         'schema_version': SCHEMA_VERSION,
@@ -193,6 +264,17 @@ def save_artifact(
     partial.rename(directory / MANIFEST)
 
 
+def _export(
+    model: torch.nn.Module, directory: Path, inputs: ModelInputs, is_required: bool
+) -> None:
+    try:
+        export_onnx(model, directory / ONNX, inputs)
+    except ArtifactError as error:
+        if is_required:
+            raise
+        logger.warning('The artifact has no ONNX graph: %s', error)
+
+
 def _save_weights(model: EmbeddingModel, spec: ModelSpec, directory: Path) -> None:
     if isinstance(spec.inputs, TextSpec):
         from finetuner.models.text import save_text_model
@@ -203,6 +285,9 @@ def _save_weights(model: EmbeddingModel, spec: ModelSpec, directory: Path) -> No
 
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, directory / WEIGHTS)
+    save_config = getattr(model.backbone, 'save_config', None)
+    if save_config is not None:
+        save_config(directory)
 
 
 def load_artifact(path: str | Path) -> Artifact:
@@ -228,60 +313,7 @@ def load_artifact(path: str | Path) -> Artifact:
             f'no artifact at {str(path)!r}: give the artifact_id of a finished run, or the path '
             'of an artifact directory or its zip'
         )
-    return Artifact(directory, _verify(directory), keep)
-
-
-def _verify(directory: Path) -> dict[str, Any]:
-    manifest_path = directory / MANIFEST
-    if not manifest_path.is_file() or manifest_path.is_symlink():
-        raise ArtifactError(f'{directory.name!r} is no artifact: it has no {MANIFEST}')
-    try:
-        manifest = json.loads(manifest_path.read_text(encoding='utf-8'))
-        schema, files = manifest['schema_version'], dict(manifest['files'])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ArtifactError(
-            f'{MANIFEST} in {directory.name!r} cannot be read: {error!r}'
-        ) from error
-    if schema != SCHEMA_VERSION:
-        raise ArtifactError(
-            f'the artifact has schema version {schema!r}, this library reads {SCHEMA_VERSION}: '
-            'update finetuner'
-        )
-    if WEIGHTS not in files:
-        raise ArtifactError(f'{MANIFEST} in {directory.name!r} names no {WEIGHTS}')
-    for name, expected in files.items():
-        file = directory / name
-        if not _is_plain_name(name) or file.is_symlink() or file.parent.is_symlink():
-            raise ArtifactError(f'file {name!r} of the artifact is not a plain file of its own')
-        if not file.is_file():
-            raise ArtifactError(f'the artifact is incomplete: {name} is missing')
-        if hash_file(file) != expected:
-            raise ArtifactError(f'{name} was changed after the artifact was written: hash differs')
-    return manifest
-
-
-def _is_plain_name(name: str) -> bool:
-    """Whether a name is that of a file in the artifact's folder, or in a folder right in it."""
-    parts = PurePosixPath(name).parts
-    whole = '/'.join(parts) == name and '\\' not in name
-    return whole and 1 <= len(parts) <= 2 and '..' not in parts and not name.startswith('/')
-
-
-def zip_artifact(directory: Path, path: Path) -> Path:
-    """Zip a verified artifact; the zip appears under its name only when complete.
-
-    Raises:
-        ArtifactError: the directory is no intact artifact.
-    """
-    manifest = _verify(directory)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'.{path.name}.{os.getpid()}')
-    # weights hardly compress: storing them is many times faster
-    with zipfile.ZipFile(partial, 'w', zipfile.ZIP_STORED) as archive:
-        for name in (MANIFEST, *manifest['files']):
-            archive.write(directory / name, f'{path.stem}/{name}')
-    partial.rename(path)
-    return path
+    return Artifact(directory, verify_files(directory), keep)
 
 
 def save_model(model: torch.nn.Module | InferenceEngine, path: Path) -> None:
@@ -307,12 +339,6 @@ def save_model(model: torch.nn.Module | InferenceEngine, path: Path) -> None:
     if network is None:
         raise ArtifactError('a model run by ONNX Runtime is not saved again: copy its artifact')
     save_artifact(path, network, model.spec)
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    with path.open('rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def _versions() -> dict[str, str]:

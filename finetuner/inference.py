@@ -1,221 +1,54 @@
-"""Turn Documents into embeddings: torch and ONNX Runtime behind one interface."""
+"""Load engines: of artifacts, and of pretrained models as they come."""
 
 from __future__ import annotations
 
-import abc
-import os
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from docarray import DocumentArray
-
 from finetuner.artifact import Artifact, ModelSpec, load_artifact
-from finetuner.config import whole_number
-from finetuner.excepts import ArtifactError, ConfigError, ContentError, FinetunerError, unknown_name
-from finetuner.inputs import InputReader, ModelInputs, build_reader
-from finetuner.models.zoo import backbone_tokenizer, get_backbone, input_spec, parse_options
+from finetuner.engines import (
+    InferenceEngine,
+    OnnxEngine,
+    TextImageEngine,
+    TorchEngine,
+    at_least_one,
+)
+from finetuner.excepts import ArtifactError, ConfigError, unknown_name
+from finetuner.inputs import build_reader
+from finetuner.models.backbones import (
+    TOWERS,
+    Backbone,
+    TextImageBackbone,
+    TextImageOptions,
+    TextImageSpec,
+)
+from finetuner.models.zoo import (
+    backbone_tokenizer,
+    get_backbone,
+    input_spec,
+    parse_options,
+    tower_options,
+)
 from finetuner.onnx_export import export_to_bytes
 from finetuner.uris import DEFAULT_POLICY, PicturePolicy
 
 if TYPE_CHECKING:
-    from finetuner.models.embedding_model import EmbeddingModel
+    pass
+
+__all__ = [
+    'DEVICES',
+    'PRECISIONS',
+    'InferenceEngine',
+    'OnnxEngine',
+    'TextImageEngine',
+    'TorchEngine',
+    'build_engine',
+    'load_engine',
+]
 
 DEVICES = ('cpu', 'cuda')
 PRECISIONS = ('fp32',)
-# more decoding threads than this only wait for each other, and more than there are cores take turns
-# with the model's own
-_MAX_DECODERS = 8
-
-
-class InferenceEngine(abc.ABC):
-    """A model that embeds.
-
-    Attributes:
-        name: of its backbone.
-        spec: how it is built and what it takes in.
-        reader: makes its inputs of Documents.
-        dimension: length of its embeddings.
-        device: `cpu` or `cuda`.
-        is_onnx: whether ONNX Runtime runs it.
-        batch_size: inputs embedded at a time unless told otherwise.
-    """
-
-    is_onnx = False
-
-    def __init__(self, spec: ModelSpec, reader: InputReader, device: str, batch_size: int) -> None:
-        """Keep what all engines share."""
-        self.spec = spec
-        self.reader = reader
-        self.name = spec.backbone
-        self.dimension = spec.dimension
-        self.device = device
-        self.batch_size = _at_least_one('batch_size', batch_size)
-
-    @abc.abstractmethod
-    def embed(self, inputs: ModelInputs) -> np.ndarray:
-        """Embed a batch.
-
-        Args:
-            inputs: as the reader batches them: pictures, uint8 `[n, size, size, 3]`, or of texts
-                `input_ids` and `attention_mask`, int64 `[n, length]`.
-
-        Returns:
-            float32 `[n, dimension]`.
-        """
-
-    def encode_documents(
-        self, docs: DocumentArray, batch_size: int | None = None
-    ) -> list[tuple[int, FinetunerError]]:
-        """Fill the embeddings of Documents, in order, leaving their contents as they are.
-
-        The next Documents are read while the current ones are embedded. One that cannot be read
-        gets no embedding and leaves its neighbours' as they would be without it.
-
-        Args:
-            docs: Documents with a content of the model's kind each.
-            batch_size: embedded at a time; of texts, as many tokens as so many Documents of middle
-                length have. None takes the engine's own.
-
-        Returns:
-            (position, error) of each Document that failed.
-
-        Raises:
-            ConfigError: `batch_size` is no whole number of at least 1.
-        """
-        failures: list[tuple[int, FinetunerError]] = []
-        size = self.batch_size if batch_size is None else _at_least_one('batch_size', batch_size)
-        for start, results in self._read_ahead(docs, size):
-            good = []
-            for position, result in enumerate(results, start):
-                if isinstance(result, ContentError):
-                    docs[position].embedding = None
-                    failures.append((position, result))
-                else:
-                    good.append(position)
-            items = [results[position - start] for position in good]
-            for chosen in self.reader.batches(items, size):
-                embeddings = self.embed(self.reader.batch([items[place] for place in chosen]))
-                for place, embedding in zip(chosen, embeddings, strict=True):
-                    docs[good[place]].embedding = embedding
-        return failures
-
-    def _read_ahead(
-        self, docs: DocumentArray, batch_size: int
-    ) -> Iterator[tuple[int, list[Any | ContentError]]]:
-        """Inputs of so many Documents, the next always being read while one lot is used."""
-        lot = batch_size * self.reader.batches_at_once
-        starts = range(0, len(docs), lot)
-        with ThreadPoolExecutor(min(_MAX_DECODERS, _num_cores(), lot)) as pool:
-
-            def submit(start: int) -> list[Future[Any | ContentError]]:
-                positions = range(start, min(start + lot, len(docs)))
-                return [pool.submit(self._read, docs[i], i) for i in positions]
-
-            pending = submit(0) if len(docs) else []
-            for start in starts:
-                current, following = pending, start + lot
-                pending = submit(following) if following < len(docs) else []
-                yield start, [future.result() for future in current]
-
-    def _read(self, doc: Any, position: int) -> Any | ContentError:
-        try:
-            return self.reader.read(doc, position)
-        except ContentError as error:
-            return error
-
-
-class TorchEngine(InferenceEngine):
-    """Runs an embedding model in torch."""
-
-    def __init__(
-        self,
-        model: EmbeddingModel,
-        spec: ModelSpec,
-        reader: InputReader,
-        device: str = 'cpu',
-        batch_size: int = 32,
-    ) -> None:
-        """Move the model to the device, in evaluation mode."""
-        super().__init__(spec, reader, device, batch_size)
-        self.model = model.to(device).eval()
-
-    def embed(self, inputs: ModelInputs) -> np.ndarray:
-        """Embed a batch; see `InferenceEngine.embed`."""
-        import torch
-
-        def moved(array: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
-
-        with torch.inference_mode():
-            tensors: Any = (
-                {name: moved(array) for name, array in inputs.items()}
-                if isinstance(inputs, Mapping)
-                else moved(inputs)
-            )
-            return self.model(tensors).float().cpu().numpy()
-
-
-class OnnxEngine(InferenceEngine):
-    """Runs an exported graph in ONNX Runtime."""
-
-    is_onnx = True
-
-    def __init__(
-        self,
-        graph: Path | bytes,
-        spec: ModelSpec,
-        reader: InputReader,
-        device: str = 'cpu',
-        batch_size: int = 32,
-        num_threads: int | None = None,
-    ) -> None:
-        """Load the graph.
-
-        Args:
-            graph: ONNX file, or its bytes.
-            spec: what it was exported from.
-            reader: makes its inputs of Documents.
-            device: `cpu` or `cuda`; the latter needs onnxruntime-gpu.
-            batch_size: inputs embedded at a time.
-            num_threads: of one operator; None lets ONNX Runtime choose.
-
-        Raises:
-            ArtifactError: ONNX Runtime cannot load the graph.
-            ConfigError: this ONNX Runtime has no CUDA.
-        """
-        import onnxruntime
-
-        super().__init__(spec, reader, device, batch_size)
-        providers = ['CPUExecutionProvider']
-        if device == 'cuda':
-            if 'CUDAExecutionProvider' not in onnxruntime.get_available_providers():
-                raise ConfigError(
-                    "this ONNX Runtime has no CUDA: pip install onnxruntime-gpu, or device='cpu'"
-                )
-            providers.insert(0, 'CUDAExecutionProvider')
-        options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-        # between batches its threads would go on looking for work, on cores that decoding, another
-        # engine or the gateway could use
-        options.add_session_config_entry('session.force_spinning_stop', '1')
-        if num_threads is not None:
-            options.intra_op_num_threads = int(num_threads)
-        try:
-            self._session = onnxruntime.InferenceSession(
-                graph if isinstance(graph, bytes) else str(graph), options, providers=providers
-            )
-        except Exception as error:
-            raise ArtifactError(f'ONNX Runtime cannot load the graph: {error}') from error
-        self._input = self._session.get_inputs()[0].name
-
-    def embed(self, inputs: ModelInputs) -> np.ndarray:
-        """Embed a batch; see `InferenceEngine.embed`."""
-        named = inputs if isinstance(inputs, Mapping) else {self._input: inputs}
-        arrays = {name: np.ascontiguousarray(array) for name, array in named.items()}
-        return self._session.run(None, arrays)[0]
 
 
 def load_engine(
@@ -233,7 +66,8 @@ def load_engine(
     Args:
         artifact: its directory, its zip, or an artifact already loaded.
         batch_size: inputs embedded at a time unless told otherwise.
-        select_model: which of several models; picture artifacts have one.
+        select_model: of an artifact of texts and pictures, `clip-text` or `clip-vision`; None takes
+            both, each for the contents that are its own.
         device: `cpu` or `cuda`; None takes a GPU where there is one.
         is_onnx: True for ONNX Runtime, False for torch; None takes ONNX Runtime on a CPU when the
             artifact has a graph, since it is several times faster there.
@@ -248,22 +82,30 @@ def load_engine(
         ArtifactError: there is no artifact, it is damaged, or it has no ONNX graph.
         ConfigError: an argument is out of range.
     """
-    _check_arguments(batch_size, select_model, device, num_threads, precision)
+    _check_arguments(batch_size, device, num_threads, precision)
     opened = artifact if isinstance(artifact, Artifact) else load_artifact(artifact)
     device = device or _best_device()
-    if is_onnx is None:
-        is_onnx = device == 'cpu' and opened.onnx_path is not None
-    if is_onnx:
-        if opened.onnx_path is None:
+
+    def load(of_one: Artifact) -> InferenceEngine:
+        runs_onnx = is_onnx
+        if runs_onnx is None:
+            runs_onnx = device == 'cpu' and of_one.onnx_path is not None
+        reader = of_one.build_reader(policy)
+        if not runs_onnx:
+            _set_torch_threads(num_threads)
+            return TorchEngine(of_one.build_model(), of_one.spec, reader, device, batch_size)
+        if of_one.onnx_path is None:
             raise ArtifactError(
                 'the artifact has no ONNX graph: train with to_onnx=True, or pass is_onnx=False'
             )
-        graph = opened.onnx_path
-        reader = opened.build_reader(policy)
-        return OnnxEngine(graph, opened.spec, reader, device, batch_size, num_threads)
-    _set_torch_threads(num_threads)
-    reader = opened.build_reader(policy)
-    return TorchEngine(opened.build_model(), opened.spec, reader, device, batch_size)
+        graph = of_one.onnx_path
+        return OnnxEngine(graph, of_one.spec, reader, device, batch_size, num_threads)
+
+    if not isinstance(opened.spec.inputs, TextImageSpec):
+        _check_single(opened.spec.backbone, select_model)
+        return load(opened)
+    engines = {name: load(opened.tower(name)) for name in _selected(select_model)}
+    return engines[select_model] if select_model else TextImageEngine(engines, opened.spec)
 
 
 def build_engine(
@@ -274,6 +116,7 @@ def build_engine(
     is_onnx: bool | None = False,
     num_threads: int | None = None,
     policy: PicturePolicy = DEFAULT_POLICY,
+    select_model: str | None = None,
 ) -> InferenceEngine:
     """Load a pretrained backbone for encoding, as it was before any fine-tuning.
 
@@ -285,6 +128,7 @@ def build_engine(
         is_onnx: export it and run it in ONNX Runtime; None does so on a CPU.
         num_threads: see `load_engine`.
         policy: which pictures are opened.
+        select_model: see `load_engine`.
 
     Returns:
         An engine.
@@ -294,51 +138,64 @@ def build_engine(
     """
     from finetuner.models.tailor import build_embedding_model
 
-    _check_arguments(batch_size, None, device, num_threads, 'fp32')
+    _check_arguments(batch_size, device, num_threads, 'fp32')
     backbone = get_backbone(name)
-    inputs = input_spec(backbone, parse_options(backbone, model_options))
-    spec = ModelSpec(backbone.name, backbone.dimension, inputs)
-    model = build_embedding_model(backbone, dict(model_options or {})).eval()
-    reader = build_reader(inputs, backbone_tokenizer(backbone), policy)
+    options = parse_options(backbone, model_options)
     device = device or _best_device()
-    if not (device == 'cpu' if is_onnx is None else is_onnx):
-        _set_torch_threads(num_threads)
-        return TorchEngine(model, spec, reader, device, batch_size)
-    graph = export_to_bytes(model, reader.example())
-    return OnnxEngine(graph, spec, reader, device, batch_size, num_threads)
+
+    def build(single: Backbone, its_options: dict[str, Any]) -> InferenceEngine:
+        inputs = input_spec(single, parse_options(single, its_options))
+        spec = ModelSpec(single.name, single.dimension, inputs)
+        model = build_embedding_model(single, its_options).eval()
+        reader = build_reader(inputs, backbone_tokenizer(single), policy)
+        if not (device == 'cpu' if is_onnx is None else is_onnx):
+            _set_torch_threads(num_threads)
+            return TorchEngine(model, spec, reader, device, batch_size)
+        graph = export_to_bytes(model, reader.example())
+        return OnnxEngine(graph, spec, reader, device, batch_size, num_threads)
+
+    if not isinstance(backbone, TextImageBackbone) or not isinstance(options, TextImageOptions):
+        _check_single(name, select_model)
+        return build(backbone, dict(model_options or {}))
+    chosen = _selected(select_model)
+    if backbone.joined:
+        raise ConfigError(
+            f'{name} is a text encoder and a picture backbone whose embeddings cannot be compared '
+            f'before they are trained together: fit it first, or build {backbone.text.name!r} or '
+            f'{backbone.picture.name!r} by itself'
+        )
+    towers = dict(zip(TOWERS, tower_options(backbone, options), strict=True))
+    engines = {tower: build(*towers[tower]) for tower in chosen}
+    if select_model:
+        return engines[select_model]
+    inputs = input_spec(backbone, options)
+    return TextImageEngine(engines, ModelSpec(backbone.name, backbone.dimension, inputs))
+
+
+def _selected(select_model: str | None) -> tuple[str, ...]:
+    if select_model not in (None, *TOWERS):
+        raise ConfigError(unknown_name('select_model', str(select_model), TOWERS))
+    return TOWERS if select_model is None else (select_model,)
+
+
+def _check_single(name: str, select_model: str | None) -> None:
+    if select_model is not None:
+        raise ConfigError(f'select_model={select_model!r}: {name} is a single model: leave it out')
 
 
 def _check_arguments(
     batch_size: int,
-    select_model: str | None,
     device: str | None,
     num_threads: int | None,
     precision: str,
 ) -> None:
-    _at_least_one('batch_size', batch_size)
+    at_least_one('batch_size', batch_size)
     if num_threads is not None:
-        _at_least_one('num_threads', num_threads)
-    if select_model is not None:
-        raise ConfigError(f'select_model={select_model!r}: this artifact holds a single model')
+        at_least_one('num_threads', num_threads)
     if device is not None and device not in DEVICES:
         raise ConfigError(unknown_name('device', device, DEVICES))
     if precision not in PRECISIONS:
         raise ConfigError(unknown_name('precision', precision, PRECISIONS))
-
-
-def _at_least_one(name: str, number: Any) -> int:
-    try:
-        whole = whole_number(number)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f'{name}: {error}') from error
-    if whole < 1:
-        raise ConfigError(f'{name}: {number} is less than 1')
-    return whole
-
-
-def _num_cores() -> int:
-    affinity = getattr(os, 'sched_getaffinity', None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _best_device() -> str:

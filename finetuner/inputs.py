@@ -12,7 +12,14 @@ from docarray import Document
 
 from finetuner.excepts import ContentError, DataError, PictureError
 from finetuner.images import picture_of
-from finetuner.models.backbones import InputSpec, PictureSpec, TextSpec
+from finetuner.models.backbones import (
+    TEXT_TOWER,
+    VISION_TOWER,
+    InputSpec,
+    PictureSpec,
+    TextImageSpec,
+    TextSpec,
+)
 from finetuner.uris import DEFAULT_POLICY, PicturePolicy
 
 if TYPE_CHECKING:
@@ -163,6 +170,58 @@ class TextReader(InputReader):
             yield batch
 
 
+def is_text(doc: Document) -> bool:
+    """Whether a Document is a text to a model of texts and pictures.
+
+    Its `modality` says it or, where it names none, its content.
+    """
+    return doc.modality == 'text' or (doc.modality != 'image' and bool(doc.text))
+
+
+class TextImageReader(InputReader):
+    """The contents of pairs: texts and pictures by turns, each read as its tower takes it."""
+
+    failure = 'texts or pictures cannot be read'
+    error = ContentError
+
+    def __init__(self, text: TextReader, picture: PictureReader) -> None:
+        """Join the two."""
+        self.text = text
+        self.picture = picture
+        self.collate_fn = self._collate
+
+    def read(self, doc: Document, position: int | str | None = None) -> Any:
+        """Read a chunk by its modality or, where it names none, a Document by its content."""
+        return (self.text if is_text(doc) else self.picture).read(doc, position)
+
+    def batch(self, items: Sequence[Any]) -> ModelInputs:
+        """Make a batch for one of the towers.
+
+        Raises:
+            TypeError: texts and pictures are mixed; each tower has batches of its own.
+        """
+        kinds = {isinstance(item, list) for item in items}
+        if len(kinds) > 1:
+            raise TypeError('a batch for inference is of texts or of pictures')
+        return (self.text if kinds == {True} else self.picture).batch(items)
+
+    def example(self) -> ModelInputs:
+        """Not of one tower: take the readers of the towers."""
+        raise TypeError('a model of two towers has no example of one kind')
+
+    def _collate(self, items: list[Any]) -> dict[str, Any]:
+        """Under each tower's name its half of the pairs."""
+        import torch
+
+        texts = [item for item in items if isinstance(item, list)]
+        pictures = [item for item in items if not isinstance(item, list)]
+        collate: Any = self.text.collate_fn
+        return {
+            TEXT_TOWER: collate(texts),
+            VISION_TOWER: torch.from_numpy(self.picture.batch(pictures)),
+        }
+
+
 def build_reader(
     spec: InputSpec,
     tokenizer: Tokenizer | str | os.PathLike[str] | None = None,
@@ -182,4 +241,8 @@ def build_reader(
         return PictureReader(spec, policy)
     if tokenizer is None:
         raise ValueError('a text model has a tokenizer')
+    if isinstance(spec, TextImageSpec):
+        return TextImageReader(
+            TextReader(spec.text, tokenizer), PictureReader(spec.picture, policy)
+        )
     return TextReader(spec, tokenizer)

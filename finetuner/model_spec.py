@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from finetuner.excepts import ArtifactError
-from finetuner.models.backbones import POOLERS, InputSpec, PictureSpec, TextSpec
+from finetuner.models.backbones import (
+    OWN_POOLER,
+    POOLERS,
+    TEXT_TOWER,
+    VISION_TOWER,
+    InputSpec,
+    PictureSpec,
+    TextImageBackbone,
+    TextImageSpec,
+    TextSpec,
+)
 
 MANIFEST = 'artifact.json'
 
@@ -23,6 +33,7 @@ class ModelSpec:
         output_dim: length asked of the projection head, None without one.
         whitening: whether the projection head is a `Whitening`; of texts it is one of the
             dense layers that their folder lists.
+        alignment: whether the projection head is an `Alignment`.
         matryoshka_dims: lengths at which the beginning of an embedding was trained to be a good
             embedding, in order.
     """
@@ -32,18 +43,38 @@ class ModelSpec:
     inputs: InputSpec
     output_dim: int | None = None
     whitening: bool = False
+    alignment: bool = False
     matryoshka_dims: tuple[int, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values: the specification of inputs stands under `picture` or `text`."""
-        key = 'picture' if isinstance(self.inputs, PictureSpec) else 'text'
+        """Plain values: the specification of inputs stands under `picture`, `text`, or both."""
+        inputs = self.inputs
+        if isinstance(inputs, TextImageSpec):
+            takes = asdict(inputs)
+        else:
+            takes = {'picture' if isinstance(inputs, PictureSpec) else 'text': asdict(inputs)}
         return {
             'backbone': self.backbone,
             'dimension': self.dimension,
-            key: asdict(self.inputs),
+            **takes,
             'output_dim': self.output_dim,
             'whitening': self.whitening,
             'matryoshka_dims': list(self.matryoshka_dims),
+            'alignment': self.alignment,
+        }
+
+    def tower_specs(self, backbone: TextImageBackbone) -> dict[str, ModelSpec]:
+        """What to say of each tower of a model of texts and pictures."""
+        inputs = self.inputs
+        if not isinstance(inputs, TextImageSpec):
+            raise TypeError(f'{self.backbone} has no towers')
+        text, picture, joined = backbone.text, backbone.picture, backbone.joined
+        lengths = self.matryoshka_dims
+        of_text = ModelSpec(text.name, self.dimension, inputs.text, self.output_dim)
+        of_pictures = ModelSpec(picture.name, self.dimension, inputs.picture, alignment=joined)
+        return {
+            TEXT_TOWER: replace(of_text, matryoshka_dims=lengths),
+            VISION_TOWER: replace(of_pictures, matryoshka_dims=lengths),
         }
 
     @classmethod
@@ -57,17 +88,24 @@ class ModelSpec:
             dimension = int(values['dimension'])
             if dimension < 1:
                 raise ValueError('dimension is out of range')
-            text = values.get('text')
             return cls(
                 backbone=str(values['backbone']),
                 dimension=dimension,
-                inputs=_picture_spec(values['picture']) if text is None else _text_spec(text),
+                inputs=_input_spec(values),
                 output_dim=None if values['output_dim'] is None else int(values['output_dim']),
                 whitening=bool(values.get('whitening', False)),
                 matryoshka_dims=_lengths(values.get('matryoshka_dims', ()), dimension),
+                alignment=bool(values.get('alignment', False)),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f'{MANIFEST} does not describe its model: {error!r}') from error
+
+
+def _input_spec(values: Mapping[str, Any]) -> InputSpec:
+    if 'text' not in values:
+        return _picture_spec(values['picture'])
+    text = _text_spec(values['text'])
+    return TextImageSpec(text, _picture_spec(values['picture'])) if 'picture' in values else text
 
 
 def _lengths(values: Sequence[Any], dimension: int) -> tuple[int, ...]:
@@ -87,7 +125,7 @@ def _picture_spec(values: Mapping[str, Any]) -> PictureSpec:
 
 def _text_spec(values: Mapping[str, Any]) -> TextSpec:
     length, pooler = int(values['max_length']), str(values['pooler'])
-    if length < 1 or pooler not in POOLERS:
+    if length < 1 or pooler not in (*POOLERS, OWN_POOLER):
         raise ValueError('max_length or pooler is out of range')
     return TextSpec(length, pooler, bool(values['normalize']))
 
@@ -132,6 +170,18 @@ def model_card(spec: ModelSpec, record: TrainingRecord) -> str:
 def _usage(spec: ModelSpec) -> list[str]:
     """How to embed with it, in Markdown."""
     what = f'to embeddings of length {spec.dimension}. Compare them by cosine.'
+    if isinstance(spec.inputs, TextImageSpec):
+        return [
+            f'Maps texts and pictures {what}',
+            '',
+            '```python',
+            'import finetuner',
+            f"model = finetuner.get_model('<this directory>', select_model='{TEXT_TOWER}')",
+            "embeddings = finetuner.encode(model=model, data=['a text'])",
+            '```',
+            '',
+            f'`{VISION_TOWER}` embeds pictures.',
+        ]
     if isinstance(spec.inputs, PictureSpec):
         size = spec.inputs.input_size
         takes, example = f'pictures, resized to {size} x {size} pixels,', 'picture.jpg'
@@ -146,6 +196,6 @@ def _usage(spec: ModelSpec) -> list[str]:
         f"embeddings = finetuner.encode(model=model, data=['{example}'])",
         '```',
     ]
-    if isinstance(spec.inputs, TextSpec):
+    if isinstance(spec.inputs, TextSpec) and spec.inputs.pooler != OWN_POOLER:
         lines += ['', "Or with sentence-transformers: `SentenceTransformer('<this directory>')`."]
     return lines

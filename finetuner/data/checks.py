@@ -16,6 +16,7 @@ from finetuner.data.datasets import (
     InstanceDataset,
     ScoredPairDataset,
     SessionDataset,
+    TextImageDataset,
 )
 from finetuner.data.documents import KIND_NAMES
 from finetuner.data.labelled import LabelledDataset
@@ -57,11 +58,8 @@ def check_training_data(
         _check_instances(dataset, batch_size, views_per_instance)
     elif isinstance(dataset, ScoredPairDataset):
         _check_scored_pairs(dataset, batch_size)
-    else:
-        raise DataError(
-            f'these Documents are {KIND_NAMES[dataset.kind]}, which only models with a tower for '
-            'texts and one for images learn from, and there is none yet; see docs/data.md#pairs'
-        )
+    elif isinstance(dataset, TextImageDataset):
+        _check_text_image_pairs(dataset, batch_size)
 
 
 def _check_size(name: str, value: Any, least: int) -> None:
@@ -176,6 +174,19 @@ def _check_scored_pairs(dataset: ScoredPairDataset, batch_size: int | None) -> N
         )
     if batch_size is not None and batch_size < 2:
         raise DataError(f'batch_size={batch_size} cannot hold a pair: use at least 2')
+
+
+def _check_text_image_pairs(dataset: TextImageDataset, batch_size: int | None) -> None:
+    if len(np.unique(dataset.label_values[:, 0])) < 2:
+        raise DataError(
+            f'all {dataset.num_documents} pairs have the same text: training tells texts apart and '
+            'needs at least two; see docs/data.md#pairs'
+        )
+    if batch_size is not None and (batch_size < 4 or batch_size % 2):
+        raise DataError(
+            f'batch_size={batch_size} does not hold whole pairs, two at least: a text and a '
+            f'picture count as one each, so use {max(4, batch_size // 2 * 2)}'
+        )
 
 
 def build_evaluation_dataset(docs: Sequence[Document], name: str) -> ClassDataset:

@@ -100,13 +100,8 @@ class ClassDataset(LabelledDataset[int]):
         return np.bincount(self._values, minlength=len(self._classes))
 
     def _relabel(self, whole: LabelledDataset[Any], numbers: NDArray[np.int64]) -> None:
-        values = whole._values[numbers]
-        found, first, inverse = np.unique(values, return_index=True, return_inverse=True)
-        order = np.argsort(first)
-        place = np.empty_like(order)
-        place[order] = np.arange(len(order))
-        self._values = place[inverse]
-        self._classes = [self._classes[label] for label in found[order].tolist()]
+        self._values, found = number_anew(whole._values[numbers])
+        self._classes = [self._classes[label] for label in found.tolist()]
 
 
 class InstanceDataset(LabelledDataset[int]):
@@ -245,9 +240,10 @@ class ScoredPairDataset(_PairDataset[float]):
 
 
 class TextImageDataset(_PairDataset[tuple[int, int]]):
-    """Texts with their pictures, as (content, (pair, 0 for the text or 1 for the image)).
+    """Texts with their pictures, as (content, (text, 0 for the text or 1 for the image)).
 
     Items 2i and 2i+1 are the text and the image of Document i, however its chunks are ordered.
+    Texts are counted from 0 in order of appearance; pairs of the same text have one number.
     """
 
     kind = 'text_image_pair'
@@ -273,7 +269,8 @@ class TextImageDataset(_PairDataset[tuple[int, int]]):
         return f', {MODALITIES[inner]}'
 
     def _relabel(self, whole: LabelledDataset[Any], numbers: NDArray[np.int64]) -> None:
-        self._values = whole._values[: 2 * len(numbers)]
+        values = whole._values.reshape(-1, 2, 2)[numbers].reshape(-1, 2)
+        self._values = np.stack([number_anew(values[:, 0])[0], values[:, 1]], axis=1)
 
 
 DATASETS: dict[DataKind, type[LabelledDataset[Any]]] = {
@@ -286,6 +283,22 @@ DATASETS: dict[DataKind, type[LabelledDataset[Any]]] = {
         TextImageDataset,
     )
 }
+
+
+def number_anew(values: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.integer]]:
+    """Number values from 0 in order of appearance.
+
+    Args:
+        values: `[n]`.
+
+    Returns:
+        `[n]`, the new numbers; and what each of them stands for.
+    """
+    found, first, inverse = np.unique(values, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    return place[inverse], found[order]
 
 
 def _surveyed(docs: Sequence[Document], kind: DataKind) -> Any:

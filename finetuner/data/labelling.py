@@ -178,16 +178,22 @@ class ScoredPairLabels(LabelColumn):
 
 
 class TextImageLabels(LabelColumn):
-    """Of each of the two chunks: (number of the pair, 0 for the text or 1 for the image)."""
+    """Of each of the two chunks: (number of the text, 0 for the text or 1 for the image).
+
+    Equal texts have one number: a picture belongs to the text of any of them.
+    """
 
     def __init__(self) -> None:
-        self._count = 0
+        self._numbers: dict[int, int] = {}
+        self._values = array('q')
 
     def add(self, doc: Document) -> None:
-        """Count the pair."""
-        self._count += 1
+        """Take the pair's text."""
+        text = next(c.text for c in nested_documents(doc, 'chunks') if c.modality == MODALITIES[0])
+        # a hash stands for a text, which would take ten times the memory
+        self._values.append(self._numbers.setdefault(hash(text), len(self._numbers)))
 
     def values(self) -> NDArray[np.int64]:
         """`[2 * num_documents, 2]` int64."""
-        pairs = np.repeat(np.arange(self._count, dtype=np.int64), len(MODALITIES))
-        return np.stack([pairs, np.arange(len(pairs)) % len(MODALITIES)], axis=1)
+        texts = np.repeat(np.array(self._values, dtype=np.int64), len(MODALITIES))
+        return np.stack([texts, np.arange(len(texts)) % len(MODALITIES)], axis=1)

@@ -8,14 +8,21 @@ from typing import ClassVar, Literal
 from pydantic import BaseModel, Field
 
 from finetuner.config import whole_number_fields
+from finetuner.excepts import ConfigError
 
-Modality = Literal['image', 'text']
+Modality = Literal['image', 'text', 'text-image']
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 PATCH_SIZE = 16  # of the vision transformers
 TOKENIZER = 'tokenizer.json'  # in the folder of a text model
 POOLERS = ('mean', 'cls', 'max')
+# what the transformer itself makes of a text, its own projection included: that of CLIP
+OWN_POOLER = 'own'
+# the two towers of a model of texts and pictures, as Finetuner called them
+TEXT_TOWER, VISION_TOWER = TOWERS = ('clip-text', 'clip-vision')
 
 
 class PictureOptions(BaseModel):
@@ -67,7 +74,31 @@ class TextOptions(BaseModel):
         extra = 'forbid'
 
 
-ModelOptions = PictureOptions | TextOptions
+class TextImageOptions(BaseModel):
+    """`model_options` of every model with a tower for texts and one for pictures.
+
+    Attributes:
+        input_size: see `PictureOptions`.
+        train_input_size: see `PictureOptions`.
+        max_length: see `TextOptions`.
+        weights: `pretrained`, or `none` (random), of both towers.
+    """
+
+    input_size: int | None = Field(None, ge=32, le=1024)
+    train_input_size: int | None = Field(None, ge=32, le=1024)
+    max_length: int | None = Field(None, ge=4, le=32_768)
+    weights: Literal['pretrained', 'none'] = 'pretrained'
+
+    _whole_numbers = whole_number_fields('input_size', 'train_input_size', 'max_length')
+
+    class Config:
+        """Frozen, nothing unknown."""
+
+        frozen = True
+        extra = 'forbid'
+
+
+ModelOptions = PictureOptions | TextOptions | TextImageOptions
 
 
 @dataclass(frozen=True)
@@ -91,7 +122,7 @@ class Backbone:
     weights: str
 
     modality: ClassVar[Modality]
-    options: ClassVar[type[PictureOptions] | type[TextOptions]]
+    options: ClassVar[type[PictureOptions] | type[TextOptions] | type[TextImageOptions]]
 
 
 @dataclass(frozen=True)
@@ -105,6 +136,7 @@ class PictureBackbone(Backbone):
         mean: per-channel mean of pictures scaled to 0..1.
         std: per-channel standard deviation of pictures scaled to 0..1.
         fixed_input_size: whether a size other than `input_size` changes the architecture.
+        source: where its files lie, as of `TextBackbone`; empty where the builder knows.
     """
 
     input_size: int
@@ -113,6 +145,7 @@ class PictureBackbone(Backbone):
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     fixed_input_size: bool = False
+    source: str = ''
 
     modality = 'image'
     options = PictureOptions
@@ -131,6 +164,38 @@ class TextBackbone(Backbone):
 
     modality = 'text'
     options = TextOptions
+
+
+@dataclass(frozen=True)
+class TextImageBackbone(Backbone):
+    """Two backbones whose embeddings of a text and of a picture can be compared, once trained.
+
+    Attributes:
+        text: the tower of texts.
+        picture: the tower of pictures.
+        joined: whether the two were not trained together: the tower of pictures gets a projection
+            head that takes its embeddings to where those of the texts are.
+    """
+
+    text: TextBackbone
+    picture: PictureBackbone
+    joined: bool = True
+
+    modality = 'text-image'
+    options = TextImageOptions
+
+
+def check_output_dim(backbone: TextImageBackbone, output_dim: int | None) -> None:
+    """Check that the length asked for can be had.
+
+    Raises:
+        ConfigError: the towers have projections of their own.
+    """
+    if output_dim is not None and not backbone.joined:
+        raise ConfigError(
+            f'output_dim={output_dim}: the towers of {backbone.name} have their projections, of '
+            f'length {backbone.dimension}: leave it out'
+        )
 
 
 @dataclass(frozen=True)
@@ -156,7 +221,7 @@ class TextSpec:
 
     Attributes:
         max_length: tokens of a text at most, the special ones included.
-        pooler: one of `POOLERS`.
+        pooler: one of `POOLERS`, or `OWN_POOLER`.
         normalize: whether embeddings leave the model at length 1.
     """
 
@@ -167,4 +232,19 @@ class TextSpec:
     modality: ClassVar[Modality] = 'text'
 
 
-InputSpec = PictureSpec | TextSpec
+@dataclass(frozen=True)
+class TextImageSpec:
+    """How the contents of a pair become the input of two towers; kept in the artifact.
+
+    Attributes:
+        text: of the tower of texts.
+        picture: of the tower of pictures.
+    """
+
+    text: TextSpec
+    picture: PictureSpec
+
+    modality: ClassVar[Modality] = 'text-image'
+
+
+InputSpec = PictureSpec | TextSpec | TextImageSpec

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from finetuner.excepts import ConfigError
-from finetuner.models.backbones import TextSpec
+from finetuner.models.backbones import OWN_POOLER, TextSpec
+from finetuner.models.clip import build_clip_text
 from finetuner.models.embedding_model import Dense, EmbeddingModel, UnitLength
 from finetuner.models.pooling import pool_tokens
 from finetuner.models.text_layout import (
@@ -48,7 +49,7 @@ class TextEncoder(torch.nn.Module):
         Args:
             transformer: of the transformers library.
             tokenizer: its tokenizer, of the transformers library.
-            pooler: see `pool_tokens`.
+            pooler: see `pool_tokens`; `OWN_POOLER` takes what the transformer makes of a text.
         """
         super().__init__()
         self.transformer = transformer
@@ -71,6 +72,8 @@ class TextEncoder(torch.nn.Module):
         """
         mask = inputs['attention_mask']
         states = self.transformer(input_ids=inputs['input_ids'], attention_mask=mask)
+        if self.pooler == OWN_POOLER:
+            return states.text_embeds
         return pool_tokens(states.last_hidden_state, mask, self.pooler)
 
     def save_transformer(self, folder: Path) -> None:
@@ -104,7 +107,9 @@ def build_text_encoder(
     auto = transformers.AutoModelForTextEncoding if known else transformers.AutoModel
     tokenizer = load_tokenizer(layout.folder)
     with quiet(transformers), as_config_error(layout.folder.name):
-        if pretrained:
+        if spec.pooler == OWN_POOLER:
+            network = build_clip_text(layout.transformer, pretrained)
+        elif pretrained:
             network = auto.from_pretrained(layout.transformer, dtype=torch.float32)
         else:
             network = auto.from_config(config, dtype=torch.float32)
@@ -130,6 +135,9 @@ def save_text_model(model: EmbeddingModel, spec: TextSpec, folder: Path) -> None
     with quiet(transformers):
         encoder.save_transformer(folder)
         encoder.tokenizer.save_pretrained(folder)
+    if spec.pooler == OWN_POOLER:
+        # a folder of transformers says all there is
+        return
     modules = [(TRANSFORMER, ''), (POOLING, '1_Pooling')]
     dimension = int(encoder.transformer.config.hidden_size)
     _write_json(folder / '1_Pooling' / 'config.json', _pooling_config(spec.pooler, dimension))

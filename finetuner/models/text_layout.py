@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from finetuner.excepts import ConfigError
-from finetuner.models.backbones import POOLERS, TOKENIZER, TextOptions, TextSpec
+from finetuner.models.backbones import OWN_POOLER, POOLERS, TOKENIZER, TextOptions, TextSpec
+from finetuner.models.clip import clip_text_layout
 from finetuner.models.transformers_import import as_config_error, import_transformers, quiet
 
 MODULES = 'modules.json'
@@ -89,6 +90,10 @@ def read_layout(folder: Path) -> TextLayout:
     inner = {kind: _inside(folder, path) for kind, path in places}
     transformer = _transformer_folder(folder)
     config = load_config(transformer)
+    own = clip_text_layout(config)
+    if own is not None:
+        own_spec, own_dimension, length = own
+        return TextLayout(folder, transformer, own_spec, (), own_dimension, length)
     head = [_inside(folder, path) if kind == DENSE else None for kind, path in places[after:]]
     # the last of all is no part of the head: what fine-tuning attaches comes before it
     normalizes = bool(head) and head[-1] is None
@@ -112,6 +117,11 @@ def text_spec(layout: TextLayout, options: TextOptions) -> TextSpec:
         ConfigError: texts would be longer than its transformer can take.
     """
     asked = options.max_length
+    if options.pooler and layout.spec.pooler == OWN_POOLER:
+        raise ConfigError(
+            f'model_options pooler: {options.pooler!r} is not for a CLIP, which pools by itself: '
+            'leave it out'
+        )
     if asked is not None and layout.num_positions and asked > layout.num_positions:
         raise ConfigError(
             f'model_options max_length: {asked} is more than the {layout.num_positions} tokens '
@@ -178,7 +188,7 @@ def load_config(folder: Path) -> Any:
     transformers = import_transformers()
     with as_config_error(folder.name):
         config = transformers.AutoConfig.from_pretrained(folder)
-    if not getattr(config, 'hidden_size', None):
+    if not getattr(config, 'hidden_size', None) and config.model_type != 'clip':
         raise ConfigError(
             f'model {folder.name!r} is no text encoder: its config has no hidden_size'
         )

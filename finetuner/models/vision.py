@@ -10,11 +10,20 @@ import torch
 
 from finetuner.excepts import ConfigError
 from finetuner.models.backbones import PATCH_SIZE
+from finetuner.models.clip import build_clip_vision
 from finetuner.models.torchvision_import import import_torchvision
 from finetuner.models.zoo import weights_file
 
 if TYPE_CHECKING:
     from finetuner.models.backbones import PictureBackbone, PictureOptions
+
+__all__ = [
+    'build_clip_vision',
+    'build_efficientnet_lite',
+    'build_torchvision',
+    'load_weights',
+    'read_state_dict',
+]
 
 
 def build_efficientnet_lite(backbone: PictureBackbone, options: PictureOptions) -> torch.nn.Module:

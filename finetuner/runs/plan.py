@@ -16,14 +16,16 @@ from finetuner.artifact import Artifact, ModelSpec, load_artifact
 from finetuner.config import RunConfig
 from finetuner.data.checks import check_training_data
 from finetuner.data.datasets import ClassDataset
+from finetuner.data.documents import KIND_NAMES
 from finetuner.data.labelled import LabelledDataset
 from finetuner.data.loading import build_dataset
 from finetuner.data.splitting import split_dataset
 from finetuner.excepts import ConfigError, ContentError, DataError
-from finetuner.inputs import InputReader, build_reader
-from finetuner.models.backbones import Backbone, PictureOptions, PictureSpec
+from finetuner.inputs import InputReader, PictureReader, TextImageReader, build_reader
+from finetuner.models.backbones import Backbone, TextImageBackbone, TextSpec, check_output_dim
 from finetuner.models.zoo import (
     ALIASES,
+    DEFAULT_TEXT_IMAGE_BACKBONE,
     backbone_tokenizer,
     get_backbone,
     input_spec,
@@ -108,6 +110,7 @@ def make_plan(config: RunConfig, data: Mapping[str, Sequence[Document]]) -> Plan
     parent = load_artifact(config.model_artifact) if config.model_artifact else None
     backbone = get_backbone(config.model) if parent is None else _parent_backbone(config, parent)
     train = _build(data['train_data'], 'train_data')
+    _check_modality(backbone, train)
     config = _filled_in(config, backbone, train)
     spec = _with_lengths(config, parent.spec if parent else _model_spec(config, backbone))
     config = config.copy(update={'matryoshka_dims': spec.matryoshka_dims})
@@ -126,7 +129,7 @@ def make_plan(config: RunConfig, data: Mapping[str, Sequence[Document]]) -> Plan
         backbone=backbone,
         spec=spec,
         reader=reader,
-        train_reader=_train_reader(config, backbone, spec) or reader,
+        train_reader=_train_reader(config, spec, reader),
         train=train,
         validation=validation,
         callbacks=_callbacks(config, data, validation is not None or config.val_split > 0),
@@ -140,6 +143,22 @@ def make_plan(config: RunConfig, data: Mapping[str, Sequence[Document]]) -> Plan
     if config.on_broken == 'skip':
         plan = leave_out_broken(plan)
     return _with_batches(plan, config)
+
+
+def _check_modality(backbone: Backbone, train: Dataset) -> None:
+    """Pairs of texts and pictures are for models of both, and nothing else is."""
+    both, pairs = isinstance(backbone, TextImageBackbone), train.kind == 'text_image_pair'
+    if pairs and not both:
+        raise DataError(
+            'train_data: these Documents are text-image pairs, which only models with a tower for '
+            f'texts and one for pictures learn from, such as {DEFAULT_TEXT_IMAGE_BACKBONE!r}, and '
+            f'{backbone.name} has one tower; see docs/data.md#pairs'
+        )
+    if both and not pairs:
+        raise DataError(
+            f'train_data: these Documents are {KIND_NAMES[train.kind]}, and {backbone.name} learns '
+            'from text-image pairs: two chunks, of modality text and image; see docs/data.md#pairs'
+        )
 
 
 def _items_per_class(config: RunConfig, train: Dataset) -> int:
@@ -166,6 +185,8 @@ def _filled_in(config: RunConfig, backbone: Backbone, train: Dataset) -> RunConf
 
 def _model_spec(config: RunConfig, backbone: Backbone) -> ModelSpec:
     inputs = input_spec(backbone, parse_options(backbone, config.model_options))
+    if isinstance(backbone, TextImageBackbone):
+        check_output_dim(backbone, config.output_dim)
     dimension = config.output_dim or backbone.dimension
     whitening = bool(config.whiten)
     return ModelSpec(backbone.name, dimension, inputs, config.output_dim, whitening)
@@ -181,18 +202,20 @@ def _reader(backbone: Backbone, spec: ModelSpec) -> InputReader:
     return build_reader(spec.inputs, backbone_tokenizer(backbone))
 
 
-def _train_reader(config: RunConfig, backbone: Backbone, spec: ModelSpec) -> InputReader | None:
-    """A reader of pictures of another size for training, None where that is no other."""
-    options = parse_options(backbone, config.model_options)
-    if not isinstance(options, PictureOptions) or not isinstance(spec.inputs, PictureSpec):
-        return None
-    size = options.train_input_size
-    return build_reader(replace(spec.inputs, input_size=size)) if size else None
+def _train_reader(config: RunConfig, spec: ModelSpec, reader: InputReader) -> InputReader:
+    """A reader of pictures of another size for training, the same where that is no other."""
+    size = config.model_options.get('train_input_size')
+    if size is None:
+        return reader
+    if isinstance(reader, TextImageReader):
+        smaller = PictureReader(replace(spec.inputs.picture, input_size=size))  # type: ignore[union-attr]
+        return TextImageReader(reader.text, smaller)
+    return build_reader(replace(spec.inputs, input_size=size))
 
 
 def _augmentation(config: RunConfig, spec: ModelSpec, train: Dataset) -> str:
     """The recipe asked for; by default two views of an unlabelled picture must differ."""
-    of_pictures = isinstance(spec.inputs, PictureSpec)
+    of_pictures = not isinstance(spec.inputs, TextSpec)
     if config.augmentation not in (None, 'none') and not of_pictures:
         raise ConfigError(
             f'augmentation {config.augmentation!r} is for pictures, and {spec.backbone} embeds '

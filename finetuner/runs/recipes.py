@@ -11,13 +11,17 @@ from typing import Any
 
 from finetuner.config import RunConfig
 from finetuner.data.documents import DataKind
-from finetuner.models.backbones import Backbone, Modality, PictureBackbone
-from finetuner.models.zoo import DEFAULT_BACKBONE, DEFAULT_TEXT_BACKBONE
+from finetuner.models.backbones import Backbone, Modality, PictureBackbone, TextImageBackbone
+from finetuner.models.zoo import (
+    DEFAULT_BACKBONE,
+    DEFAULT_TEXT_BACKBONE,
+    DEFAULT_TEXT_IMAGE_BACKBONE,
+)
 
 # safe with any loss, and slow
 _LEARNING_RATE = 1e-4
 # the recipes were measured on these; of others nothing is known, and most are larger
-_MEASURED = (DEFAULT_BACKBONE, DEFAULT_TEXT_BACKBONE)
+_MEASURED = (DEFAULT_BACKBONE, DEFAULT_TEXT_BACKBONE, DEFAULT_TEXT_IMAGE_BACKBONE)
 _CAUTION = 0.3
 _SETTLED = (
     'loss',
@@ -70,11 +74,14 @@ _RECIPES: dict[tuple[Modality, DataKind], Recipe] = {
     ('image', 'session'): Recipe('TripletMarginLoss', 2e-4),
     ('image', 'instance'): Recipe('NTXentLoss', 1e-4),
     ('image', 'scored_pair'): Recipe('CosineSimilarityLoss', 1e-4),
+    ('text-image', 'text_image_pair'): Recipe('CLIPLoss', 1e-4, train_input_size=128),
     ('text', 'class'): Recipe('NTXentLoss', 1e-4),
     ('text', 'session'): Recipe('TripletMarginLoss', 2e-5),
     ('text', 'instance'): Recipe('NTXentLoss', 2e-5),
     ('text', 'scored_pair'): Recipe('CosineSimilarityLoss', 2e-5),
 }
+# towers that were trained together already, at the temperature where their training ended
+_CLIP = Recipe('CLIPLoss', 1e-5, loss_options={'temperature': 0.01})
 
 
 def apply_recipe(
@@ -94,6 +101,8 @@ def apply_recipe(
     recipe = _RECIPES.get((backbone.modality, kind)) or Recipe('TripletMarginLoss', _LEARNING_RATE)
     untrained = config.model_options.get('weights') == 'none'
     goes_on = config.model_artifact is not None
+    if isinstance(backbone, TextImageBackbone) and not backbone.joined:
+        recipe = _CLIP
     values: dict[str, Any] = {}
     own_loss = config.loss is not None and config.loss != recipe.loss
     if config.loss is None:
@@ -107,14 +116,15 @@ def apply_recipe(
     if config.whiten is None:
         values['whiten'] = recipe.whiten and can_whiten and not (untrained or goes_on)
     sizes = {'input_size', 'train_input_size'} & set(config.model_options)
+    pictures = backbone.picture if isinstance(backbone, TextImageBackbone) else backbone
     if (
         recipe.train_input_size
-        and isinstance(backbone, PictureBackbone)
-        and not (sizes or untrained or goes_on or backbone.fixed_input_size)
+        and isinstance(pictures, PictureBackbone)
+        and not (sizes or untrained or goes_on or pictures.fixed_input_size)
     ):
         values['model_options'] = {
             **config.model_options,
-            'train_input_size': min(recipe.train_input_size, backbone.input_size),
+            'train_input_size': min(recipe.train_input_size, pictures.input_size),
         }
     return config.copy(update=values)
 

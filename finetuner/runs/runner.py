@@ -12,9 +12,10 @@ from docarray import Document
 from finetuner.artifact import TrainingRecord, save_artifact
 from finetuner.config import RunConfig
 from finetuner.excepts import ContentError
-from finetuner.inputs import PictureReader
-from finetuner.models.backbones import PictureSpec, TextSpec
+from finetuner.inputs import TextImageReader
+from finetuner.models.backbones import TOWERS, TextImageBackbone
 from finetuner.runs.plan import Plan, check_contents, make_plan
+from finetuner.runs.plan_log import log_plan
 from finetuner.runs.training_parts import (
     build_training,
     build_training_loaders,
@@ -27,6 +28,7 @@ from finetuner.training.setup import Pipeline, build_callbacks
 
 if TYPE_CHECKING:
     from finetuner.models.embedding_model import EmbeddingModel
+    from finetuner.models.text_image import TextImageModel
 
 logger = logging.getLogger('finetuner.run')
 
@@ -98,7 +100,7 @@ def execute_run(
     plan = make_plan(config, {key: load_data(ref) for key, ref in data_references(config).items()})
     config = plan.config
     device = resolve_device(config.device)
-    _log_plan(plan, device)
+    log_plan(plan, device)
     model = _build_model(plan)
     metrics: dict[str, dict[str, float]] = {}
 
@@ -130,10 +132,20 @@ def data_references(config: RunConfig) -> dict[str, str]:
     return references
 
 
-def _build_model(plan: Plan) -> EmbeddingModel:
+def _build_model(plan: Plan) -> EmbeddingModel | TextImageModel:
     from finetuner.models.tailor import build_embedding_model, freeze_backbone
+    from finetuner.models.text_image import build_text_image_model
 
     config = plan.config
+    if isinstance(plan.backbone, TextImageBackbone):
+        if plan.parent is None:
+            return build_text_image_model(
+                plan.backbone, config.model_options, config.output_dim, config.freeze
+            )
+        towers = plan.parent.build_towers()
+        for tower in towers.towers.values() if config.freeze else ():
+            freeze_backbone(tower)  # type: ignore[arg-type]
+        return towers
     if plan.parent is None:
         return build_embedding_model(
             plan.backbone,
@@ -150,7 +162,7 @@ def _build_model(plan: Plan) -> EmbeddingModel:
 
 def _train(
     plan: Plan,
-    model: EmbeddingModel,
+    model: EmbeddingModel | TextImageModel,
     device: str,
     observer: RunObserver,
     report: Callable[[Literal['before', 'after'], dict[str, float]], None],
@@ -195,22 +207,41 @@ def _train(
 
 def _save(
     plan: Plan,
-    model: EmbeddingModel,
+    model: EmbeddingModel | TextImageModel,
     record: TrainingRecord,
     directory: Path,
 ) -> None:
-    inputs = plan.reader.batch(_first_inputs(plan))
+    inputs: Any = (
+        plan.reader.batch(_first_inputs(plan))
+        if not isinstance(plan.reader, TextImageReader)
+        else {
+            tower: plan.reader.batch(_first_inputs(plan, 2, first))
+            for first, tower in enumerate(TOWERS)
+        }
+    )
     save_artifact(
-        directory, model, plan.spec, record, onnx_inputs=inputs, onnx_required=plan.config.to_onnx
+        directory,
+        model,
+        plan.spec,
+        record,
+        onnx_inputs=inputs,
+        onnx_required=plan.config.to_onnx,
+        backbone=plan.backbone,
     )
 
 
-def _first_inputs(plan: Plan) -> list[Any]:
-    """A few inputs that can be read, to compare the graph with the model on."""
+def _first_inputs(plan: Plan, step: int = 1, first: int = 0) -> list[Any]:
+    """A few inputs that can be read, to compare the graph with the model on.
+
+    Args:
+        plan: of the run.
+        step: every item, or every second one.
+        first: where to begin.
+    """
     dataset = plan.train
     inputs: list[Any] = []
     reason = None
-    for index in range(len(dataset)):
+    for index in range(first, len(dataset), step):
         if len(inputs) == _NUM_EXPORT_INPUTS:
             break
         try:
@@ -220,52 +251,3 @@ def _first_inputs(plan: Plan) -> list[Any]:
     if not inputs:
         raise plan.reader.error(f'no content of the training data can be read: {reason}')
     return inputs
-
-
-def _log_plan(plan: Plan, device: str) -> None:
-    config = plan.config
-    inputs, takes = plan.spec.inputs, ''
-    if isinstance(inputs, PictureSpec) and isinstance(plan.train_reader, PictureReader):
-        takes = f'at {inputs.input_size} pixels ({plan.train_reader.size} in training)'
-    elif isinstance(inputs, TextSpec):
-        takes = f'of texts of up to {inputs.max_length} tokens'
-    logger.info(
-        'Model %s %s, embeddings of length %d, on %s',
-        plan.backbone.name,
-        takes,
-        plan.spec.dimension,
-        device,
-    )
-    logger.info(
-        'Training on %d Documents (%s): %s, %s, learning rate %g%s, batches of %d%s, %d epochs, '
-        'seed %d',
-        plan.train.num_documents,
-        plan.train.kind,
-        config.loss,
-        config.optimizer,
-        config.learning_rate,
-        f' ({config.scheduler})' if config.scheduler else '',
-        plan.batch.size,
-        ''.join(
-            [
-                '' if plan.augmentation == 'none' else f', augmentation {plan.augmentation}',
-                ', whitening' if config.whiten else '',
-                *_extras(config),
-            ]
-        ),
-        config.epochs,
-        config.seed,
-    )
-
-
-def _extras(config: RunConfig) -> list[str]:
-    """What a step does beyond the plain one, for the log."""
-    lengths = ', '.join(map(str, config.matryoshka_dims))
-    said = {
-        f'{config.micro_batch_size} at a time': config.micro_batch_size,
-        f'also cut to {lengths}': lengths,
-        'hard negatives': config.hard_negatives,
-        f'averaged weights ({config.ema_decay})': config.ema_decay,
-        'compiled': config.compile_model,
-    }
-    return [f', {what}' for what, asked in said.items() if asked]

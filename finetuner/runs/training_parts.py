@@ -17,8 +17,9 @@ from finetuner.data.loading import BatchLoader
 from finetuner.data.neighbour_sampler import NeighbourClassSampler
 from finetuner.data.samplers import SequentialSampler
 from finetuner.excepts import ConfigError
-from finetuner.inputs import PictureReader
-from finetuner.models.whitening import Whitening
+from finetuner.inputs import InputReader, PictureReader, TextImageReader
+from finetuner.models.backbones import TextImageBackbone
+from finetuner.runs.closed_form import fit_alignment, fit_whitening
 from finetuner.runs.plan import Plan
 from finetuner.training.averaging import WeightAveraging
 from finetuner.training.hard_negatives import HardNegatives
@@ -35,7 +36,6 @@ from finetuner.training.precision import check_precision
 from finetuner.training.setup import Pipeline
 from finetuner.training.step import StepOptions, check_closure
 from finetuner.training.trainer import BaseCallback
-from finetuner.training.whitening import WhiteningFit, whitening_sample
 
 if TYPE_CHECKING:
     import torch
@@ -220,7 +220,12 @@ def with_own_callbacks(
         before.append(
             HardNegatives(loader.batch_sampler, plan.train, build_loader, plan.config.seed)
         )
-    return [*before, *callbacks, *_whitening(plan, model, pipeline)]
+    return [
+        *fit_alignment(plan, model, pipeline),
+        *before,
+        *callbacks,
+        *fit_whitening(plan, model, pipeline),
+    ]
 
 
 def _class_loader(plan: Plan, pipeline: Pipeline, dataset: ClassDataset) -> BatchLoader:
@@ -230,34 +235,21 @@ def _class_loader(plan: Plan, pipeline: Pipeline, dataset: ClassDataset) -> Batc
     return pipeline.loader(dataset, sampler, workers, pipeline.on_broken, plan.train_reader.read)
 
 
-def _whitening(plan: Plan, model: torch.nn.Module, pipeline: Pipeline) -> list[BaseCallback]:
-    """What fits the model's whitening, if it has one that is not fitted yet."""
-    found = [m for m in model.modules() if isinstance(m, Whitening) and not m.fitted]
-    if not found or not isinstance(plan.train, ClassDataset):
-        return []
-    # embeddings that will be cut must begin with what tells most
-    found[0].ordered = bool(plan.spec.matryoshka_dims)
-    sampled = whitening_sample(plan.train, plan.config.seed)
-    sampler = SequentialSampler(len(sampled), _EMBED_BATCH_SIZE)
-    first, last = (
-        pipeline.loader(sampled, sampler, preprocess_fn=reader.read)
-        for reader in (plan.train_reader, plan.reader)
-    )
-    return [WhiteningFit(found[0], first, last, np.asarray(sampled.labels))]
-
-
 def _training_read(plan: Plan) -> Callable[[Document], Any]:
     """How a Document becomes an input in training: pictures may be smaller, and varied."""
     reader = plan.train_reader
-    if not isinstance(reader, PictureReader):
+    pictures = reader.picture if isinstance(reader, TextImageReader) else reader
+    if not isinstance(pictures, PictureReader):
         return reader.read
-    augmentation = build_augmentation(plan.augmentation, reader.size)
+    augmentation = build_augmentation(plan.augmentation, pictures.size)
     return functools.partial(_augmented, reader=reader, augmentation=augmentation)
 
 
-def _augmented(doc: Document, reader: PictureReader, augmentation: Augmentation | None) -> Any:
-    picture = reader.read(doc)
-    return picture if augmentation is None else augmentation(picture)
+def _augmented(doc: Document, reader: InputReader, augmentation: Augmentation | None) -> Any:
+    """The input, varied where it is a picture."""
+    content = reader.read(doc)
+    is_picture = isinstance(content, np.ndarray)
+    return augmentation(content) if augmentation is not None and is_picture else content
 
 
 def freezes_batch_norm(config: RunConfig) -> bool:
@@ -286,7 +278,8 @@ def _check_micro_batches(config: RunConfig, plan: Plan) -> None:
     """What the step would find as well, but not before the run has begun."""
     if config.micro_batch_size is None or config.micro_batch_size >= plan.batch.size:
         return
-    backbone = plan.backbone
+    whole = plan.backbone
+    backbone = whole.picture if isinstance(whole, TextImageBackbone) else whole
     normalises = backbone.architecture == 'cnn' and not backbone.name.startswith('convnext')
     if normalises and not freezes_batch_norm(config):
         raise ConfigError(

@@ -195,6 +195,7 @@ class FinetunerExecutor(Executor):
                 is_onnx=self._is_onnx,
                 num_threads=self._num_threads,
                 policy=self._policy,
+                select_model=self._select_model,
             )
         place = Path(artifact).expanduser()
         if not may_be_path or not place.exists():

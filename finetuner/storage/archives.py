@@ -13,6 +13,8 @@ from finetuner.excepts import ArtifactError
 
 MAX_BYTES = 8 * 1024**3
 MAX_FILES = 64
+# folders in a folder: a tower's, and in it those of its modules
+MAX_DEPTH = 2
 # RuntimeError is an encrypted member (and, as NotImplementedError, an unknown compression)
 _UNREADABLE = (zipfile.BadZipFile, EOFError, OSError, RuntimeError, zlib.error, lzma.LZMAError)
 
@@ -34,7 +36,7 @@ def unzip(path: Path, target: Path) -> None:
             root = _root(path.name, members)
             for member in members:
                 out = target.joinpath(*_parts(member)[len(root) :])
-                out.parent.mkdir(exist_ok=True)
+                out.parent.mkdir(exist_ok=True, parents=True)
                 with archive.open(member) as source, out.open('wb') as file:
                     # sizes in the zip's directory can lie: never write more than was declared
                     _copy_at_most(source, file, member.file_size)
@@ -56,12 +58,12 @@ def _check_members(name: str, members: list[zipfile.ZipInfo]) -> None:
 
 
 def _root(name: str, members: list[zipfile.ZipInfo]) -> tuple[str, ...]:
-    """The folder that all files lie in, right there or one folder deeper; empty where it is none."""
+    """The folder that all files lie in, right there or deeper; empty where it is none."""
     folders = {_parts(member)[:-1] for member in members}
     root = min(folders, key=len, default=())
     if not folders or len(root) > 1 or any(f[: len(root)] != root for f in folders):
         raise ArtifactError(f'{name} is no artifact: its files do not lie in one folder')
-    if any(len(folder) > len(root) + 1 for folder in folders):
+    if any(len(folder) > len(root) + MAX_DEPTH for folder in folders):
         raise ArtifactError(f'{name} is no artifact: its folders go too deep')
     return root
 

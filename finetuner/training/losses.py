@@ -23,6 +23,7 @@ from finetuner.training.loss_options import (
     named_part,
     required_options,
 )
+from finetuner.training.pair_losses import CLIPLoss, CosineSimilarityLoss
 
 _BASE = 'it is a base class or a mixin, which computes nothing by itself: name a class made of it'
 # Classes of pytorch-metric-learning that a run cannot name, why, and what to take instead.
@@ -60,20 +61,6 @@ _LOSS_ALIASES = {
 _DIMENSION_NAMES = ('embedding_size', 'descriptors_dim', 'l')
 _MEMORY_OPTIONS = ('loss', 'loss_options', 'memory_size', 'miner')
 _MOST_PROXIES = 50
-
-
-class CosineSimilarityLoss(torch.nn.Module):
-    """Mean squared difference between the cosine similarity of pairs and their scores.
-
-    Takes the two embeddings of each pair `[num_pairs, dimension]` and scores `[num_pairs]` in
-    0..1. After Reimers and Gurevych, Sentence-BERT (2019), section 3, regression objective.
-    """
-
-    def forward(self, first: Tensor, second: Tensor, scores: Tensor) -> Tensor:
-        """Compute the loss, a scalar; 0 for no pairs."""
-        if not len(scores):
-            return (first.sum() + second.sum()) * 0
-        return torch.nn.functional.mse_loss(torch.cosine_similarity(first, second), scores)
 
 
 class CrossBatchMemory(losses.CrossBatchMemory):
@@ -238,10 +225,13 @@ LOSSES: dict[str, type] = {
     **classes_of(losses, {**REFUSED, **dict.fromkeys(WRAPPERS, 'a wrapper')}),
     **{class_.__name__: class_ for class_ in _MENDED},
     CosineSimilarityLoss.__name__: CosineSimilarityLoss,
+    CLIPLoss.__name__: CLIPLoss,
 }
 MINERS = classes_of(miners, REFUSED)
 # learn from pairs with a score
 PAIR_LOSSES = (CosineSimilarityLoss.__name__,)
+# learn from texts and their pictures
+TEXT_IMAGE_LOSSES = (CLIPLoss.__name__,)
 # Learn from exactly the pairs they are told, and look at no labels. Which these are was found by
 # giving each loss the same pairs with other labels, and a test finds it again.
 TUPLE_LOSSES = (

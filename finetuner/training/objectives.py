@@ -16,6 +16,7 @@ from finetuner.excepts import ConfigError
 from finetuner.training.losses import (
     LOSSES,
     PAIR_LOSSES,
+    TEXT_IMAGE_LOSSES,
     TUPLE_LOSSES,
     WHOLE_BATCH_LOSSES,
     WRAPPERS,
@@ -77,6 +78,14 @@ class ScoredPairObjective(Objective):
         return self.loss(embeddings[0::2], embeddings[1::2], labels[0::2])
 
 
+class TextImageObjective(Objective):
+    """For text-image pairs: the loss gets the texts, their pictures, and the numbers of the texts."""
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """Compute the loss; items 2i and 2i+1 are a text and its picture, labels `[batch, 2]`."""
+        return self.loss(embeddings[0::2], embeddings[1::2], labels[0::2, 0])
+
+
 def session_pairs(labels: Tensor) -> PairTuple:
     """Find the pairs that sessions speak of, as pytorch-metric-learning's index tuple.
 
@@ -127,6 +136,9 @@ def build_objective(
     """
     name = type(loss).__name__
     pairwise = name in PAIR_LOSSES
+    if kind == 'text_image_pair' or name in TEXT_IMAGE_LOSSES:
+        _check_text_image(loss, miner, kind)
+        return TextImageObjective(loss)
     if kind == 'scored_pair':
         if _is_named(loss) and not pairwise:
             raise ConfigError(
@@ -159,6 +171,20 @@ def build_objective(
 def _is_named(loss: torch.nn.Module) -> bool:
     """Whether a loss is one of those that have a name here, and none of the user's own."""
     return type(loss) in (*LOSSES.values(), *WRAPPERS.values())
+
+
+def _check_text_image(loss: torch.nn.Module, miner: torch.nn.Module | None, kind: DataKind) -> None:
+    name = type(loss).__name__
+    if kind != 'text_image_pair':
+        raise ConfigError(
+            f'loss {name} learns from text-image pairs only, and this is data of kind {kind}: use '
+            'another, such as TripletMarginLoss; see docs/data.md'
+        )
+    if _is_named(loss) and name not in TEXT_IMAGE_LOSSES:
+        raise ConfigError(
+            f'loss {name} cannot learn from text-image pairs: use {", ".join(TEXT_IMAGE_LOSSES)}'
+        )
+    _refuse_miner(miner, kind)
 
 
 def _refuse_miner(miner: torch.nn.Module | None, kind: DataKind) -> None:
@@ -199,6 +225,7 @@ _PROBE_LABELS: dict[DataKind, Callable[[int], Any]] = {
     'instance': lambda num_classes: torch.arange(_PROBE_SIZE) % min(num_classes, 4),
     'session': lambda _: torch.tensor([[i // 4, (0, 1, 1, -1)[i % 4]] for i in range(_PROBE_SIZE)]),
     'scored_pair': lambda _: torch.arange(_PROBE_SIZE) / _PROBE_SIZE,
+    'text_image_pair': lambda _: torch.tensor([[i // 2, i % 2] for i in range(_PROBE_SIZE)]),
 }
 
 

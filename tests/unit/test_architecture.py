@@ -24,7 +24,7 @@ LAYERS = (
     ('config', 'excepts', 'names', 'callback', 'data', 'models', 'images', 'uris', 'search',
      'evaluation', 'storage', 'training', 'runs.states', 'console', 'augmentation', 'inputs',
      'onnx_export'),
-    ('model_spec', 'artifact', 'inference'),
+    ('model_spec', 'artifact_files', 'artifact', 'engines', 'inference'),
     ('runs', 'collections', 'columns'),
     ('client', 'run', 'experiment'),
     ('fitting', 'api', 'cli', 'data_cli', 'server', '__init__'),

@@ -1,0 +1,282 @@
+"""Engines that embed Documents: torch and ONNX Runtime behind one interface."""
+
+from __future__ import annotations
+
+import abc
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from docarray import DocumentArray
+
+from finetuner.artifact import ModelSpec
+from finetuner.config import whole_number
+from finetuner.excepts import ArtifactError, ConfigError, ContentError, FinetunerError
+from finetuner.inputs import InputReader, ModelInputs, TextImageReader, is_text
+from finetuner.models.backbones import (
+    TEXT_TOWER,
+    TOWERS,
+    VISION_TOWER,
+)
+
+if TYPE_CHECKING:
+    from finetuner.models.embedding_model import EmbeddingModel
+
+# more decoding threads than this only wait for each other, and more than there are cores take turns
+# with the model's own
+_MAX_DECODERS = 8
+
+
+class InferenceEngine(abc.ABC):
+    """A model that embeds.
+
+    Attributes:
+        name: of its backbone.
+        spec: how it is built and what it takes in.
+        reader: makes its inputs of Documents.
+        dimension: length of its embeddings.
+        device: `cpu` or `cuda`.
+        is_onnx: whether ONNX Runtime runs it.
+        batch_size: inputs embedded at a time unless told otherwise.
+    """
+
+    is_onnx = False
+
+    def __init__(self, spec: ModelSpec, reader: InputReader, device: str, batch_size: int) -> None:
+        """Keep what all engines share."""
+        self.spec = spec
+        self.reader = reader
+        self.name = spec.backbone
+        self.dimension = spec.dimension
+        self.device = device
+        self.batch_size = at_least_one('batch_size', batch_size)
+
+    @abc.abstractmethod
+    def embed(self, inputs: ModelInputs) -> np.ndarray:
+        """Embed a batch.
+
+        Args:
+            inputs: as the reader batches them: pictures, uint8 `[n, size, size, 3]`, or of texts
+                `input_ids` and `attention_mask`, int64 `[n, length]`.
+
+        Returns:
+            float32 `[n, dimension]`.
+        """
+
+    def encode_documents(
+        self, docs: DocumentArray, batch_size: int | None = None
+    ) -> list[tuple[int, FinetunerError]]:
+        """Fill the embeddings of Documents, in order, leaving their contents as they are.
+
+        The next Documents are read while the current ones are embedded. One that cannot be read
+        gets no embedding and leaves its neighbours' as they would be without it.
+
+        Args:
+            docs: Documents with a content of the model's kind each.
+            batch_size: embedded at a time; of texts, as many tokens as so many Documents of middle
+                length have. None takes the engine's own.
+
+        Returns:
+            (position, error) of each Document that failed.
+
+        Raises:
+            ConfigError: `batch_size` is no whole number of at least 1.
+        """
+        failures: list[tuple[int, FinetunerError]] = []
+        size = self.batch_size if batch_size is None else at_least_one('batch_size', batch_size)
+        for start, results in self._read_ahead(docs, size):
+            good = []
+            for position, result in enumerate(results, start):
+                if isinstance(result, ContentError):
+                    docs[position].embedding = None
+                    failures.append((position, result))
+                else:
+                    good.append(position)
+            items = [results[position - start] for position in good]
+            for chosen in self.reader.batches(items, size):
+                embeddings = self.embed(self.reader.batch([items[place] for place in chosen]))
+                for place, embedding in zip(chosen, embeddings, strict=True):
+                    docs[good[place]].embedding = embedding
+        return failures
+
+    def _read_ahead(
+        self, docs: DocumentArray, batch_size: int
+    ) -> Iterator[tuple[int, list[Any | ContentError]]]:
+        """Inputs of so many Documents, the next always being read while one lot is used."""
+        lot = batch_size * self.reader.batches_at_once
+        starts = range(0, len(docs), lot)
+        with ThreadPoolExecutor(min(_MAX_DECODERS, _num_cores(), lot)) as pool:
+
+            def submit(start: int) -> list[Future[Any | ContentError]]:
+                positions = range(start, min(start + lot, len(docs)))
+                return [pool.submit(self._read, docs[i], i) for i in positions]
+
+            pending = submit(0) if len(docs) else []
+            for start in starts:
+                current, following = pending, start + lot
+                pending = submit(following) if following < len(docs) else []
+                yield start, [future.result() for future in current]
+
+    def _read(self, doc: Any, position: int) -> Any | ContentError:
+        try:
+            return self.reader.read(doc, position)
+        except ContentError as error:
+            return error
+
+
+class TorchEngine(InferenceEngine):
+    """Runs an embedding model in torch."""
+
+    def __init__(
+        self,
+        model: EmbeddingModel,
+        spec: ModelSpec,
+        reader: InputReader,
+        device: str = 'cpu',
+        batch_size: int = 32,
+    ) -> None:
+        """Move the model to the device, in evaluation mode."""
+        super().__init__(spec, reader, device, batch_size)
+        self.model = model.to(device).eval()
+
+    def embed(self, inputs: ModelInputs) -> np.ndarray:
+        """Embed a batch; see `InferenceEngine.embed`."""
+        import torch
+
+        def moved(array: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+
+        with torch.inference_mode():
+            tensors: Any = (
+                {name: moved(array) for name, array in inputs.items()}
+                if isinstance(inputs, Mapping)
+                else moved(inputs)
+            )
+            return self.model(tensors).float().cpu().numpy()
+
+
+class OnnxEngine(InferenceEngine):
+    """Runs an exported graph in ONNX Runtime."""
+
+    is_onnx = True
+
+    def __init__(
+        self,
+        graph: Path | bytes,
+        spec: ModelSpec,
+        reader: InputReader,
+        device: str = 'cpu',
+        batch_size: int = 32,
+        num_threads: int | None = None,
+    ) -> None:
+        """Load the graph.
+
+        Args:
+            graph: ONNX file, or its bytes.
+            spec: what it was exported from.
+            reader: makes its inputs of Documents.
+            device: `cpu` or `cuda`; the latter needs onnxruntime-gpu.
+            batch_size: inputs embedded at a time.
+            num_threads: of one operator; None lets ONNX Runtime choose.
+
+        Raises:
+            ArtifactError: ONNX Runtime cannot load the graph.
+            ConfigError: this ONNX Runtime has no CUDA.
+        """
+        import onnxruntime
+
+        super().__init__(spec, reader, device, batch_size)
+        providers = ['CPUExecutionProvider']
+        if device == 'cuda':
+            if 'CUDAExecutionProvider' not in onnxruntime.get_available_providers():
+                raise ConfigError(
+                    "this ONNX Runtime has no CUDA: pip install onnxruntime-gpu, or device='cpu'"
+                )
+            providers.insert(0, 'CUDAExecutionProvider')
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+        # between batches its threads would go on looking for work, on cores that decoding, another
+        # engine or the gateway could use
+        options.add_session_config_entry('session.force_spinning_stop', '1')
+        if num_threads is not None:
+            options.intra_op_num_threads = int(num_threads)
+        try:
+            self._session = onnxruntime.InferenceSession(
+                graph if isinstance(graph, bytes) else str(graph), options, providers=providers
+            )
+        except Exception as error:
+            raise ArtifactError(f'ONNX Runtime cannot load the graph: {error}') from error
+        self._input = self._session.get_inputs()[0].name
+
+    def embed(self, inputs: ModelInputs) -> np.ndarray:
+        """Embed a batch; see `InferenceEngine.embed`."""
+        named = inputs if isinstance(inputs, Mapping) else {self._input: inputs}
+        arrays = {name: np.ascontiguousarray(array) for name, array in named.items()}
+        return self._session.run(None, arrays)[0]
+
+
+class TextImageEngine(InferenceEngine):
+    """Two engines, one for texts and one for pictures, whose embeddings can be compared.
+
+    Attributes:
+        towers: the engines under the names of `TOWERS`.
+    """
+
+    def __init__(self, towers: Mapping[str, InferenceEngine], spec: ModelSpec) -> None:
+        """Join the two.
+
+        Args:
+            towers: under each of `TOWERS`.
+            spec: of the two together.
+        """
+        text, vision = (towers[name] for name in TOWERS)
+        reader = TextImageReader(text.reader, vision.reader)  # type: ignore[arg-type]
+        super().__init__(spec, reader, text.device, text.batch_size)
+        self.towers = dict(towers)
+        self.is_onnx = text.is_onnx and vision.is_onnx
+
+    def embed(self, inputs: ModelInputs) -> np.ndarray:
+        """Embed a batch of texts, or one of pictures; see `InferenceEngine.embed`."""
+        name = TEXT_TOWER if isinstance(inputs, Mapping) else VISION_TOWER
+        return self.towers[name].embed(inputs)
+
+    def encode_documents(
+        self, docs: DocumentArray, batch_size: int | None = None
+    ) -> list[tuple[int, FinetunerError]]:
+        """Fill the embeddings of Documents, each by the tower that its content is for.
+
+        A Document with a text is embedded as a text, unless its `modality` is `image`. See
+        `InferenceEngine.encode_documents`.
+        """
+        failures = []
+        of_towers: dict[str, list[int]] = {name: [] for name in TOWERS}
+        for position, doc in enumerate(docs):
+            of_towers[TEXT_TOWER if is_text(doc) else VISION_TOWER].append(position)
+        for name, positions in of_towers.items():
+            # the same Documents: what is filled in there is filled in here
+            chosen = DocumentArray([docs[position] for position in positions])
+            for place, error in self.towers[name].encode_documents(chosen, batch_size):
+                docs[positions[place]].embedding = None
+                failures.append((positions[place], error))
+            for place, position in enumerate(positions):
+                docs[position].embedding = chosen[place].embedding
+        return sorted(failures, key=lambda failure: failure[0])
+
+
+def at_least_one(name: str, number: Any) -> int:
+    """A whole number of at least 1; a ConfigError naming the argument where it is none."""
+    try:
+        whole = whole_number(number)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f'{name}: {error}') from error
+    if whole < 1:
+        raise ConfigError(f'{name}: {number} is less than 1')
+    return whole
+
+
+def _num_cores() -> int:
+    affinity = getattr(os, 'sched_getaffinity', None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
