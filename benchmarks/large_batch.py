@@ -43,7 +43,7 @@ class Work:
     def name(self) -> str:
         """For the table."""
         if not self.batch_size:
-            return 'model and optimizer alone'
+            return 'model alone, before any step'
         parts = f', {self.micro_batch_size} at a time' if self.micro_batch_size else ''
         return f'batch of {self.batch_size:,}{parts}'
 
