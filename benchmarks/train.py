@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import functools
 import multiprocessing
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,7 +22,14 @@ from docarray import Document, DocumentArray
 from PIL import Image
 from pytorch_metric_learning.losses import TripletMarginLoss
 from pytorch_metric_learning.samplers import MPerClassSampler
-from rounds import NAME_WIDTH, Contestant, print_head, print_speeds, take_turns
+from rounds import (
+    NAME_WIDTH,
+    Contestant,
+    peak_resident_mb,
+    print_head,
+    print_speeds,
+    take_turns,
+)
 from torch.nn.modules.batchnorm import BatchNorm2d
 from torch.utils.data import DataLoader, Dataset
 
@@ -155,9 +161,7 @@ def _measure_memory(name: str, num_pictures: int, batch_size: int) -> float:
     else:
         train_an_epoch = plain_loop(files, batch_size, 0)
     train_an_epoch()
-    # of this program alone: what `resource` tells also counts the process that started it
-    status = Path('/proc/self/status').read_text()
-    return int(re.search(r'VmHWM:\s+(\d+) kB', status)[1]) / 1024
+    return peak_resident_mb()
 
 
 def main() -> None:

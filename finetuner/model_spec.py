@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from finetuner.excepts import ArtifactError
@@ -35,6 +35,8 @@ class ModelSpec:
         whitening: whether the projection head is a `Whitening`; of texts it is one of the
             dense layers that their folder lists.
         alignment: whether the projection head is an `Alignment`.
+        matryoshka_dims: lengths at which the beginning of an embedding was trained to be a good
+            embedding, in order.
     """
 
     backbone: str
@@ -43,6 +45,7 @@ class ModelSpec:
     output_dim: int | None = None
     whitening: bool = False
     alignment: bool = False
+    matryoshka_dims: tuple[int, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values: the specification of inputs stands under `picture`, `text`, or both."""
@@ -57,6 +60,7 @@ class ModelSpec:
             **takes,
             'output_dim': self.output_dim,
             'whitening': self.whitening,
+            'matryoshka_dims': list(self.matryoshka_dims),
             'alignment': self.alignment,
         }
 
@@ -66,9 +70,12 @@ class ModelSpec:
         if not isinstance(inputs, TextImageSpec):
             raise TypeError(f'{self.backbone} has no towers')
         text, picture, joined = backbone.text, backbone.picture, backbone.joined
+        lengths = self.matryoshka_dims
+        of_text = ModelSpec(text.name, self.dimension, inputs.text, self.output_dim)
+        of_pictures = ModelSpec(picture.name, self.dimension, inputs.picture, alignment=joined)
         return {
-            TEXT_TOWER: ModelSpec(text.name, self.dimension, inputs.text, self.output_dim),
-            VISION_TOWER: ModelSpec(picture.name, self.dimension, inputs.picture, alignment=joined),
+            TEXT_TOWER: replace(of_text, matryoshka_dims=lengths),
+            VISION_TOWER: replace(of_pictures, matryoshka_dims=lengths),
         }
 
     @classmethod
@@ -88,6 +95,7 @@ class ModelSpec:
                 inputs=_input_spec(values),
                 output_dim=None if values['output_dim'] is None else int(values['output_dim']),
                 whitening=bool(values.get('whitening', False)),
+                matryoshka_dims=_lengths(values.get('matryoshka_dims', ()), dimension),
                 alignment=bool(values.get('alignment', False)),
             )
         except (KeyError, TypeError, ValueError) as error:
@@ -99,6 +107,13 @@ def _input_spec(values: Mapping[str, Any]) -> InputSpec:
         return _picture_spec(values['picture'])
     text = _text_spec(values['text'])
     return TextImageSpec(text, _picture_spec(values['picture'])) if 'picture' in values else text
+
+
+def _lengths(values: Sequence[Any], dimension: int) -> tuple[int, ...]:
+    lengths = tuple(int(value) for value in values)
+    if not all(1 <= length < dimension for length in lengths):
+        raise ValueError('matryoshka_dims are out of range')
+    return lengths
 
 
 def _picture_spec(values: Mapping[str, Any]) -> PictureSpec:
@@ -137,6 +152,9 @@ def model_card(spec: ModelSpec, record: TrainingRecord) -> str:
     """The README of an artifact: what the model takes and gives, how it was trained, how it does."""
     config = record.config or {}
     lines = [f'# Embedding model from {spec.backbone}', '', *_usage(spec)]
+    if spec.matryoshka_dims:
+        lengths = ', '.join(map(str, spec.matryoshka_dims))
+        lines += ['', f'The first {lengths} values of an embedding are embeddings, too.']
     if record.num_documents is not None:
         named = ('loss', 'optimizer', 'learning_rate', 'epochs', 'batch_size', 'scheduler', 'seed')
         settings = ', '.join(f'{name} {config[name]}' for name in named if config.get(name))

@@ -127,11 +127,7 @@ class ClassSampler(EpochSampler):
         Returns:
             `[num_batches, classes in a batch]` int, no class twice in a row.
         """
-        used = np.minimum(self._groups, self._num_batches)
-        surplus = int(used.sum()) - self._num_batches * self._num_classes
-        if surplus:
-            dropped = generator.choice(int(used.sum()), surplus, replace=False)
-            np.subtract.at(used, np.repeat(np.arange(len(used)), used)[dropped], 1)
+        used = self._drawn_groups(generator)
         order = generator.permutation(len(used)).astype(used.dtype)
         groups = np.repeat(order, used[order])
         # Dealt like cards, one to each batch in turn: a class has at most as many groups as there
@@ -141,6 +137,19 @@ class ClassSampler(EpochSampler):
             for _ in range(_MIXING_ROUNDS):
                 table = _mix(table, generator)
         return table[generator.permutation(self._num_batches)]
+
+    def _drawn_groups(self, generator: np.random.Generator) -> NDArray[np.integer]:
+        """Draw how many groups of each class the epoch has: what fills its batches exactly.
+
+        Returns:
+            `[num_classes]` int, none more than the batches.
+        """
+        used = np.minimum(self._groups, self._num_batches)
+        surplus = int(used.sum()) - self._num_batches * self._num_classes
+        if surplus:
+            dropped = generator.choice(int(used.sum()), surplus, replace=False)
+            np.subtract.at(used, np.repeat(np.arange(len(used)), used)[dropped], 1)
+        return used
 
     def _shuffled(self, generator: np.random.Generator) -> NDArray[np.integer]:
         """Draw the order of the items within each class.

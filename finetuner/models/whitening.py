@@ -28,6 +28,9 @@ class Whitening(torch.nn.Module):
         takes_roots: whether square roots of the values are taken first, their signs kept, which
             evens out how much single dimensions weigh (Perronnin et al., 2010); for convolutional
             networks, whose values are never negative and have a long tail.
+        ordered: whether the first values it gives are those in which things differ most, so that
+            the beginning of an embedding is a good embedding; set it before fitting. So they are,
+            too, where it gives fewer values than it gets.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class Whitening(torch.nn.Module):
         # found in closed form, and again at the end of training: nothing for an optimizer
         self.dense.requires_grad_(False)
         self.takes_roots = takes_roots
+        self.ordered = False
         self.fitted = False
 
     def forward(self, embeddings: Tensor) -> Tensor:
@@ -66,8 +70,8 @@ class Whitening(torch.nn.Module):
         lengths, directions = np.linalg.eigh(within)
         matrix = (directions / np.sqrt(lengths)) @ directions.T
         linear = self.dense.linear
-        if linear.out_features < linear.in_features:
-            # of the whitened space, the directions in which things differ most
+        if self.ordered or linear.out_features < linear.in_features:
+            # of the whitened space, the directions in which things differ most, in that order
             whitened = values @ matrix
             _, axes = np.linalg.eigh(whitened.T @ whitened)
             matrix = matrix @ axes[:, : -linear.out_features - 1 : -1]

@@ -40,6 +40,8 @@ def fit_whitening(plan: Plan, model: torch.nn.Module, pipeline: Pipeline) -> lis
     found = [m for m in model.modules() if isinstance(m, Whitening) and not m.fitted]
     if not found or not isinstance(plan.train, ClassDataset):
         return []
+    # embeddings that will be cut must begin with what tells most
+    found[0].ordered = bool(plan.spec.matryoshka_dims)
     sampled = whitening_sample(plan.train, plan.config.seed)
     sampler = SequentialSampler(len(sampled), _EMBED_BATCH_SIZE)
     first, last = (

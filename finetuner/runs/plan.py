@@ -37,6 +37,7 @@ from finetuner.training.callback_descriptions import (
     parse_callback,
     prepare_callbacks,
 )
+from finetuner.training.matryoshka import check_lengths
 from finetuner.training.setup import BatchShape, resolve_batch, validation_batch
 from finetuner.training.whitening import can_whiten
 
@@ -110,7 +111,8 @@ def make_plan(config: RunConfig, data: Mapping[str, Sequence[Document]]) -> Plan
     _check_modality(backbone, train)
     check_sampler(config.sampler, train.kind)
     config = _filled_in(config, backbone, train)
-    spec = parent.spec if parent else _model_spec(config, backbone)
+    spec = _with_lengths(config, parent.spec if parent else _model_spec(config, backbone))
+    config = config.copy(update={'matryoshka_dims': spec.matryoshka_dims})
     reader = parent.build_reader() if parent else _reader(backbone, spec)
     validation = None
     if data.get('eval_data') is not None:
@@ -187,6 +189,12 @@ def _model_spec(config: RunConfig, backbone: Backbone) -> ModelSpec:
     dimension = config.output_dim or backbone.dimension
     whitening = bool(config.whiten)
     return ModelSpec(backbone.name, dimension, inputs, config.output_dim, whitening)
+
+
+def _with_lengths(config: RunConfig, spec: ModelSpec) -> ModelSpec:
+    """The lengths asked for; those of the artifact that training goes on from when none are."""
+    lengths = config.matryoshka_dims or spec.matryoshka_dims
+    return replace(spec, matryoshka_dims=check_lengths(lengths, spec.dimension))
 
 
 def _reader(backbone: Backbone, spec: ModelSpec) -> InputReader:
@@ -291,7 +299,8 @@ def _callbacks(
         )
         for position, callback in enumerate(config.callbacks)
     ]
-    return prepare_callbacks(descriptions, has_validation_data)  # type: ignore[return-value]
+    lengths = config.matryoshka_dims
+    return prepare_callbacks(descriptions, has_validation_data, lengths)  # type: ignore[return-value]
 
 
 def check_contents(plan: Plan) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from finetuner.config import RunConfig
 from finetuner.inputs import InputReader, PictureReader, TextImageReader
 from finetuner.models.backbones import InputSpec, PictureSpec, TextImageSpec, TextSpec
 from finetuner.runs.plan import Plan
@@ -49,8 +50,22 @@ def log_plan(plan: Plan, device: str) -> None:
             [
                 '' if plan.augmentation == 'none' else f', augmentation {plan.augmentation}',
                 ', whitening' if config.whiten else '',
+                *_extras(config),
             ]
         ),
         config.epochs,
         config.seed,
     )
+
+
+def _extras(config: RunConfig) -> list[str]:
+    """What a step does beyond the plain one."""
+    lengths = ', '.join(map(str, config.matryoshka_dims))
+    said = {
+        f'{config.micro_batch_size} at a time': config.micro_batch_size,
+        f'also cut to {lengths}': lengths,
+        'hard negatives': config.hard_negatives,
+        f'averaged weights ({config.ema_decay})': config.ema_decay,
+        'compiled': config.compile_model,
+    }
+    return [f', {what}' for what, asked in said.items() if asked]

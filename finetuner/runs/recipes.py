@@ -34,6 +34,7 @@ _SETTLED = (
     'augmentation',
     'whiten',
     'model_options',
+    'matryoshka_dims',
 )
 # of weights that were never trained
 _LEARNING_RATE_UNTRAINED = 1e-3

@@ -2,47 +2,37 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-import numpy as np
 from docarray import Document
 
 from finetuner.artifact import TrainingRecord, save_artifact
-from finetuner.augmentation import Augmentation, build_augmentation
 from finetuner.config import RunConfig
-from finetuner.excepts import ConfigError, ContentError
-from finetuner.inputs import InputReader, PictureReader, TextImageReader
-from finetuner.models.backbones import (
-    TOWERS,
-    TextImageBackbone,
-)
-from finetuner.runs.closed_form import fit_alignment, fit_whitening
+from finetuner.excepts import ContentError
+from finetuner.inputs import TextImageReader
+from finetuner.models.backbones import TOWERS, TextImageBackbone
 from finetuner.runs.plan import Plan, check_contents, make_plan
 from finetuner.runs.plan_log import log_plan
 from finetuner.runs.run_files import checkpoint_directory, epochs_directory
+from finetuner.runs.training_parts import (
+    build_training,
+    build_training_loaders,
+    check_training,
+    freezes_batch_norm,
+    step_options,
+    with_own_callbacks,
+)
 from finetuner.significance import Stage
 from finetuner.training.callback_building import LoggedRun, build_callbacks
 from finetuner.training.callbacks import ReportMetrics
 from finetuner.training.checkpointing import Checkpoints
 from finetuner.training.epoch_artifacts import EpochStore
-from finetuner.training.losses import build_loss, build_miner, learns_class_weights
-from finetuner.training.objectives import Objective, build_objective, check_objective_runs
-from finetuner.training.optimization import (
-    LAYER_DECAY,
-    build_model_optimizer,
-    build_optimizer,
-    build_schedule,
-)
 from finetuner.training.setup import Pipeline
 
 if TYPE_CHECKING:
-    import torch
-
     from finetuner.models.embedding_model import EmbeddingModel
     from finetuner.models.text_image import TextImageModel
 
@@ -93,9 +83,7 @@ def validate_run(config: RunConfig, data: Mapping[str, Sequence[Document]]) -> R
         ArtifactError: the artifact to continue from is damaged.
     """
     plan = make_plan(config, data)
-    training = _build_training(plan, _stand_in())
-    kind = plan.train.kind
-    check_objective_runs(training.objective, kind, plan.spec.dimension, plan.train.num_classes)
+    check_training(plan)
     if config.on_broken == 'stop':
         check_contents(plan)
     return plan.config
@@ -199,74 +187,6 @@ def _build_model(plan: Plan) -> EmbeddingModel | TextImageModel:
     return model
 
 
-def _stand_in() -> torch.nn.Module:
-    """A convolution, a matrix and vectors, as networks have them, to check options on."""
-    import torch
-
-    return torch.nn.Sequential(torch.nn.Conv2d(2, 2, 1), torch.nn.Linear(2, 2))
-
-
-@dataclass(frozen=True)
-class _Training:
-    """What the trainer is made of, built once to check it and once to use it."""
-
-    objective: Objective
-    optimizers: list[torch.optim.Optimizer]
-    schedule: Any
-
-
-def _build_training(plan: Plan, model: Any, batches_per_epoch: int = 1) -> _Training:
-    config = plan.config
-    if config.loss is None or config.learning_rate is None:
-        raise ValueError('the plan names a loss and a learning rate')
-    if plan.validation is not None and learns_class_weights(config.loss, config.loss_options):
-        raise ConfigError(
-            f'loss {config.loss} learns weights for the classes of the training data, so it cannot '
-            'judge validation data: leave out eval_data and val_split, or use EvaluationCallback'
-        )
-    loss = build_loss(config.loss, config.loss_options, plan.spec.dimension, plan.train.num_classes)
-    miner = build_miner(config.miner, config.miner_options)
-    objective = build_objective(plan.train.kind, loss, miner, plan.batch.size)
-    if config.optimizer == 'LBFGS' and config.loss == 'CrossBatchMemory':
-        raise ConfigError(
-            'optimizer LBFGS computes the loss several times a step, and CrossBatchMemory would '
-            'remember the batch each time: take another optimizer, such as AdamW'
-        )
-    optimizers = [
-        build_model_optimizer(
-            config.optimizer, model, config.learning_rate, config.optimizer_options
-        )
-    ]
-    of_loss = list(loss.parameters())
-    if of_loss:
-        # a loss with weights of its own learns them beside the model's
-        named = config.loss_optimizer or config.optimizer
-        if named == 'LBFGS':
-            raise ConfigError(
-                f'loss {config.loss} has weights of its own, which LBFGS cannot learn beside the '
-                "model's: name another loss_optimizer, such as SGD"
-            )
-        options = config.loss_optimizer_options or (
-            {} if config.loss_optimizer else config.optimizer_options
-        )
-        options = {name: value for name, value in options.items() if name != LAYER_DECAY}
-        rate = options.pop('lr', config.learning_rate)
-        optimizers.append(build_optimizer(named, of_loss, rate, options))
-    elif config.loss_optimizer or config.loss_optimizer_options:
-        raise ConfigError(
-            f'loss {config.loss} has no parameters to optimize: leave out loss_optimizer and '
-            'loss_optimizer_options'
-        )
-    schedule = build_schedule(
-        config.scheduler,
-        optimizers[0],
-        config.scheduler_options,
-        config.epochs,
-        batches_per_epoch,
-    )
-    return _Training(objective, optimizers, schedule)
-
-
 def _train(
     plan: Plan,
     model: EmbeddingModel | TextImageModel,
@@ -288,16 +208,8 @@ def _train(
         on_broken=config.on_broken,
     )
     with pipeline:
-        augmented = _training_read(plan)
-        loader = pipeline.training_loader(plan.train, plan.batch, augmented)
-        val_loader = None
-        if plan.validation is not None:
-            val_loader = pipeline.training_loader(
-                plan.validation,
-                plan.validation_batch,
-                augmented if plan.validation.kind == 'instance' else None,
-            )
-        training = _build_training(plan, model, len(loader))
+        loader, val_loader = build_training_loaders(plan, pipeline)
+        training = build_training(plan, model, len(loader))
         callbacks = build_callbacks(
             plan.callbacks,
             plan.backbone.name,
@@ -306,12 +218,9 @@ def _train(
             observer.examples,
             LoggedRun(config.experiment_name, config.run_name or 'run', config.dict(), plan.train),
             epochs,
+            plan.spec.matryoshka_dims,
         )
-        callbacks = [
-            *fit_alignment(plan, model, pipeline),
-            *callbacks,
-            *fit_whitening(plan, model, pipeline),
-        ]
+        callbacks = with_own_callbacks(callbacks, plan, model, loader, pipeline)
         watch = ProgressReport(observer.progress, observer.step_metrics, observer.epoch_metrics)
         trainer = Trainer(
             model,
@@ -320,34 +229,11 @@ def _train(
             schedule=training.schedule,
             callbacks=[*callbacks, watch],
             device=device,
-            freeze_batch_norm=_freezes_batch_norm(config),
+            freeze_batch_norm=freezes_batch_norm(config),
+            step_options=step_options(plan, len(loader)),
         )
         trainer.fit(loader, config.epochs, val_loader, checkpoints)
         loader.log_broken()
-
-
-def _training_read(plan: Plan) -> Callable[[Document], Any]:
-    """How a Document becomes an input in training: pictures may be smaller, and varied."""
-    reader = plan.train_reader
-    pictures = reader.picture if isinstance(reader, TextImageReader) else reader
-    if not isinstance(pictures, PictureReader):
-        return reader.read
-    augmentation = build_augmentation(plan.augmentation, pictures.size)
-    return functools.partial(_augmented, reader=reader, augmentation=augmentation)
-
-
-def _augmented(doc: Document, reader: InputReader, augmentation: Augmentation | None) -> Any:
-    """The input, varied where it is a picture."""
-    content = reader.read(doc)
-    is_picture = isinstance(content, np.ndarray)
-    return augmentation(content) if augmentation is not None and is_picture else content
-
-
-def _freezes_batch_norm(config: RunConfig) -> bool:
-    """Keep pretrained statistics, which small batches would ruin; an untrained net has none."""
-    if config.freeze_batch_norm is not None:
-        return config.freeze_batch_norm
-    return config.model_options.get('weights') != 'none'
 
 
 def _save(

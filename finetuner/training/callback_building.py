@@ -68,6 +68,7 @@ class Surroundings:
         logged: what loggers say of the run.
         evaluation: the first that was asked for, None where there is none.
         epochs: keeps models by epoch; None where there is no place for them.
+        lengths: that embeddings are cut to and measured at besides the whole.
     """
 
     caption: str
@@ -77,6 +78,7 @@ class Surroundings:
     logged: LoggedRun
     evaluation: EvaluationCallback | None
     epochs: EpochStore | None
+    lengths: tuple[int, ...]
 
 
 def build_callbacks(
@@ -87,6 +89,7 @@ def build_callbacks(
     report_examples: ReportExamples,
     logged: LoggedRun | None = None,
     epochs: EpochStore | None = None,
+    lengths: tuple[int, ...] = (),
 ) -> list[BaseCallback]:
     """Set the described callbacks to work.
 
@@ -98,6 +101,7 @@ def build_callbacks(
         report_examples: told example results before and after training.
         logged: what loggers say of the run.
         epochs: keeps models by epoch; None where there is no place for them.
+        lengths: that embeddings are cut to and measured at besides the whole.
 
     Returns:
         In the order of the descriptions, but that what mixes weights comes after those that
@@ -115,6 +119,7 @@ def build_callbacks(
         logged or LoggedRun(),
         next(evaluations, None),
         epochs,
+        lengths,
     )
     built = [
         description
@@ -229,6 +234,7 @@ def _build_evaluation(
         exclude_self=description.exclude_self,
         steps_per_interval=description.steps_per_interval,
         num_examples=description.num_example_queries if description.gather_examples else 0,
+        lengths=surroundings.lengths,
     )
     return RetrievalEvaluation(
         description.caption or surroundings.caption,

@@ -24,6 +24,7 @@ from finetuner.data.checks import (
 )
 from finetuner.evaluation import METRICS
 from finetuner.excepts import ConfigError, DataError, unknown_name
+from finetuner.training.matryoshka import metric_name
 from finetuner.training.trainer import BaseCallback
 
 Description = (
@@ -63,13 +64,16 @@ def parse_callback(name: str, options: dict[str, Any], data: dict[str, Any]) -> 
 
 
 def prepare_callbacks(
-    descriptions: Sequence[Description | BaseCallback], has_validation_data: bool
+    descriptions: Sequence[Description | BaseCallback],
+    has_validation_data: bool,
+    lengths: Sequence[int] = (),
 ) -> list[Description | BaseCallback]:
     """Check what callbacks evaluate and monitor, before anything is trained.
 
     Args:
         descriptions: as the user gave them; a `BaseCallback` is left alone.
         has_validation_data: whether there is a validation loss to monitor.
+        lengths: that embeddings are cut to and measured at besides the whole.
 
     Returns:
         The same, with datasets in the place of evaluation data.
@@ -91,6 +95,7 @@ def prepare_callbacks(
     for description in descriptions:
         if isinstance(description, EvaluationCallback):
             measured |= set(METRICS)
+            measured |= {metric_name(name, length) for name in METRICS for length in lengths}
             description = _prepare_evaluation(description)
         elif isinstance(description, WandBLogger):
             _check_package('wandb', description)

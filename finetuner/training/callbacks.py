@@ -11,10 +11,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from finetuner.evaluation import evaluate_queries, own_positions
+from finetuner.evaluation import METRICS, evaluate_queries, own_positions
 from finetuner.search import search
 from finetuner.significance import Stage, change_text, load_paired_test, paired_p_values
-from finetuner.training.trainer import BaseCallback, Trainer, to_device
+from finetuner.training.matryoshka import cut, metric_name
+from finetuner.training.step import to_device
+from finetuner.training.trainer import BaseCallback, Trainer
 
 logger = logging.getLogger('finetuner.training')
 
@@ -44,13 +46,17 @@ class EvaluationSet:
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """How to search and what to keep; see `finetuner.callback.EvaluationCallback`."""
+    """How to search and what to keep; see `finetuner.callback.EvaluationCallback`.
+
+    `lengths` are those that embeddings are cut to and measured at besides the whole.
+    """
 
     limit: int = 20
     distance: str = 'cosine'
     exclude_self: bool = True
     steps_per_interval: int | None = None
     num_examples: int = 0
+    lengths: tuple[int, ...] = ()
 
 
 class RetrievalEvaluation(BaseCallback):
@@ -144,8 +150,10 @@ class RetrievalEvaluation(BaseCallback):
         return {f'{self._caption}_{name}': value for name, value in values.items()}
 
     def _log(self, when: str, metrics: dict[str, float]) -> None:
-        shown = ', '.join(f'{name} {value:.3f}' for name, value in metrics.items())
-        logger.info('Evaluation, %s: %s', when, shown)
+        for suffix in ('', *(metric_name('', length) for length in self._options.lengths)):
+            shown = ', '.join(f'{name} {metrics[name + suffix]:.3f}' for name in METRICS)
+            where = f' at {suffix.rpartition("_")[2]} dimensions' if suffix else ''
+            logger.info('Evaluation, %s%s: %s', when, where, shown)
 
     def _current(self, trainer: Trainer) -> Found:
         """What is found with the weights the model has now, measured at most once for each epoch."""
@@ -163,16 +171,10 @@ class RetrievalEvaluation(BaseCallback):
             else embed_all(trainer.model, index.loader, trainer.device)
         )
         exclude = self._options.exclude_self
-        values = evaluate_queries(
-            query_embeddings,
-            self._queries.labels,
-            index_embeddings,
-            index.labels,
-            limit=self._options.limit,
-            distance=self._options.distance,
-            query_ids=self._queries.ids if exclude else None,
-            index_ids=index.ids if exclude else None,
-        )
+        values = self._measure(query_embeddings, index_embeddings)
+        for length in self._options.lengths:
+            at_length = self._measure(cut(query_embeddings, length), cut(index_embeddings, length))
+            values |= {metric_name(name, length): value for name, value in at_length.items()}
         count = min(self._options.num_examples, len(query_embeddings))
         if not count:
             return values, {}
@@ -188,6 +190,22 @@ class RetrievalEvaluation(BaseCallback):
             for query, row in enumerate(positions.tolist())
         }
         return values, examples
+
+    def _measure(
+        self, query_embeddings: np.ndarray, index_embeddings: np.ndarray
+    ) -> dict[str, torch.Tensor]:
+        index = self._index or self._queries
+        exclude = self._options.exclude_self
+        return evaluate_queries(
+            query_embeddings,
+            self._queries.labels,
+            index_embeddings,
+            index.labels,
+            limit=self._options.limit,
+            distance=self._options.distance,
+            query_ids=self._queries.ids if exclude else None,
+            index_ids=index.ids if exclude else None,
+        )
 
 
 def _means(values: dict[str, torch.Tensor]) -> dict[str, float]:

@@ -26,13 +26,17 @@ from finetuner.training.losses import build_loss
 from finetuner.training.objectives import build_objective
 from finetuner.training.optimization import Schedule, build_optimizer
 from finetuner.training.progress import ProgressBar
-from finetuner.training.setup import BatchShape, Pipeline, resolve_batch
+from finetuner.training.setup import (
+    BatchShape,
+    Pipeline,
+    resolve_batch,
+)
+from finetuner.training.step import to_device
 from finetuner.training.trainer import (
     BaseCallback,
     Trainer,
     resolve_device,
     seed_everything,
-    to_device,
 )
 
 logger = logging.getLogger('finetuner.training')

@@ -18,6 +18,7 @@ from finetuner.data.randomness import set_random_state
 from finetuner.excepts import TrainingError
 from finetuner.training.checkpointing import Checkpoints, TrainingParts
 from finetuner.training.optimization import Schedule
+from finetuner.training.step import StepOptions, TrainingStep
 
 logger = logging.getLogger('finetuner.training')
 
@@ -141,6 +142,7 @@ class Trainer:
         callbacks: Sequence[BaseCallback] = (),
         device: str = 'cpu',
         freeze_batch_norm: bool = False,
+        step_options: StepOptions | None = None,
     ) -> None:
         """Prepare model, objective and optimizers for the device.
 
@@ -154,6 +156,7 @@ class Trainer:
             device: `cpu` or `cuda`.
             freeze_batch_norm: keep the running statistics of batch normalisation as they came,
                 which small batches would ruin.
+            step_options: what a step does beyond the plain one.
         """
         known = PartialState._shared_state
         if known and known.get('_cpu', False) != (device == 'cpu'):
@@ -161,10 +164,17 @@ class Trainer:
             AcceleratorState._reset_state(reset_partial_state=True)
         self._accelerator = Accelerator(cpu=device == 'cpu')
         self._prepared = self._accelerator.prepare(model)
-        # L-BFGS evaluates the loss several times a step, so it steps alone
-        self._needs_closure = isinstance(optimizers[0], torch.optim.LBFGS)
         self._optimizers = [self._accelerator.prepare(optimizer) for optimizer in optimizers]
         self._objective = objective.to(self._accelerator.device)
+        self._step = TrainingStep(
+            self._prepared,
+            self._objective,
+            self._optimizers,
+            self.device,
+            step_options or StepOptions(),
+            # L-BFGS evaluates the loss several times a step, so it steps alone
+            needs_closure=isinstance(optimizers[0], torch.optim.LBFGS),
+        )
         self._schedule = schedule
         self._callbacks = list(callbacks)
         self._freeze_batch_norm = freeze_batch_norm
@@ -320,57 +330,14 @@ class Trainer:
         state.train_loss = sums.loss / max(1, state.num_batches)
         state.metrics['train_loss'] = state.train_loss
 
-    def _step(self, inputs: Any, labels: torch.Tensor) -> float:
-        """One step of every optimizer; the loss it saw."""
-
-        def closure() -> torch.Tensor:
-            for optimizer in self._optimizers:
-                optimizer.zero_grad()
-            loss = self._compute_loss(inputs, labels)
-            self._accelerator.backward(loss)
-            return loss
-
-        if self._needs_closure:
-            seen: list[float] = []
-
-            def recorded() -> torch.Tensor:
-                loss = closure()
-                seen.append(float(loss.detach()))
-                return loss
-
-            # accelerate's wrapper keeps to itself what the step returns: its first loss
-            self._optimizers[0].step(recorded)
-            for optimizer in self._optimizers[1:]:
-                optimizer.step()
-            return seen[0]
-        loss = closure()
-        for optimizer in self._optimizers:
-            optimizer.step()
-        return float(loss.detach())
-
-    def _compute_loss(self, inputs: Any, labels: torch.Tensor) -> torch.Tensor:
-        embeddings = self._prepared(to_device(inputs, self.device))
-        return self._objective(embeddings, labels.to(self.device))
-
     def _validate(self, loader: Iterable[Any]) -> float:
         """Mean loss over the batches of the validation data."""
         self._prepared.eval()
         losses = []
         with torch.inference_mode():
             for inputs, labels in loader:
-                losses.append(float(self._compute_loss(inputs, labels)))
+                losses.append(float(self._step.compute_loss(inputs, labels)))
         return sum(losses) / max(1, len(losses))
-
-
-def to_device(inputs: Any, device: torch.device) -> Any:
-    """Move a tensor, or the tensors in a list or mapping, to a device."""
-    if torch.is_tensor(inputs):
-        return inputs.to(device, non_blocking=True)
-    if isinstance(inputs, Mapping):
-        return {key: to_device(value, device) for key, value in inputs.items()}
-    if isinstance(inputs, (list, tuple)):
-        return type(inputs)(to_device(value, device) for value in inputs)
-    return inputs
 
 
 def seed_everything(seed: int) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from finetuner.data.class_choice import choose_by_class
 from finetuner.data.datasets import ClassDataset
 from finetuner.training.callbacks import embed_all
 from finetuner.training.trainer import BaseCallback, Trainer
@@ -93,15 +94,11 @@ def whitening_sample(dataset: ClassDataset, seed: int) -> ClassDataset:
     Returns:
         At most `MAX_ITEMS` items.
     """
-    labels = np.asarray(dataset.labels)
-    generator = np.random.default_rng(seed)
-    order = generator.permutation(len(labels))
-    order = order[np.argsort(labels[order], kind='stable')]
-    grouped = labels[order]
-    starts = np.searchsorted(grouped, grouped)
-    counts = dataset.class_sizes[grouped]
-    chosen = order[(np.arange(len(order)) - starts < _MAX_ITEMS_PER_CLASS) & (counts > 1)]
-    if len(chosen) > MAX_ITEMS:
-        rank = generator.permutation(len(counts))[labels[chosen]]
-        chosen = chosen[np.argsort(rank, kind='stable')][:MAX_ITEMS]
-    return dataset.subset(np.sort(chosen))
+    chosen = choose_by_class(
+        np.asarray(dataset.labels),
+        np.random.default_rng(seed),
+        MAX_ITEMS,
+        _MAX_ITEMS_PER_CLASS,
+        least_items_per_class=2,
+    )
+    return dataset.subset(chosen)

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+import pytorch_metric_learning.losses
 import torch
 
 from finetuner.excepts import ConfigError
@@ -168,3 +169,47 @@ def test_wrong_miners():
         build_miner(None, {'margin': 1})
     assert build_miner(None, None) is None
     assert build_miner(None, {}) is None
+
+
+def ntxent_tuples(seed, num=14):
+    """All pairs of some items, or some pairs of them: anchors without negatives, and the reverse."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 4, (num,), generator=generator)
+    if seed % 2 == 0:
+        return labels, None
+    kept = torch.rand(num, num, generator=generator) < 0.2
+    same = labels[:, None] == labels[None, :]
+    pairs = (torch.nonzero(kept & mask, as_tuple=True) for mask in (same, ~same))
+    return labels, tuple(itertools.chain(*pairs))
+
+
+@pytest.mark.parametrize('seed', range(6))
+@pytest.mark.parametrize('distance', [None, 'LpDistance', 'DotProductSimilarity'])
+def test_ntxent_is_that_of_pytorch_metric_learning(seed, distance):
+    labels, tuples = ntxent_tuples(seed)
+    options = {'temperature': 0.2, **({'distance': distance} if distance else {})}
+    ours = build_loss('NTXentLoss', options, 5, 4)
+    theirs = pytorch_metric_learning.losses.NTXentLoss(0.2, distance=ours.distance)
+    results = []
+    for loss in (ours, theirs):
+        generator = torch.Generator().manual_seed(seed)
+        embeddings = torch.randn(14, 5, generator=generator, dtype=torch.float64)
+        embeddings.requires_grad_()
+        value = loss(embeddings, labels, tuples)
+        value.backward()
+        results.append((value.detach(), embeddings.grad))
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-9)
+
+
+def test_ntxent_of_a_large_batch_takes_little_memory():
+    num = 1_200
+    generator = torch.Generator().manual_seed(0)
+    embeddings = torch.nn.functional.normalize(torch.randn(num, 8, generator=generator))
+    # the original would take 7 GB
+    found = build_loss('NTXentLoss', None, 8, 4)(embeddings, torch.arange(num) // 2)
+    similarity = embeddings @ embeddings.T / 0.07
+    similarity.fill_diagonal_(-torch.inf)
+    other = torch.arange(num) ^ 1
+    expected = torch.nn.functional.cross_entropy(similarity, other)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)

@@ -16,12 +16,12 @@ from finetuner.training.objectives import Objective
 from finetuner.training.optimization import build_optimizer, build_schedule
 from finetuner.training.progress import ProgressReport, bar_fields, describe
 from finetuner.training.setup import BatchShape, Pipeline
+from finetuner.training.step import to_device
 from finetuner.training.trainer import (
     BaseCallback,
     Trainer,
     resolve_device,
     seed_everything,
-    to_device,
 )
 from tests.conftest import make_vector_docs
 
