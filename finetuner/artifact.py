@@ -156,11 +156,15 @@ def save_artifact(
     Raises:
         ArtifactError: the directory holds something already, or the required export failed.
     """
+    from finetuner.models.lora import merge_lora
+
     if directory.exists() and any(directory.iterdir()):
         raise ArtifactError(f'{directory.name} is not empty: an artifact takes a new directory')
     directory.mkdir(parents=True, exist_ok=True)
     record = record or TrainingRecord()
     model = model.eval().cpu()
+    # it opens without PEFT, and what is exported is what is saved
+    merge_lora(model)
     _save_weights(model, spec, directory)
     if onnx_inputs is not None:
         try:

@@ -108,6 +108,10 @@ def make_plan(config: RunConfig, data: Mapping[str, Sequence[Document]]) -> Plan
     backbone = get_backbone(config.model) if parent is None else _parent_backbone(config, parent)
     train = _build(data['train_data'], 'train_data')
     config = _filled_in(config, backbone, train)
+    if config.model_options.get('lora') is not None:
+        from finetuner.models.lora import check_lora
+
+        check_lora(backbone, config.model_options, config.freeze)
     spec = parent.spec if parent else _model_spec(config, backbone)
     reader = parent.build_reader() if parent else _reader(backbone, spec)
     validation = None
@@ -236,10 +240,10 @@ def _parent_backbone(config: RunConfig, parent: Artifact) -> Backbone:
             f'model {config.model!r} is not that of the artifact to go on from: pass '
             f'model={backbone.name!r}'
         )
-    if set(config.model_options) - {'train_input_size'} or config.output_dim is not None:
+    if set(config.model_options) - {'train_input_size', 'lora'} or config.output_dim is not None:
         raise ConfigError(
-            'model_options (but for train_input_size) and output_dim are those of the artifact '
-            'that training goes on from: leave them out together with model_artifact'
+            'model_options (but for train_input_size and lora) and output_dim are those of the '
+            'artifact that training goes on from: leave them out together with model_artifact'
         )
     return backbone
 

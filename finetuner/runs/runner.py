@@ -145,20 +145,22 @@ def data_references(config: RunConfig) -> dict[str, str]:
 
 
 def _build_model(plan: Plan) -> EmbeddingModel:
+    from finetuner.models.lora import attach_lora
     from finetuner.models.tailor import build_embedding_model, freeze_backbone
 
     config = plan.config
     if plan.parent is None:
-        return build_embedding_model(
-            plan.backbone,
-            config.model_options,
-            config.output_dim,
-            config.freeze,
-            plan.spec.whitening,
+        model = build_embedding_model(
+            plan.backbone, config.model_options, config.output_dim, whitening=plan.spec.whitening
         )
-    model = plan.parent.build_model()
+    else:
+        model = plan.parent.build_model()
     if config.freeze:
         freeze_backbone(model)
+    attach_lora(model, plan.backbone, config.model_options)
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    trained = sum(size for size, is_trained in sizes if is_trained)
+    logger.info('Training %s of %s parameters', f'{trained:,}', f'{sum(s for s, _ in sizes):,}')
     return model
 
 
