@@ -61,7 +61,9 @@ class GeneralizedMean(torch.nn.Module):
 
     def forward(self, positions: Tensor) -> Tensor:
         """Map `[batch, channels, height, width]` float to `[batch, channels, 1, 1]`."""
-        values = positions.clamp(min=self.eps)
+        # in half precision hardly any digit of the exponent's gradient would be left
+        dtype = torch.promote_types(positions.dtype, self.p.dtype)
+        values = positions.to(dtype).clamp(min=self.eps)
         # Powers of a share of the largest neither overflow nor vanish, however large p is. The
         # result does not depend on what is divided by, so no gradient has to go that way.
         largest = values.detach().amax((-2, -1), keepdim=True)

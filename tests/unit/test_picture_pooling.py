@@ -15,6 +15,7 @@ from finetuner.models.pooling import GeneralizedMean, build_picture_pooler
 from finetuner.models.tailor import build_embedding_model, freeze_backbone
 from finetuner.models.whitening import Whitening
 from finetuner.models.zoo import BACKBONES, get_backbone, input_spec, parse_options
+from tests.unit.test_runner import execute
 from tests.unit.tiny_artifacts import cosine
 
 NETWORKS = [n for n, b in BACKBONES.items() if isinstance(b, PictureBackbone) and b.pooling]
@@ -109,6 +110,16 @@ def test_the_exponent_is_learned_unless_told_otherwise():
     assert pooler.p.grad.item() == pytest.approx((more - less) / (2 * step), rel=1e-2)
     assert not list(GeneralizedMean(3.0, trainable=False).parameters())
     assert GeneralizedMean(2.0, trainable=False).state_dict() == {'p': torch.tensor(2.0)}
+
+
+def test_half_precision_goes_no_further():
+    given = positions()
+    found = GeneralizedMean(3.0)(given.bfloat16())
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, GeneralizedMean(3.0)(given), rtol=1e-2, atol=0)
+    with torch.autocast('cpu', torch.bfloat16):
+        again = GeneralizedMean(3.0)(given.bfloat16())
+    torch.testing.assert_close(again.float(), found)
 
 
 @pytest.mark.parametrize('name', SMALL)
@@ -217,6 +228,22 @@ def test_an_artifact_is_built_again_with_its_pooler(tmp_path, pooler):
     assert set(dict(again.named_parameters())) == set(named)
     graph = load_engine(tmp_path / 'a', is_onnx=True, device='cpu').embed(pictures())
     assert cosine(graph, expected).min() > 0.99999
+
+
+def test_a_run_learns_the_exponent_and_keeps_it(tmp_path):
+    options = {'weights': 'none', 'input_size': 64, 'pooler': 'GeM'}
+    execute(tmp_path / 'a', model_options=options, to_onnx=True)
+    found = load_artifact(tmp_path / 'a')
+    assert found.spec.inputs.pooler == PicturePooler('gem')
+    learned = found.build_model().backbone.avgpool.p.item()
+    assert learned != 3.0
+    assert learned == pytest.approx(3.0, abs=0.1)
+    # and training goes on from there
+    going_on = {'model_options': {}, 'model_artifact': str(tmp_path / 'a'), 'learning_rate': 1e-9}
+    execute(tmp_path / 'b', **going_on)
+    again = load_artifact(tmp_path / 'b')
+    assert again.spec == found.spec
+    assert again.build_model().backbone.avgpool.p.item() == pytest.approx(learned, abs=1e-6)
 
 
 def test_artifacts_that_name_no_pooler_have_the_mean():
