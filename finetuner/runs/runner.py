@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from docarray import Document
 from finetuner.artifact import TrainingRecord, save_artifact
 from finetuner.augmentation import Augmentation, build_augmentation
 from finetuner.config import RunConfig
+from finetuner.data.content_cache import KeptContents
 from finetuner.data.datasets import ClassDataset
 from finetuner.data.samplers import SequentialSampler
 from finetuner.excepts import ConfigError, ContentError
@@ -247,17 +247,15 @@ def _train(
         num_workers=config.num_workers,
         seed=config.seed,
         on_broken=config.on_broken,
+        contents=KeptContents(),
     )
     with pipeline:
-        augmented = _training_read(plan)
-        loader = pipeline.training_loader(plan.train, plan.batch, augmented)
+        read, vary = plan.train_reader.read, _augmentation(plan)
+        loader = pipeline.training_loader(plan.train, plan.batch, read, vary)
         val_loader = None
         if plan.validation is not None:
-            val_loader = pipeline.training_loader(
-                plan.validation,
-                plan.validation_batch,
-                augmented if plan.validation.kind == 'instance' else None,
-            )
+            of_views = (read, vary) if plan.validation.kind == 'instance' else ()
+            val_loader = pipeline.training_loader(plan.validation, plan.validation_batch, *of_views)
         training = _build_training(plan, model, len(loader))
         callbacks = build_callbacks(
             plan.callbacks, plan.backbone.name, pipeline, report, observer.examples
@@ -291,18 +289,11 @@ def _whitening(plan: Plan, model: EmbeddingModel, pipeline: Pipeline) -> list[Ba
     return [WhiteningFit(found[0], first, last, np.asarray(sampled.labels))]
 
 
-def _training_read(plan: Plan) -> Callable[[Document], Any]:
-    """How a Document becomes an input in training: pictures may be smaller, and varied."""
+def _augmentation(plan: Plan) -> Augmentation | None:
     reader = plan.train_reader
     if not isinstance(reader, PictureReader):
-        return reader.read
-    augmentation = build_augmentation(plan.augmentation, reader.size)
-    return functools.partial(_augmented, reader=reader, augmentation=augmentation)
-
-
-def _augmented(doc: Document, reader: PictureReader, augmentation: Augmentation | None) -> Any:
-    picture = reader.read(doc)
-    return picture if augmentation is None else augmentation(picture)
+        return None
+    return build_augmentation(plan.augmentation, reader.size)
 
 
 def _freezes_batch_norm(config: RunConfig) -> bool:

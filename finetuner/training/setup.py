@@ -15,6 +15,7 @@ from finetuner.data.checks import (
     check_evaluation_data,
     check_findable,
 )
+from finetuner.data.content_cache import ContentSource, FreshContents, VaryFn
 from finetuner.data.datasets import ClassDataset, InstanceDataset
 from finetuner.data.labelled import LabelledDataset, PreprocessFn
 from finetuner.data.loading import BatchLoader, CollateFn, OnBroken, build_loader, build_sampler
@@ -64,6 +65,7 @@ class Pipeline:
         num_workers: loader processes.
         seed: of the workers' random numbers.
         on_broken: what training does with Documents that cannot be loaded: `stop` or `skip`.
+        contents: where loaders get the inputs from; by default they make them anew each time.
     """
 
     preprocess_fn: PreprocessFn | None
@@ -71,6 +73,7 @@ class Pipeline:
     num_workers: int = 0
     seed: int = 0
     on_broken: OnBroken = 'stop'
+    contents: ContentSource = field(default_factory=FreshContents)
     _loaders: ExitStack = field(default_factory=ExitStack, init=False, repr=False)
 
     def __enter__(self) -> Pipeline:
@@ -88,6 +91,7 @@ class Pipeline:
         num_workers: int = 0,
         on_broken: OnBroken = 'stop',
         preprocess_fn: PreprocessFn | None = None,
+        vary_fn: VaryFn | None = None,
     ) -> BatchLoader:
         """Batches of a dataset as a sampler draws them.
 
@@ -97,8 +101,10 @@ class Pipeline:
             num_workers: processes that preprocess.
             on_broken: `stop` or `skip`.
             preprocess_fn: instead of the pipeline's own.
+            vary_fn: what is done to an input at each access.
         """
-        dataset = dataset.with_preprocess(preprocess_fn or self.preprocess_fn)
+        fn = preprocess_fn or self.preprocess_fn
+        dataset = self.contents.prepared(dataset, fn, vary_fn)
         loader = build_loader(
             dataset,
             sampler,
@@ -115,6 +121,7 @@ class Pipeline:
         dataset: LabelledDataset[Any],
         shape: BatchShape,
         preprocess_fn: PreprocessFn | None = None,
+        vary_fn: VaryFn | None = None,
     ) -> BatchLoader:
         """Batches of labelled items, drawn anew each epoch.
 
@@ -122,6 +129,7 @@ class Pipeline:
             dataset: of any kind.
             shape: of the batches.
             preprocess_fn: instead of the pipeline's own.
+            vary_fn: what is done to an input at each access, such as augmentation.
         """
         drawn = build_sampler(
             dataset,
@@ -131,7 +139,7 @@ class Pipeline:
             self.seed,
             shape.views_per_instance,
         )
-        return self.loader(dataset, drawn, self.num_workers, self.on_broken, preprocess_fn)
+        return self.loader(dataset, drawn, self.num_workers, self.on_broken, preprocess_fn, vary_fn)
 
     def evaluation_set(self, dataset: ClassDataset, batch_size: int, workers: int) -> EvaluationSet:
         """Documents in order, with the labels they came with."""
