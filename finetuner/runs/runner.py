@@ -12,15 +12,14 @@ import numpy as np
 from docarray import Document
 
 from finetuner.artifact import TrainingRecord, save_artifact
-from finetuner.augmentation import Augmentation, build_augmentation
 from finetuner.config import RunConfig
-from finetuner.data.content_cache import KeptContents
 from finetuner.data.datasets import ClassDataset
 from finetuner.data.samplers import SequentialSampler
 from finetuner.excepts import ConfigError, ContentError
 from finetuner.inputs import PictureReader
 from finetuner.models.backbones import PictureSpec, TextSpec
 from finetuner.models.whitening import Whitening
+from finetuner.runs.feeding import build_feed
 from finetuner.runs.plan import Plan, check_contents, make_plan
 from finetuner.training.losses import build_loss, build_miner, learns_class_weights
 from finetuner.training.objectives import Objective, build_objective, check_objective_runs
@@ -241,21 +240,9 @@ def _train(
     from finetuner.training.trainer import Trainer
 
     config = plan.config
-    pipeline = Pipeline(
-        plan.reader.read,
-        plan.reader.collate_fn,
-        num_workers=config.num_workers,
-        seed=config.seed,
-        on_broken=config.on_broken,
-        contents=KeptContents(),
-    )
-    with pipeline:
-        read, vary = plan.train_reader.read, _augmentation(plan)
-        loader = pipeline.training_loader(plan.train, plan.batch, read, vary)
-        val_loader = None
-        if plan.validation is not None:
-            of_views = (read, vary) if plan.validation.kind == 'instance' else ()
-            val_loader = pipeline.training_loader(plan.validation, plan.validation_batch, *of_views)
+    feed = build_feed(plan, model, device, _freezes_batch_norm(config))
+    with feed.pipeline as pipeline:
+        loader, val_loader = feed.loaders(plan)
         training = _build_training(plan, model, len(loader))
         callbacks = build_callbacks(
             plan.callbacks, plan.backbone.name, pipeline, report, observer.examples
@@ -263,7 +250,7 @@ def _train(
         callbacks += _whitening(plan, model, pipeline)
         watch = ProgressReport(observer.progress, observer.step_metrics, observer.epoch_metrics)
         trainer = Trainer(
-            model,
+            feed.model,
             training.objective,
             training.optimizers,
             schedule=training.schedule,
@@ -287,13 +274,6 @@ def _whitening(plan: Plan, model: EmbeddingModel, pipeline: Pipeline) -> list[Ba
         for reader in (plan.train_reader, plan.reader)
     )
     return [WhiteningFit(found[0], first, last, np.asarray(sampled.labels))]
-
-
-def _augmentation(plan: Plan) -> Augmentation | None:
-    reader = plan.train_reader
-    if not isinstance(reader, PictureReader):
-        return None
-    return build_augmentation(plan.augmentation, reader.size)
 
 
 def _freezes_batch_norm(config: RunConfig) -> bool:
