@@ -20,7 +20,9 @@ from finetuner.inputs import PictureReader
 from finetuner.models.backbones import PictureSpec, TextSpec
 from finetuner.models.whitening import Whitening
 from finetuner.runs.feeding import build_feed
+from finetuner.runs.findings import Findings, NoFindings
 from finetuner.runs.plan import Plan, check_contents, make_plan
+from finetuner.runs.probing import probe_run
 from finetuner.training.losses import build_loss, build_miner, learns_class_weights
 from finetuner.training.objectives import Objective, build_objective, check_objective_runs
 from finetuner.training.optimization import (
@@ -93,6 +95,7 @@ def execute_run(
     load_data: Callable[[str], Sequence[Document]],
     artifact_directory: Path,
     observer: RunObserver,
+    findings: Findings | None = None,
 ) -> None:
     """Train what a config says and write the artifact.
 
@@ -101,6 +104,7 @@ def execute_run(
         load_data: gives the Documents behind a reference.
         artifact_directory: where the artifact goes; complete when this returns.
         observer: told how it goes.
+        findings: what earlier runs measured; None for nothing.
 
     Raises:
         FinetunerError: the config, the data or the training failed; says why.
@@ -120,7 +124,7 @@ def execute_run(
         metrics.setdefault(stage, {}).update(values)
         observer.evaluation(stage, metrics[stage])
 
-    _train(plan, model, device, observer, report)
+    _train(plan, model, device, observer, report, findings or NoFindings())
     logger.info('Writing the artifact')
     record = TrainingRecord(
         config=config.dict(),
@@ -235,12 +239,16 @@ def _train(
     device: str,
     observer: RunObserver,
     report: Callable[[Literal['before', 'after'], dict[str, float]], None],
+    findings: Findings,
 ) -> None:
     from finetuner.training.progress import ProgressReport
     from finetuner.training.trainer import Trainer
 
     config = plan.config
-    feed = build_feed(plan, model, device, _freezes_batch_norm(config))
+    frozen_norm = _freezes_batch_norm(config)
+    feed = build_feed(plan, model, device, frozen_norm)
+    plan, feed = probe_run(plan, feed, device, frozen_norm, findings)
+    config = plan.config
     with feed.pipeline as pipeline:
         loader, val_loader = feed.loaders(plan)
         training = _build_training(plan, model, len(loader))
@@ -256,7 +264,7 @@ def _train(
             schedule=training.schedule,
             callbacks=[*callbacks, watch],
             device=device,
-            freeze_batch_norm=_freezes_batch_norm(config),
+            freeze_batch_norm=frozen_norm,
         )
         trainer.fit(loader, config.epochs, val_loader)
         loader.log_broken()
