@@ -26,6 +26,8 @@ bench: $(INSTALLED)  ## compare speed with plain loops, in the same run
 	$(BIN)/python benchmarks/train.py
 	$(BIN)/python benchmarks/encode.py
 	$(BIN)/python benchmarks/data.py
+	$(BIN)/python benchmarks/content_cache.py
+	$(BIN)/python benchmarks/linear_probe.py
 
 install: $(INSTALLED)
 
