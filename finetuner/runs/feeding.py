@@ -86,6 +86,8 @@ def _frozen_feed(
             raise DivisionError(f'augmentation {plan.augmentation!r} varies what it gets')
         if plan.train.kind == 'instance':
             raise DivisionError('two views of a Document must differ')
+        if plan.train.kind == 'text_image_pair':
+            raise DivisionError('texts and pictures go through models of their own')
         datasets = list(plan.datasets().values())
         features = build_frozen_features(model, pipeline, datasets, device, freeze_batch_norm)
     except DivisionError as error:

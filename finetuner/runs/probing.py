@@ -60,6 +60,9 @@ def probe_run(
     Returns:
         The plan and the feed, with these choices made.
     """
+    if plan.train.kind == 'text_image_pair' or not _learns(feed.model):
+        # what stands in a batch of pairs is for their model to say
+        return plan, feed
     trial = _read_some(plan, feed)
     if len(trial.contents) < 2:
         # nothing can be read of the data: loading will say so
@@ -74,6 +77,10 @@ def probe_run(
         micro_batch_size = _micro_batch_size(plan, feed, found)
     config = plan.config.copy(update={'micro_batch_size': micro_batch_size})
     return replace(plan, config=config), _with_workers(plan, feed, trial, found['item_seconds'])
+
+
+def _learns(model: torch.nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in model.parameters())
 
 
 def _read_some(plan: Plan, feed: Feed) -> _Trial:
@@ -97,7 +104,7 @@ def _read_some(plan: Plan, feed: Feed) -> _Trial:
     began = time.perf_counter()
     read(_NUM_TRIED)
     seconds = time.perf_counter() - began
-    if contents and isinstance(contents[0], list):
+    if isinstance(plan.spec.inputs, TextSpec) and not frozen:
         contents = sorted(read(_NUM_TEXTS), key=len, reverse=True)[:_NUM_TRIED]
     return _Trial(contents, seconds / _NUM_TRIED, _vary_seconds(feed, contents))
 
@@ -123,7 +130,8 @@ def _batch(plan: Plan, feed: Feed, contents: list[Any]) -> Any:
     collate: Any = feed.pipeline.collate_fn or stack_contents
     inputs = collate(contents)
     spec = plan.spec.inputs
-    if not isinstance(spec, TextSpec) or not isinstance(contents[0], list):
+    of_texts = isinstance(inputs, Mapping) and 'input_ids' in inputs
+    if not isinstance(spec, TextSpec) or not of_texts:
         return inputs
     longest = max(value.shape[1] for value in inputs.values())
     length = min(-(-longest // _LENGTH_STEP) * _LENGTH_STEP, max(spec.max_length, longest))

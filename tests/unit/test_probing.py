@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from docarray import Document, DocumentArray
 
+from finetuner.config import Settings
 from finetuner.models.tailor import build_embedding_model
-from finetuner.runs import probing
+from finetuner.runs import probing, worker
 from finetuner.runs.feeding import build_feed
 from finetuner.runs.findings import FindingsFile, NoFindings
 from finetuner.runs.plan import make_plan
@@ -157,3 +158,10 @@ def test_findings_survive_damage_and_stay_out_of_the_way(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         FindingsFile(tmp_path / 'absent' / 'measured.json').remember('a', {'x': 1})
     assert 'is not remembered' in caplog.text
+
+
+def test_workers_remember_in_the_home(finetuner_home):
+    execute = worker._runner(Settings.from_environment())
+    findings = execute.keywords['findings']
+    findings.remember('a', {'x': 1})
+    assert json.loads((finetuner_home / 'measured.json').read_text()) == {'a': {'x': 1}}
