@@ -31,6 +31,8 @@ bench: bench-peers  ## compare training with that of others, then speed with pla
 	$(BIN)/python benchmarks/train.py
 	$(BIN)/python benchmarks/encode.py
 	$(BIN)/python benchmarks/data.py
+	$(BIN)/python benchmarks/content_cache.py
+	$(BIN)/python benchmarks/linear_probe.py
 
 bench-peers: $(INSTALLED) $(PEERS_INSTALLED)  ## train side by side with others: one table
 	$(BIN)/python benchmarks/peers.py $(PEERS)

@@ -120,10 +120,12 @@ def fit_backbone(
             `constant_with_warmup`; None takes the recipe's, usually `cosine`.
         scheduler_options: `num_warmup_steps`, `num_training_steps`, `scheduler_step`,
             `num_cycles`, `power`.
-        freeze: train the last layer only, or the projection head when there is one.
+        freeze: train the last layer only, or the projection head when there is one; what comes
+            before is computed once for all epochs where it can be.
         output_dim: length of the embedding; attaches a projection head.
         device: `cuda`, where there is a GPU, or `cpu`.
-        num_workers: processes that decode, at most the cores there are.
+        num_workers: processes that decode, at most the cores there are; none where one process
+            keeps up.
         to_onnx: fail when the ONNX graph cannot be exported; it is exported anyway where it can.
         csv_options: how CSV files given as data are read.
         public: kept in the run's config; it shares nothing while there is one user.
@@ -142,7 +144,8 @@ def fit_backbone(
         on_broken: `stop` at a picture that cannot be opened, or `skip` it; it is named either way.
         seed: of everything drawn at random.
         micro_batch_size: Documents of a batch that go through the model at a time: a batch of 2,048
-            then takes the memory of so many, and the time of two passes; None all at once.
+            then takes the memory of so many, and the time of two passes; None all at once, or as
+            many as memory holds.
         matryoshka_dims: lengths at which the beginning of an embedding shall be good as well.
         hard_negatives: of class data, whether classes that the model confuses, looked for in all
             of it before each epoch, stand together in batches.

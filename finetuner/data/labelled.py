@@ -17,6 +17,9 @@ from finetuner.data.labelling import AnyLabel, LabelArray, LabelColumn
 PreprocessFn = Callable[[Document], Any]
 AnyDataset = TypeVar('AnyDataset', bound='LabelledDataset[Any]')
 
+# matches and chunks that a Document may have, in the numbers of items
+_INNER_BITS = 24
+
 
 class LabelledDataset(Generic[AnyLabel]):
     """What every kind of dataset does: content by index, preprocessed at each access.
@@ -40,6 +43,7 @@ class LabelledDataset(Generic[AnyLabel]):
         self._positions: NDArray[np.int64] | None = None
         self._values = column.values()
         self._preprocess_fn = preprocess_fn
+        self._content_fn: Callable[[int], Any] | None = None
         self._last: tuple[int, Document] | None = None
         self._prepare()
 
@@ -94,6 +98,8 @@ class LabelledDataset(Generic[AnyLabel]):
             IndexError: there is no such item.
         """
         label = self.labels[int(index)]
+        if self._content_fn is not None:
+            return self._content_fn(int(index) % len(self)), label
         doc = self.document(int(index) % len(self))
         if self._preprocess_fn is None:
             return content_of(doc), label
@@ -121,8 +127,34 @@ class LabelledDataset(Generic[AnyLabel]):
     def with_preprocess(self: AnyDataset, preprocess_fn: PreprocessFn | None) -> AnyDataset:
         """Return the same items, made into what a model takes in another way."""
         twin = copy.copy(self)
-        twin._preprocess_fn, twin._last = preprocess_fn, None
+        twin._preprocess_fn, twin._content_fn, twin._last = preprocess_fn, None, None
         return twin
+
+    def with_contents(self: AnyDataset, content_fn: Callable[[int], Any]) -> AnyDataset:
+        """Return the same items, whose contents do not come from their Documents.
+
+        Args:
+            content_fn: takes an item's index, from 0, and returns what the model takes.
+        """
+        twin = copy.copy(self)
+        twin._content_fn = content_fn
+        return twin
+
+    @property
+    def source(self) -> Sequence[Document]:
+        """The Documents that this dataset, and every subset of it, was made of."""
+        return self._docs
+
+    def item_keys(self) -> NDArray[np.int64]:
+        """Return a number for each item, `[num_items]`, that it has in every subset too.
+
+        Among datasets of one `source`, items with the same number are the same.
+        """
+        numbers = self.document_numbers(np.arange(len(self)))
+        # the items of a Document stand together
+        inner = np.arange(len(self)) - np.searchsorted(numbers, numbers)
+        positions = numbers if self._positions is None else self._positions[numbers]
+        return (positions.astype(np.int64) << _INNER_BITS) | inner
 
     def subset(self: AnyDataset, numbers: NDArray[np.int64]) -> AnyDataset:
         """Return some of the Documents, with all their items, labelled anew from 0.
@@ -132,7 +164,7 @@ class LabelledDataset(Generic[AnyLabel]):
         """
         twin = copy.copy(self)
         twin._positions = numbers if self._positions is None else self._positions[numbers]
-        twin._last = None
+        twin._content_fn, twin._last = None, None
         twin._relabel(self, numbers)
         twin._prepare()
         return twin

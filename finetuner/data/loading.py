@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import numpy as np
@@ -265,6 +266,38 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
+def load_in_order(
+    dataset: LabelledDataset[Any], batch_size: int, on_broken: OnBroken = 'stop'
+) -> Iterator[tuple[list[int], list[Any], dict[int, str]]]:
+    """Read all contents of a dataset once, with threads, those of the next batch ahead.
+
+    Args:
+        dataset: of any kind.
+        batch_size: items that are read at a time.
+        on_broken: `'stop'` at a Document that cannot be loaded, or `'skip'` it.
+
+    Yields:
+        Of each batch the items that were read, their contents, and by item why others were not.
+
+    Raises:
+        LoadingError: a Document cannot be preprocessed.
+    """
+    items = _NamedItems(dataset, skips=on_broken == 'skip')
+    batches = [
+        range(start, min(start + batch_size, len(dataset)))
+        for start in range(0, len(dataset), batch_size)
+    ]
+    with ThreadPoolExecutor() as pool:
+        ahead = pool.map(items.__getitem__, batches[0] if batches else ())
+        for following in [*batches[1:], range(0)][: len(batches)]:
+            read, ahead = list(ahead), pool.map(items.__getitem__, following)
+            whole = [
+                (index, content) for index, content in read if not isinstance(content, _Broken)
+            ]
+            broken = {i: c.reason for i, c in read if isinstance(c, _Broken)}
+            yield [index for index, _ in whole], [content for _, content in whole], broken
+
+
 class _Broken:
     """Stands for the content of an item that could not be loaded."""
 
@@ -287,7 +320,11 @@ class _NamedItems:
             return index, self._dataset[index][0]
         except Exception as error:
             # Whatever a user's preprocess_fn raises, and from wherever.
-            reason = f'{self._dataset.position_of(index)} cannot be preprocessed: {_cause(error)}'
+            name = self._dataset.position_of(index)
+            reason = f'{name} cannot be preprocessed: {_cause(error)}'
+            if isinstance(error, LoadingError):
+                # said before, where the item was read for all epochs
+                reason = str(error)
             if self._skips and isinstance(error, _BROKEN):
                 return index, _Broken(reason)
             raise LoadingError(reason) from error

@@ -14,12 +14,14 @@ from finetuner.config import RunConfig
 from finetuner.excepts import ContentError
 from finetuner.inputs import TextImageReader
 from finetuner.models.backbones import TOWERS, TextImageBackbone
+from finetuner.runs.feeding import build_feed
+from finetuner.runs.findings import Findings, NoFindings
 from finetuner.runs.plan import Plan, check_contents, make_plan
 from finetuner.runs.plan_log import log_plan
+from finetuner.runs.probing import probe_run
 from finetuner.runs.run_files import checkpoint_directory, epochs_directory
 from finetuner.runs.training_parts import (
     build_training,
-    build_training_loaders,
     check_training,
     freezes_batch_norm,
     step_options,
@@ -30,7 +32,6 @@ from finetuner.training.callback_building import LoggedRun, build_callbacks
 from finetuner.training.callbacks import ReportMetrics
 from finetuner.training.checkpointing import Checkpoints
 from finetuner.training.epoch_artifacts import EpochStore
-from finetuner.training.setup import Pipeline
 
 if TYPE_CHECKING:
     from finetuner.models.embedding_model import EmbeddingModel
@@ -95,6 +96,7 @@ def execute_run(
     artifact_directory: Path,
     observer: RunObserver,
     run_directory: Path | None = None,
+    findings: Findings | None = None,
 ) -> None:
     """Train what a config says and write the artifact.
 
@@ -105,6 +107,7 @@ def execute_run(
         observer: told how it goes.
         run_directory: where the run's checkpoints go, and where it goes on from the last one, if
             there is one; None for a run that keeps none.
+        findings: what earlier runs measured; None for nothing.
 
     Raises:
         FinetunerError: the config, the data or the training failed; says why.
@@ -140,9 +143,11 @@ def execute_run(
         )
         epochs = EpochStore(
             epochs_directory(run_directory),
+            model,
             lambda model, directory: _save(plan, model, record, directory, config.to_onnx),
         )
-    _train(plan, model, device, observer, report, checkpoints, epochs)
+    known = findings or NoFindings()
+    _train(plan, model, device, observer, report, known, checkpoints, epochs)
     logger.info('Writing the artifact')
     _save(plan, model, record, artifact_directory)
 
@@ -208,22 +213,19 @@ def _train(
     device: str,
     observer: RunObserver,
     report: ReportMetrics,
+    findings: Findings,
     checkpoints: Checkpoints | None,
     epochs: EpochStore | None,
 ) -> None:
     from finetuner.training.progress import ProgressReport
     from finetuner.training.trainer import Trainer
 
+    frozen_norm = freezes_batch_norm(plan.config)
+    feed = build_feed(plan, model, device, frozen_norm)
+    plan, feed = probe_run(plan, feed, device, frozen_norm, findings)
     config = plan.config
-    pipeline = Pipeline(
-        plan.reader.read,
-        plan.reader.collate_fn,
-        num_workers=config.num_workers,
-        seed=config.seed,
-        on_broken=config.on_broken,
-    )
-    with pipeline:
-        loader, val_loader = build_training_loaders(plan, pipeline)
+    with feed.pipeline as pipeline:
+        loader, val_loader = feed.loaders(plan)
         training = build_training(plan, model, len(loader))
         callbacks = build_callbacks(
             plan.callbacks,
@@ -238,13 +240,13 @@ def _train(
         callbacks = with_own_callbacks(callbacks, plan, model, loader, pipeline)
         watch = ProgressReport(observer.progress, observer.step_metrics, observer.epoch_metrics)
         trainer = Trainer(
-            model,
+            feed.model,
             training.objective,
             training.optimizers,
             schedule=training.schedule,
             callbacks=[*callbacks, watch],
             device=device,
-            freeze_batch_norm=freezes_batch_norm(config),
+            freeze_batch_norm=frozen_norm,
             step_options=step_options(plan, len(loader)),
         )
         trainer.fit(loader, config.epochs, val_loader, checkpoints)

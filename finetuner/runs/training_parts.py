@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from docarray import Document
-
-from finetuner.augmentation import Augmentation, build_augmentation
 from finetuner.config import RunConfig
 from finetuner.data.datasets import ClassDataset
 from finetuner.data.loading import BatchLoader
 from finetuner.data.neighbour_sampler import NeighbourClassSampler
 from finetuner.data.samplers import SequentialSampler
 from finetuner.excepts import ConfigError
-from finetuner.inputs import InputReader, PictureReader, TextImageReader
 from finetuner.models.backbones import TextImageBackbone
 from finetuner.runs.closed_form import fit_alignment, fit_whitening
 from finetuner.runs.plan import Plan
@@ -172,32 +166,6 @@ def step_options(plan: Plan, batches_per_epoch: int) -> StepOptions:
     )
 
 
-def build_training_loaders(
-    plan: Plan, pipeline: Pipeline
-) -> tuple[BatchLoader, BatchLoader | None]:
-    """The batches to train on, and those of the validation loss, if there is any.
-
-    Args:
-        plan: of the run.
-        pipeline: ends the loaders.
-    """
-    read, config = _training_read(plan), plan.config
-    if config.hard_negatives:
-        sampler = NeighbourClassSampler(
-            plan.train.labels, plan.batch.size, plan.batch.num_items_per_class, config.seed
-        )
-        loader = pipeline.loader(
-            plan.train, sampler, pipeline.num_workers, pipeline.on_broken, read
-        )
-    else:
-        loader = pipeline.training_loader(plan.train, plan.batch, read)
-    if plan.validation is None:
-        return loader, None
-    return loader, pipeline.training_loader(
-        plan.validation, plan.validation_batch, read if plan.validation.kind == 'instance' else None
-    )
-
-
 def with_own_callbacks(
     callbacks: list[BaseCallback], plan: Plan, model: Any, loader: BatchLoader, pipeline: Pipeline
 ) -> list[BaseCallback]:
@@ -233,23 +201,6 @@ def _class_loader(plan: Plan, pipeline: Pipeline, dataset: ClassDataset) -> Batc
     sampler = SequentialSampler(len(dataset), _EMBED_BATCH_SIZE)
     workers = pipeline.num_workers if len(dataset) > _LEAST_ITEMS_FOR_WORKERS else 0
     return pipeline.loader(dataset, sampler, workers, pipeline.on_broken, plan.train_reader.read)
-
-
-def _training_read(plan: Plan) -> Callable[[Document], Any]:
-    """How a Document becomes an input in training: pictures may be smaller, and varied."""
-    reader = plan.train_reader
-    pictures = reader.picture if isinstance(reader, TextImageReader) else reader
-    if not isinstance(pictures, PictureReader):
-        return reader.read
-    augmentation = build_augmentation(plan.augmentation, pictures.size)
-    return functools.partial(_augmented, reader=reader, augmentation=augmentation)
-
-
-def _augmented(doc: Document, reader: InputReader, augmentation: Augmentation | None) -> Any:
-    """The input, varied where it is a picture."""
-    content = reader.read(doc)
-    is_picture = isinstance(content, np.ndarray)
-    return augmentation(content) if augmentation is not None and is_picture else content
 
 
 def freezes_batch_norm(config: RunConfig) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import signal
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from finetuner.config import RunConfig, Settings
 from finetuner.excepts import FinetunerError
+from finetuner.runs.findings import FindingsFile
 from finetuner.runs.processes import launch_worker, run_directory, stop_workers, this_process
 from finetuner.runs.recorder import RunRecorder
 from finetuner.runs.records import RunRecord
@@ -108,7 +110,7 @@ def _attempt(
 ) -> str | None:
     """Do the run; returns why it failed, None when it finished."""
     try:
-        execute = execute or _runner()
+        execute = execute or _runner(workspace.settings)
         files = run_directory(workspace.settings, run.id)
         config = workspace.resolve_artifact(RunConfig.from_parameters(run.config))
         with workspace.artifacts.staged_directory(run.artifact_id) as directory:
@@ -132,10 +134,10 @@ def _attempt(
         return _one_line(f'{type(error).__name__}: {error}')
 
 
-def _runner() -> Execute:
+def _runner(settings: Settings) -> Execute:
     from finetuner.runs.runner import execute_run
 
-    return execute_run
+    return functools.partial(execute_run, findings=FindingsFile(settings.home / 'measured.json'))
 
 
 def _ended_reason(workspace: Workspace, run: RunRecord) -> str:

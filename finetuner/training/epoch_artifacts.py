@@ -24,10 +24,12 @@ class EpochStore:
 
     Attributes:
         directory: holds a directory for each epoch, `epoch-1` for the first.
+        model: the whole of what is trained, of which a trainer may know a part.
         save: writes a model, which it may change, into a directory that is not there yet.
     """
 
     directory: Path
+    model: torch.nn.Module
     save: Callable[[torch.nn.Module, Path], None]
 
 
@@ -65,7 +67,7 @@ class EpochArtifacts(BaseCallback):
         unfinished = directory / f'.{epoch_name(epoch)}'
         shutil.rmtree(unfinished, ignore_errors=True)
         # a copy: saving moves a model to the CPU and ends its training mode
-        self._store.save(copy.deepcopy(trainer.model), unfinished)
+        self._store.save(copy.deepcopy(self._store.model), unfinished)
         for other, path in kept_epochs(directory).items():
             if not epoch - self._num_kept < other < epoch:
                 _delete(path)

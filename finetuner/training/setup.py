@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from finetuner.data.content_cache import ContentSource, FreshContents, VaryFn
 from finetuner.data.datasets import ClassDataset, InstanceDataset
 from finetuner.data.labelled import LabelledDataset, PreprocessFn
 from finetuner.data.loading import BatchLoader, CollateFn, OnBroken, build_loader, build_sampler
@@ -43,6 +44,7 @@ class Pipeline:
         num_workers: loader processes.
         seed: of the workers' random numbers.
         on_broken: what training does with Documents that cannot be loaded: `stop` or `skip`.
+        contents: where loaders get the inputs from; by default they make them anew each time.
     """
 
     preprocess_fn: PreprocessFn | None
@@ -50,6 +52,7 @@ class Pipeline:
     num_workers: int = 0
     seed: int = 0
     on_broken: OnBroken = 'stop'
+    contents: ContentSource = field(default_factory=FreshContents)
     _loaders: ExitStack = field(default_factory=ExitStack, init=False, repr=False)
 
     def __enter__(self) -> Pipeline:
@@ -71,6 +74,7 @@ class Pipeline:
         num_workers: int = 0,
         on_broken: OnBroken = 'stop',
         preprocess_fn: PreprocessFn | None = None,
+        vary_fn: VaryFn | None = None,
     ) -> BatchLoader:
         """Batches of a dataset as a sampler draws them.
 
@@ -80,8 +84,10 @@ class Pipeline:
             num_workers: processes that preprocess.
             on_broken: `stop` or `skip`.
             preprocess_fn: instead of the pipeline's own.
+            vary_fn: what is done to an input at each access.
         """
-        dataset = dataset.with_preprocess(preprocess_fn or self.preprocess_fn)
+        fn = preprocess_fn or self.preprocess_fn
+        dataset = self.contents.prepared(dataset, fn, vary_fn)
         loader = build_loader(
             dataset,
             sampler,
@@ -98,6 +104,7 @@ class Pipeline:
         dataset: LabelledDataset[Any],
         shape: BatchShape,
         preprocess_fn: PreprocessFn | None = None,
+        vary_fn: VaryFn | None = None,
     ) -> BatchLoader:
         """Batches of labelled items, drawn anew each epoch.
 
@@ -105,6 +112,7 @@ class Pipeline:
             dataset: of any kind.
             shape: of the batches.
             preprocess_fn: instead of the pipeline's own.
+            vary_fn: what is done to an input at each access, such as augmentation.
         """
         drawn = build_sampler(
             dataset,
@@ -114,10 +122,23 @@ class Pipeline:
             self.seed,
             shape.views_per_instance,
         )
-        return self.loader(dataset, drawn, self.num_workers, self.on_broken, preprocess_fn)
+        return self.loader(dataset, drawn, self.num_workers, self.on_broken, preprocess_fn, vary_fn)
 
-    def evaluation_set(self, dataset: ClassDataset, batch_size: int, workers: int) -> EvaluationSet:
-        """Documents in order, with the labels they came with."""
+    def evaluation_set(
+        self,
+        dataset: ClassDataset,
+        batch_size: int,
+        workers: int,
+        preprocess_fn: PreprocessFn | None = None,
+    ) -> EvaluationSet:
+        """Documents in order, with the labels they came with.
+
+        Args:
+            dataset: of queries, or of the index.
+            batch_size: embedded at a time.
+            workers: loader processes.
+            preprocess_fn: instead of the pipeline's own.
+        """
         sampler = SequentialSampler(len(dataset), batch_size)
         ids, names = [], []
         taken: set[str] = set()
@@ -129,7 +150,7 @@ class Pipeline:
             names.append(f'{name} (Document {index})' if name in taken else name)
             taken.add(names[-1])
         return EvaluationSet(
-            loader=self.loader(dataset, sampler, workers),
+            loader=self.loader(dataset, sampler, workers, preprocess_fn=preprocess_fn),
             labels=[dataset.classes[label] for label in dataset.labels],
             ids=ids,
             names=names,

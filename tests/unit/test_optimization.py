@@ -158,3 +158,32 @@ def test_wrong_schedules(name, options, message):
 
 def test_no_schedule():
     assert build_schedule(None, torch.optim.SGD([matrix()], lr=1.0), None, 2, 5) is None
+
+
+@pytest.mark.parametrize('name', OPTIMIZERS)
+def test_fused_where_torch_has_it_and_no_one_chose(name):
+    group = build_optimizer(name, [matrix()], 0.01).param_groups[0]
+    assert bool(group.get('fused')) == (name in ('Adagrad', 'Adam', 'AdamW', 'SGD'))
+
+
+@pytest.mark.parametrize('options', [{'foreach': True}, {'fused': False}, {'differentiable': True}])
+def test_a_chosen_implementation_is_taken(options):
+    group = build_optimizer('Adam', [matrix()], 0.01, options).param_groups[0]
+    assert not group['fused']
+    assert all(group[name] == value for name, value in options.items())
+
+
+@pytest.mark.parametrize('name', ['Adagrad', 'Adam', 'AdamW', 'SGD'])
+def test_fused_steps_are_those_of_the_loop(name):
+    torch.manual_seed(0)
+    start, gradients = torch.randn(50, 7), torch.randn(4, 50, 7)
+    ends = []
+    for options in ({}, {}, {'fused': False}):
+        parameter = torch.nn.Parameter(start.clone())
+        optimizer = build_optimizer(name, [parameter], 0.1, options)
+        for gradient in gradients:
+            parameter.grad = gradient.clone()
+            optimizer.step()
+        ends.append(parameter.detach())
+    assert torch.equal(ends[0], ends[1])
+    torch.testing.assert_close(ends[0], ends[2])

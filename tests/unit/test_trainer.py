@@ -126,7 +126,8 @@ def test_first_loss_and_step_equal_a_hand_written_loop(tiny_network, vector_docs
     recorder = Recorder()
     trainer_of(model, [recorder]).fit(loader_of(vector_docs), 1)
     loss_fn = build_loss('TripletMarginLoss', None, 5, 4)
-    optimizer = torch.optim.Adam(by_hand.parameters(), lr=0.01)
+    # the same kernel: a bias before a normalisation has gradients that are nothing but rounding
+    optimizer = torch.optim.Adam(by_hand.parameters(), lr=0.01, fused=True)
     by_hand.train()
     losses = []
     for inputs, labels in loader_of(vector_docs):

@@ -1,0 +1,136 @@
+"""What a run's training loop is fed with: which part of the model, on which contents, from where."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from finetuner.augmentation import Augmentation, build_augmentation
+from finetuner.data.content_cache import KeptContents, VaryFn
+from finetuner.data.labelled import PreprocessFn
+from finetuner.data.loading import BatchLoader
+from finetuner.data.neighbour_sampler import NeighbourClassSampler
+from finetuner.inputs import PictureReader, TextImageReader
+from finetuner.runs.plan import Plan
+from finetuner.training.setup import Pipeline
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger('finetuner.run')
+
+
+@dataclass(frozen=True)
+class Feed:
+    """What the training loop gets.
+
+    Attributes:
+        model: the model, or the part of it that is left to train on what its frozen part gave.
+        pipeline: how Documents become its inputs, in evaluations as well.
+        read: how Documents become its inputs in training.
+        vary_fn: what is done to those each time.
+    """
+
+    model: torch.nn.Module
+    pipeline: Pipeline
+    read: PreprocessFn
+    vary_fn: VaryFn | None
+
+    def loaders(self, plan: Plan) -> tuple[BatchLoader, BatchLoader | None]:
+        """Batches of training, and of validation where there is data for it."""
+        if plan.config.hard_negatives:
+            sampler = NeighbourClassSampler(
+                plan.train.labels, plan.batch.size, plan.batch.num_items_per_class, plan.config.seed
+            )
+            pipeline = self.pipeline
+            loader = pipeline.loader(
+                plan.train,
+                sampler,
+                pipeline.num_workers,
+                pipeline.on_broken,
+                self.read,
+                self.vary_fn,
+            )
+        else:
+            loader = self.pipeline.training_loader(plan.train, plan.batch, self.read, self.vary_fn)
+        if plan.validation is None:
+            return loader, None
+        # two views must differ there too
+        views: Any = (self.read, self.vary_fn) if plan.validation.kind == 'instance' else ()
+        return loader, self.pipeline.training_loader(plan.validation, plan.validation_batch, *views)
+
+
+def build_feed(plan: Plan, model: torch.nn.Module, device: str, freeze_batch_norm: bool) -> Feed:
+    """Decide what is computed ahead, and how the rest is loaded.
+
+    Args:
+        plan: of the run.
+        model: to be trained.
+        device: `cpu` or `cuda`.
+        freeze_batch_norm: whether statistics of batch normalisation stay as they are.
+    """
+    config = plan.config
+    pipeline = Pipeline(
+        plan.reader.read,
+        plan.reader.collate_fn,
+        num_workers=config.num_workers,
+        seed=config.seed,
+        on_broken=config.on_broken,
+        contents=KeptContents(),
+    )
+    if config.freeze:
+        frozen = _frozen_feed(plan, model, pipeline, device, freeze_batch_norm)
+        if frozen is not None:
+            return frozen
+    return Feed(model, pipeline, plan.train_reader.read, _augmentation(plan))
+
+
+def _augmentation(plan: Plan) -> VaryFn | None:
+    """How pictures are varied in training; None where they are not, or where there are none."""
+    reader = plan.train_reader
+    if isinstance(reader, PictureReader):
+        return build_augmentation(plan.augmentation, reader.size)
+    if not isinstance(reader, TextImageReader):
+        return None
+    of_pictures = build_augmentation(plan.augmentation, reader.picture.size)
+    if of_pictures is None:
+        return None
+    return functools.partial(_vary_pictures, augmentation=of_pictures)
+
+
+def _vary_pictures(content: Any, augmentation: Augmentation) -> Any:
+    """The content of one half of a pair, varied where it is a picture."""
+    return augmentation(content) if isinstance(content, np.ndarray) else content
+
+
+def _frozen_feed(
+    plan: Plan, model: torch.nn.Module, pipeline: Pipeline, device: str, freeze_batch_norm: bool
+) -> Feed | None:
+    """Training of what is not frozen alone; None, and why in the log, where that cannot be."""
+    from finetuner.training.division import DivisionError
+    from finetuner.training.frozen_features import build_frozen_features
+
+    try:
+        if plan.augmentation != 'none':
+            raise DivisionError(f'augmentation {plan.augmentation!r} varies what it gets')
+        if plan.train.kind == 'instance':
+            raise DivisionError('two views of a Document must differ')
+        if plan.train.kind == 'text_image_pair':
+            raise DivisionError('texts and pictures go through models of their own')
+        datasets = list(plan.datasets().values())
+        features = build_frozen_features(model, pipeline, datasets, device, freeze_batch_norm)
+    except DivisionError as error:
+        logger.info('The frozen part of the model is computed in each epoch: %s', error)
+        return None
+    sizes = [r.size for r in (plan.reader, plan.train_reader) if isinstance(r, PictureReader)]
+    if len(set(sizes)) > 1:
+        logger.info(
+            'Training pictures are taken at %d pixels and not at %d, since nothing is saved by '
+            'smaller ones',
+            *sizes,
+        )
+    return Feed(features.trained, features.pipeline(), plan.reader.read, None)
