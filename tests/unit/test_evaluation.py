@@ -1,6 +1,7 @@
 """Every metric equals its definition, docarray's own and, where both define it, ranx's."""
 
 import math
+import sys
 import warnings
 from collections.abc import Iterator
 from types import ModuleType
@@ -211,6 +212,12 @@ def ranx() -> Iterator[ModuleType]:
     """ranx without compiling itself, which would take 40 seconds for these few rows."""
     import numba
 
+    def take_out() -> dict[str, ModuleType]:
+        names = [name for name in sys.modules if name.partition('.')[0] == 'ranx']
+        return {name: sys.modules.pop(name) for name in names}
+
+    # other tests may have imported it as it is
+    kept = take_out()
     numba.config.DISABLE_JIT = True
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
@@ -218,6 +225,8 @@ def ranx() -> Iterator[ModuleType]:
 
         yield ranx
     numba.config.DISABLE_JIT = False
+    take_out()
+    sys.modules.update(kept)
 
 
 @pytest.mark.parametrize('limit', [1, 5, 150])
