@@ -14,8 +14,9 @@ from docarray import DocumentArray
 
 from finetuner.artifact import ModelSpec
 from finetuner.config import whole_number
+from finetuner.data.contents import is_text
 from finetuner.excepts import ArtifactError, ConfigError, ContentError, FinetunerError
-from finetuner.inputs import InputReader, ModelInputs, TextImageReader, is_text
+from finetuner.inputs import InputReader, ModelInputs, TextImageReader
 from finetuner.models.backbones import (
     TEXT_TOWER,
     TOWERS,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from docarray import Document
 
+from finetuner.data.contents import is_text
 from finetuner.excepts import ContentError, DataError, PictureError
 from finetuner.images import picture_of
 from finetuner.models.backbones import (
@@ -168,14 +169,6 @@ class TextReader(InputReader):
             batch.append(position)
         if batch:
             yield batch
-
-
-def is_text(doc: Document) -> bool:
-    """Whether a Document is a text to a model of texts and pictures.
-
-    Its `modality` says it or, where it names none, its content.
-    """
-    return doc.modality == 'text' or (doc.modality != 'image' and bool(doc.text))
 
 
 class TextImageReader(InputReader):

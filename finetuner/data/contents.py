@@ -310,3 +310,11 @@ def _plain(value: Any, where: str) -> Any:
         # Protobuf writes it without a word, and then cannot read the Document back.
         raise DataError(f'{where}: a tag holds {value}, and tags take finite numbers only')
     return value
+
+
+def is_text(doc: Document) -> bool:
+    """Whether a Document is a text to a model of texts and pictures.
+
+    Its `modality` says it or, where it names none, its content.
+    """
+    return doc.modality == 'text' or (doc.modality != 'image' and bool(doc.text))

@@ -15,6 +15,7 @@ from finetuner.data.labelled import PreprocessFn
 from finetuner.data.loading import BatchLoader
 from finetuner.data.neighbour_sampler import NeighbourClassSampler
 from finetuner.inputs import PictureReader, TextImageReader
+from finetuner.models.backbones import TEXT_TOWER, VISION_TOWER
 from finetuner.runs.plan import Plan
 from finetuner.training.setup import Pipeline
 
@@ -80,6 +81,7 @@ def build_feed(plan: Plan, model: torch.nn.Module, device: str, freeze_batch_nor
         num_workers=config.num_workers,
         seed=config.seed,
         on_broken=config.on_broken,
+        tower_reads=_tower_reads(plan),
         contents=KeptContents(),
     )
     if config.freeze:
@@ -87,6 +89,13 @@ def build_feed(plan: Plan, model: torch.nn.Module, device: str, freeze_batch_nor
         if frozen is not None:
             return frozen
     return Feed(model, pipeline, plan.train_reader.read, _augmentation(plan))
+
+
+def _tower_reads(plan: Plan) -> dict[str, PreprocessFn]:
+    reader = plan.reader
+    if not isinstance(reader, TextImageReader):
+        return {}
+    return {TEXT_TOWER: reader.text.read, VISION_TOWER: reader.picture.read}
 
 
 def _augmentation(plan: Plan) -> VaryFn | None:

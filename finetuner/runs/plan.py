@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from docarray import Document
 
 from finetuner.artifact import Artifact, ModelSpec, load_artifact
@@ -20,9 +18,15 @@ from finetuner.data.documents import KIND_NAMES
 from finetuner.data.labelled import LabelledDataset
 from finetuner.data.loading import build_dataset, check_sampler
 from finetuner.data.splitting import split_dataset
-from finetuner.excepts import ConfigError, ContentError, DataError
+from finetuner.excepts import ConfigError, DataError
 from finetuner.inputs import InputReader, PictureReader, TextImageReader, build_reader
-from finetuner.models.backbones import Backbone, TextImageBackbone, TextSpec, check_output_dim
+from finetuner.models.backbones import (
+    TOWERS,
+    Backbone,
+    TextImageBackbone,
+    TextSpec,
+    check_output_dim,
+)
 from finetuner.models.zoo import (
     ALIASES,
     DEFAULT_TEXT_IMAGE_BACKBONE,
@@ -31,6 +35,7 @@ from finetuner.models.zoo import (
     input_spec,
     parse_options,
 )
+from finetuner.runs.readable import find_broken, openable
 from finetuner.runs.recipes import apply_recipe
 from finetuner.training.callback_descriptions import (
     Description,
@@ -48,7 +53,6 @@ Dataset = LabelledDataset[Any]
 # opening every picture of a large set would keep the caller waiting; training opens the others
 MAX_CONTENTS_CHECKED = 10_000
 _NUM_NAMED = 5
-_NUM_LOGGED = 20
 
 
 @dataclass(frozen=True)
@@ -136,7 +140,12 @@ def make_plan(config: RunConfig, data: Mapping[str, Sequence[Document]]) -> Plan
         train_reader=_train_reader(config, spec, reader),
         train=train,
         validation=validation,
-        callbacks=_callbacks(config, data, validation is not None or config.val_split > 0),
+        callbacks=_callbacks(
+            config,
+            data,
+            validation is not None or config.val_split > 0,
+            TOWERS if isinstance(backbone, TextImageBackbone) else (),
+        ),
         batch=BatchShape(
             0, _items_per_class(config, train), config.views_per_instance, config.sampler
         ),
@@ -289,7 +298,10 @@ def _check(name: str, dataset: Dataset, shape: BatchShape | None = None) -> None
 
 
 def _callbacks(
-    config: RunConfig, data: Mapping[str, Sequence[Document]], has_validation_data: bool
+    config: RunConfig,
+    data: Mapping[str, Sequence[Document]],
+    has_validation_data: bool,
+    towers: Sequence[str],
 ) -> list[Description]:
     """The callbacks' descriptions, datasets in the place of references."""
     descriptions = [
@@ -305,7 +317,7 @@ def _callbacks(
         for position, callback in enumerate(config.callbacks)
     ]
     lengths = config.matryoshka_dims
-    return prepare_callbacks(descriptions, has_validation_data, lengths)  # type: ignore[return-value]
+    return prepare_callbacks(descriptions, has_validation_data, lengths, towers)  # type: ignore[return-value]
 
 
 def check_contents(plan: Plan) -> None:
@@ -315,7 +327,7 @@ def check_contents(plan: Plan) -> None:
         ContentError: some cannot be read; says which, why, and how many there are.
     """
     for name, dataset in plan.datasets().items():
-        broken = _find_broken(dataset, plan.reader, MAX_CONTENTS_CHECKED)
+        broken = find_broken(dataset, plan.reader, MAX_CONTENTS_CHECKED)
         if broken:
             named = [broken[index] for index in sorted(broken)[:_NUM_NAMED]]
             more = f'; and {len(broken) - _NUM_NAMED} more' if len(broken) > _NUM_NAMED else ''
@@ -343,52 +355,13 @@ def leave_out_broken(plan: Plan) -> Plan:
     callbacks: list[Description] = []
     for number, callback in enumerate(plan.callbacks):
         kept: dict[str, Any] = {
-            option: _openable(dataset, reader, len(dataset), f'callbacks.{number}.{option}')
+            option: openable(dataset, reader, len(dataset), f'callbacks.{number}.{option}')
             for option in ('query_data', 'index_data')
             if (dataset := getattr(callback, option, None)) is not None
         }
         callbacks.append(replace(callback, **kept))
-    train = _openable(plan.train, reader, MAX_CONTENTS_CHECKED, 'train_data')
+    train = openable(plan.train, reader, MAX_CONTENTS_CHECKED, 'train_data')
     validation = plan.validation
     if validation is not None:
-        validation = _openable(validation, reader, MAX_CONTENTS_CHECKED, 'eval_data')
+        validation = openable(validation, reader, MAX_CONTENTS_CHECKED, 'eval_data')
     return replace(plan, train=train, validation=validation, callbacks=callbacks)
-
-
-def _openable(dataset: Dataset, reader: InputReader, limit: int, name: str) -> Dataset:
-    broken = _find_broken(dataset, reader, limit)
-    if not broken:
-        return dataset
-    lost = np.array(sorted(dataset.lost_documents(broken)), dtype=np.int64)
-    logger.warning(
-        '%s: %d %s, and with them %d of %d Documents are left out',
-        name,
-        len(broken),
-        reader.failure,
-        len(lost),
-        dataset.num_documents,
-    )
-    for index in sorted(broken)[:_NUM_LOGGED]:
-        logger.warning('Left out: %s', broken[index])
-    if len(lost) == dataset.num_documents:
-        raise reader.error(
-            f'{name}: none of the {len(lost)} Documents is left: {reader.failure}, such as '
-            f'{next(iter(broken.values()))}'
-        )
-    return dataset.subset(np.setdiff1d(np.arange(dataset.num_documents), lost))
-
-
-def _find_broken(dataset: Dataset, reader: InputReader, limit: int) -> dict[int, str]:
-    """Items whose contents cannot be read, with the reasons; looks at `limit` of them."""
-    chosen = np.linspace(0, len(dataset) - 1, min(len(dataset), limit)).astype(int)
-
-    def reason(index: int) -> str:
-        try:
-            reader.read(dataset.document(index), dataset.position_of(index))
-        except ContentError as error:
-            return str(error)
-        return ''
-
-    with ThreadPoolExecutor() as pool:
-        reasons = pool.map(reason, chosen.tolist())
-        return {index: why for index, why in zip(chosen.tolist(), reasons, strict=True) if why}

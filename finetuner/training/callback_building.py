@@ -224,9 +224,15 @@ def _build_evaluation(
     queries = sample(query_data, description.query_sample_size, pipeline.seed)
     # loader processes cost more than they save on what is decoded in a second
     workers = min(description.num_workers, pipeline.num_workers) if len(queries) > 5_000 else 0
+    index_data = cast('ClassDataset | None', description.index_data)
+    sides = ((queries, description.model), (index_data, description.index_model))
     sets = [
-        None if data is None else pipeline.evaluation_set(data, description.batch_size, workers)
-        for data in (queries, cast('ClassDataset | None', description.index_data))
+        None
+        if data is None
+        else pipeline.evaluation_set(
+            data, description.batch_size, workers, pipeline.tower_reads.get(tower or '')
+        )
+        for data, tower in sides
     ]
     options = EvaluationOptions(
         limit=description.limit,

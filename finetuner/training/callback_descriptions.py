@@ -25,6 +25,7 @@ from finetuner.data.checks import (
 from finetuner.evaluation import METRICS
 from finetuner.excepts import ConfigError, DataError, unknown_name
 from finetuner.training.matryoshka import metric_name
+from finetuner.training.tower_evaluation import choose_towers, split_pairs
 from finetuner.training.trainer import BaseCallback
 
 Description = (
@@ -67,6 +68,7 @@ def prepare_callbacks(
     descriptions: Sequence[Description | BaseCallback],
     has_validation_data: bool,
     lengths: Sequence[int] = (),
+    towers: Sequence[str] = (),
 ) -> list[Description | BaseCallback]:
     """Check what callbacks evaluate and monitor, before anything is trained.
 
@@ -74,6 +76,7 @@ def prepare_callbacks(
         descriptions: as the user gave them; a `BaseCallback` is left alone.
         has_validation_data: whether there is a validation loss to monitor.
         lengths: that embeddings are cut to and measured at besides the whole.
+        towers: of a model that has several: the one of texts, and the one of pictures.
 
     Returns:
         The same, with datasets in the place of evaluation data.
@@ -96,7 +99,7 @@ def prepare_callbacks(
         if isinstance(description, EvaluationCallback):
             measured |= set(METRICS)
             measured |= {metric_name(name, length) for name in METRICS for length in lengths}
-            description = _prepare_evaluation(description)
+            description = _prepare_evaluation(description, towers)
         elif isinstance(description, WandBLogger):
             _check_package('wandb', description)
             _check_wandb_arguments(description.wandb_args or {})
@@ -142,24 +145,29 @@ def _check_wandb_arguments(arguments: Mapping[str, Any]) -> None:
         )
 
 
-def _prepare_evaluation(description: EvaluationCallback) -> EvaluationCallback:
-    if description.model or description.index_model or description.multi_modal:
+def _prepare_evaluation(
+    description: EvaluationCallback, towers: Sequence[str]
+) -> EvaluationCallback:
+    if not towers and (description.model or description.index_model or description.multi_modal):
         raise ConfigError(
             'EvaluationCallback: model, index_model and multi_modal are for models with several '
             'towers; this one has a single model'
         )
+    if description.multi_modal:
+        description = split_pairs(description)
     queries = _evaluation_dataset(description.query_data, 'query_data', 'give labelled Documents')
-    if description.index_data is None:
-        if description.exclude_self:
-            check_findable(queries)
-        return replace(description, query_data=queries)
-    index = _evaluation_dataset(
-        description.index_data,
-        'index_data',
-        'give labelled Documents, or leave it out to search among the queries',
-    )
-    check_evaluation_data(queries, index)
-    return replace(description, query_data=queries, index_data=index)
+    index = None
+    if description.index_data is not None:
+        index = _evaluation_dataset(
+            description.index_data,
+            'index_data',
+            'give labelled Documents, or leave it out to search among the queries',
+        )
+        check_evaluation_data(queries, index)
+    elif description.exclude_self:
+        check_findable(queries)
+    description = replace(description, query_data=queries, index_data=index)
+    return choose_towers(description, towers) if towers else description
 
 
 def _evaluation_dataset(docs: Any, name: str, hint: str) -> Any:

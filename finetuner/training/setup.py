@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -44,6 +44,7 @@ class Pipeline:
         num_workers: loader processes.
         seed: of the workers' random numbers.
         on_broken: what training does with Documents that cannot be loaded: `stop` or `skip`.
+        tower_reads: of a model of several towers, how each takes a Document.
         contents: where loaders get the inputs from; by default they make them anew each time.
     """
 
@@ -52,6 +53,7 @@ class Pipeline:
     num_workers: int = 0
     seed: int = 0
     on_broken: OnBroken = 'stop'
+    tower_reads: Mapping[str, PreprocessFn] = field(default_factory=dict)
     contents: ContentSource = field(default_factory=FreshContents)
     _loaders: ExitStack = field(default_factory=ExitStack, init=False, repr=False)
 
