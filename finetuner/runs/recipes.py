@@ -38,6 +38,8 @@ _SETTLED = (
 )
 # of weights that were never trained
 _LEARNING_RATE_UNTRAINED = 1e-3
+# adapters begin at nothing: at the rate of the weights they hardly learn
+_OF_ADAPTERS = 10
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,9 @@ def apply_recipe(
         values['loss'] = recipe.loss
         values['loss_options'] = {**recipe.loss_options, **config.loss_options}
     if config.learning_rate is None:
-        values['learning_rate'] = _learning_rate(recipe, backbone, untrained, own_loss)
+        adapters = config.model_options.get('lora') is not None
+        rate = _learning_rate(recipe, backbone, untrained, own_loss, adapters)
+        values['learning_rate'] = rate
     if config.scheduler is None and not config.scheduler_options:
         values['scheduler'] = recipe.scheduler
         values['scheduler_options'] = recipe.scheduler_options
@@ -129,12 +133,15 @@ def apply_recipe(
     return config.copy(update=values)
 
 
-def _learning_rate(recipe: Recipe, backbone: Backbone, untrained: bool, own_loss: bool) -> float:
+def _learning_rate(
+    recipe: Recipe, backbone: Backbone, untrained: bool, own_loss: bool, has_adapters: bool
+) -> float:
     if untrained:
         return _LEARNING_RATE_UNTRAINED
     if own_loss:
         return min(_LEARNING_RATE, recipe.learning_rate)
-    return recipe.learning_rate * (1 if backbone.name in _MEASURED else _CAUTION)
+    rate = recipe.learning_rate * (1 if backbone.name in _MEASURED else _CAUTION)
+    return rate * _OF_ADAPTERS if has_adapters else rate
 
 
 def settled_values(config: RunConfig) -> dict[str, Any]:

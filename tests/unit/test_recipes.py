@@ -72,6 +72,13 @@ def test_other_backbones_learn_slower():
     assert filled(model='resnet50').learning_rate == pytest.approx(3e-4)
 
 
+def test_adapters_learn_faster():
+    model = 'all-MiniLM-L6-v2'
+    assert filled(model).learning_rate == 1e-4
+    assert filled(model, model_options={'lora': {}}).learning_rate == pytest.approx(1e-3)
+    assert filled(model, model_options={'lora': {}}, learning_rate=2e-5).learning_rate == 2e-5
+
+
 def test_untrained_weights_and_artifacts_are_not_whitened():
     untrained = filled(model_options={'weights': 'none'})
     assert (untrained.whiten, untrained.learning_rate) == (False, 1e-3)
