@@ -14,10 +14,11 @@ from docarray import Document, DocumentArray
 
 from finetuner import callback
 from finetuner.client import get_client
-from finetuner.console import print_model_table
+from finetuner.console import print_models
 from finetuner.excepts import ConfigError, DataError
 from finetuner.experiment import Experiment
 from finetuner.fitting import fit
+from finetuner.models.description import describe_backbones
 from finetuner.models.zoo import BACKBONES
 from finetuner.run import Run
 
@@ -74,19 +75,13 @@ def list_models() -> list[str]:
 
 
 def list_model_options() -> dict[str, list[dict[str, Any]]]:
-    """What `model_options` takes, for each model: name, type, required, default."""
-    return {
-        name: [
-            {
-                'name': field.name,
-                'type': field.outer_type_,
-                'required': bool(field.required),
-                'default': field.default,
-            }
-            for field in backbone.options.__fields__.values()
-        ]
-        for name, backbone in BACKBONES.items()
-    }
+    """What `model_options` takes, for each model, in plain values.
+
+    Returns:
+        For each option `name`, `type`, `required`, `default`, `description`; where there are such,
+        `options` (a choice), `range`, and `fields` (the same of options within an option).
+    """
+    return {model['name']: model['options'] for model in describe_backbones()}
 
 
 def describe_models(task: str | None = None) -> None:
@@ -94,22 +89,11 @@ def describe_models(task: str | None = None) -> None:
 
     Args:
         task: only those for this task, such as `image-to-image`.
+
+    Raises:
+        ConfigError: there is no such task.
     """
-    print_model_table(
-        [
-            {
-                'name': backbone.name,
-                'task': backbone.task,
-                'output_dim': backbone.dimension,
-                'input_size': getattr(backbone, 'input_size', '-'),
-                'architecture': backbone.architecture,
-                'weights': backbone.weights,
-            }
-            for backbone in BACKBONES.values()
-            if task in (None, backbone.task)
-        ],
-        task,
-    )
+    print_models(describe_backbones(task))
 
 
 def get_run(run_name: str, experiment_name: str | None = None) -> Run:

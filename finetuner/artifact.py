@@ -145,7 +145,7 @@ class Artifact:
         if isinstance(inputs, TextSpec):
             # the directory is laid out as any folder of a text encoder is
             return build_text_model(self.directory, inputs)
-        options = {'weights': 'none', 'input_size': inputs.input_size}
+        options = {'weights': 'none', 'input_size': inputs.input_size, **inputs.pooler.as_options()}
         model = build_embedding_model(
             self.backbone, options, self.spec.output_dim, whitening=self.spec.whitening
         )
@@ -225,11 +225,15 @@ def save_artifact(
     Raises:
         ArtifactError: the directory holds something already, or the required export failed.
     """
+    from finetuner.models.lora import merge_lora
+
     if directory.exists() and any(directory.iterdir()):
         raise ArtifactError(f'{directory.name} is not empty: an artifact takes a new directory')
     directory.mkdir(parents=True, exist_ok=True)
     record = record or TrainingRecord()
     model = model.eval().cpu()
+    # it opens without PEFT, and what is exported is what is saved
+    merge_lora(model)
     if isinstance(backbone, TextImageBackbone):
         towers: Any = model.towers
         given: Any = onnx_inputs or {}

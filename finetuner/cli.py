@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from finetuner import data_cli
-from finetuner.excepts import FinetunerError
+from finetuner.excepts import ConfigError, FinetunerError
 
 app = typer.Typer(
     help='Fine-tune embedding models on your own labelled data and serve them.',
@@ -92,12 +92,34 @@ def resume(
     print(f'{run} goes on: finetuner logs {run} --follow shows how')
 
 
-@app.command()
-def models() -> None:
-    """List the pretrained models."""
-    import finetuner
+@app.command('models', hidden=True)
+@app.command('describe-models')
+def describe_models(
+    model: Annotated[str | None, typer.Argument(help='Only this one, with its options.')] = None,
+    task: Annotated[str | None, typer.Option(help='Only those for it: image-to-image ...')] = None,
+    as_json: Annotated[bool, typer.Option('--json', help='All of it, as JSON.')] = False,
+) -> None:
+    """List the pretrained models, or the model_options that one of them takes."""
+    import json
 
-    finetuner.describe_models()
+    import finetuner
+    from finetuner.console import print_model
+    from finetuner.models.description import describe_backbone, describe_backbones
+    from finetuner.models.zoo import get_backbone
+
+    if model is None:
+        if as_json:
+            print(json.dumps(describe_backbones(task), indent=2))
+        else:
+            finetuner.describe_models(task)
+        return
+    if task is not None:
+        raise ConfigError('a model has one task: leave out --task, or the name of the model')
+    described = describe_backbone(get_backbone(model))
+    if as_json:
+        print(json.dumps(described, indent=2))
+    else:
+        print_model(described)
 
 
 if __name__ == '__main__':

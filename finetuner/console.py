@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -66,6 +67,28 @@ def print_examples(stage: str, results: Mapping[str, Sequence[Any]], k: int = 5)
     console.print(table)
 
 
+def print_models(models: Sequence[Mapping[str, Any]]) -> None:
+    """Print a table of backbones for each task.
+
+    Args:
+        models: as `finetuner.models.description.describe_backbones` gives them.
+    """
+    for task in dict.fromkeys(model['task'] for model in models):
+        rows = [_model_row(model) for model in models if model['task'] == task]
+        print_model_table(rows, task)
+    console.print('More of one, and the options it takes: finetuner describe-models NAME')
+
+
+def _model_row(model: Mapping[str, Any]) -> dict[str, Any]:
+    installed = model['weights'].startswith('the package')
+    row = {'name': model['name'], 'dim': model['output_dim']}
+    if model['input_size']:
+        row['pixels'] = model['input_size']
+    row['weights'] = 'installed' if installed else 'download'
+    # on a narrow terminal it would push names and numbers into several lines
+    return {**row, 'description': model['description']} if console.width >= 110 else row
+
+
 def print_model_table(rows: Sequence[Mapping[str, Any]], task: str | None = None) -> None:
     """Print backbones, one a row; the columns are the keys of the first.
 
@@ -74,12 +97,52 @@ def print_model_table(rows: Sequence[Mapping[str, Any]], task: str | None = None
         task: shown in the title when only one task's backbones are listed.
     """
     table = _titled(f'Finetuner backbones: {task}' if task else 'Finetuner backbones')
+    table.box, table.pad_edge = box.SIMPLE_HEAD, False
     columns = list(rows[0]) if rows else []
     for column in columns:
-        table.add_column(column, style='cyan', overflow='fold')
+        numbers = all(isinstance(row.get(column), int) for row in rows)
+        justify: Any = 'right' if numbers else 'left'
+        # a name in two lines could not be copied
+        longest = max(len(str(row.get(column, ''))) for row in rows)
+        whole = column == 'name' and longest < console.width - 20
+        table.add_column(column, style='cyan', overflow='fold', justify=justify, no_wrap=whole)
     for row in rows:
         table.add_row(*(escape(str(row.get(column, ''))) for column in columns))
     console.print(table)
+
+
+def print_model(model: Mapping[str, Any]) -> None:
+    """Print all there is to say of a backbone, and a table of the options it takes.
+
+    Args:
+        model: as `finetuner.models.description.describe_backbone` gives it.
+    """
+    console.print(f'[bold]{escape(model["name"])}[/bold]: {escape(model["description"])}')
+    takes = f', takes {model["input_size"]} pixels' if model['input_size'] else ''
+    facts = f'{model["task"]}, {model["architecture"]}, embeddings of {model["output_dim"]}{takes}'
+    console.print(f'{facts}; weights: {escape(model["weights"])}\n')
+    table = _titled('model_options')
+    table.box = box.SIMPLE_HEAD
+    for column, width in (('option', 18), ('value', 26), ('meaning', None)):
+        table.add_column(column, min_width=width, overflow='fold')
+    _add_options(table, model['options'])
+    console.print(table)
+
+
+def _add_options(table: Table, options: Sequence[Mapping[str, Any]], indent: str = '') -> None:
+    for option in options:
+        values = [option['type']]
+        if option.get('options'):
+            values.append(f'one of {", ".join(map(str, option["options"]))}')
+        if option.get('range'):
+            values.append(option['range'])
+        values.append('required' if option['required'] else f'default {option["default"]}')
+        table.add_row(
+            f'[cyan]{indent}{escape(option["name"])}[/cyan]',
+            escape('\n'.join(values)),
+            escape(option['description']),
+        )
+        _add_options(table, option.get('fields', ()), f'{indent}  ')
 
 
 def print_layers(layers: Sequence[Any]) -> None:

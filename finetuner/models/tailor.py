@@ -26,6 +26,7 @@ from finetuner.models.embedding_model import (
     PictureNormalizer,
     build_projection_head,
 )
+from finetuner.models.pooling import build_picture_pooler
 from finetuner.models.whitening import Whitening
 from finetuner.models.zoo import input_spec, parse_options
 
@@ -103,6 +104,8 @@ def _build_parts(
     network = getattr(vision, backbone.builder)(backbone, options)
     for name in backbone.head:
         replace_module(network, name, torch.nn.Identity())
+    if spec.pooler.name != 'mean' and backbone.pooling:
+        replace_module(network, backbone.pooling, build_picture_pooler(spec.pooler))
     head: torch.nn.Module | None = None
     if output_dim and not whitening:
         head = build_projection_head(backbone.dimension, output_dim)

@@ -101,23 +101,36 @@ def build_text_encoder(
     Raises:
         ConfigError: the folder lacks weights or a tokenizer, or they do not fit.
     """
-    transformers = import_transformers()
-    config = load_config(layout.transformer)
-    known = type(config) in transformers.AutoModelForTextEncoding._model_mapping
-    auto = transformers.AutoModelForTextEncoding if known else transformers.AutoModel
     tokenizer = load_tokenizer(layout.folder)
-    with quiet(transformers), as_config_error(layout.folder.name):
-        if spec.pooler == OWN_POOLER:
-            network = build_clip_text(layout.transformer, pretrained)
-        elif pretrained:
-            network = auto.from_pretrained(layout.transformer, dtype=torch.float32)
-        else:
-            network = auto.from_config(config, dtype=torch.float32)
+    network = build_transformer(layout, pretrained)
     # as it stays in the folder that this model is saved to
     tokenizer.model_max_length = spec.max_length
     return TextEncoder(network, tokenizer, spec.pooler), [
         UnitLength() if place is None else _load_dense(place) for place in layout.head
     ]
+
+
+def build_transformer(layout: TextLayout, pretrained: bool = True) -> Any:
+    """Construct the transformer of a folder.
+
+    Args:
+        layout: of its folder.
+        pretrained: whether weights are loaded from the folder; random ones otherwise.
+
+    Raises:
+        ConfigError: the folder lacks weights, or they do not fit.
+    """
+    transformers = import_transformers()
+    config = load_config(layout.transformer)
+    if layout.spec.pooler == OWN_POOLER:
+        with quiet(transformers), as_config_error(layout.folder.name):
+            return build_clip_text(layout.transformer, pretrained)
+    known = type(config) in transformers.AutoModelForTextEncoding._model_mapping
+    auto = transformers.AutoModelForTextEncoding if known else transformers.AutoModel
+    with quiet(transformers), as_config_error(layout.folder.name):
+        if pretrained:
+            return auto.from_pretrained(layout.transformer, dtype=torch.float32)
+        return auto.from_config(config, dtype=torch.float32)
 
 
 def save_text_model(model: EmbeddingModel, spec: TextSpec, folder: Path) -> None:

@@ -38,6 +38,7 @@ from finetuner.models.catalogue import (
     clip_backbone,
     join_backbones,
 )
+from finetuner.models.options import PicturePooler, check_option_names
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -139,10 +140,7 @@ def parse_options(backbone: Backbone, options: Mapping[str, Any] | None) -> Mode
         ConfigError: an option is unknown or out of range.
     """
     given = dict(options or {})
-    known = backbone.options.__fields__
-    for name in given:
-        if name not in known:
-            raise ConfigError(unknown_name(f'option of model {backbone.name}', name, known))
+    check_option_names(f'model {backbone.name}', given, backbone.options)
     try:
         parsed = backbone.options(**given)
     except ValidationError as error:
@@ -169,6 +167,12 @@ def tower_options(
 def _check_picture_options(backbone: PictureBackbone, options: PictureOptions) -> None:
     if options.weights not in ('pretrained', 'none'):
         weights_file(options.weights, backbone.name)
+    if options.pooler is not None and backbone.pooling is None:
+        raise ConfigError(
+            f'model_options of {backbone.name}: pooler {options.pooler!r} is for convolutional '
+            'networks, and the embedding of a vision transformer is that of its class token: leave '
+            'it out'
+        )
     size = options.input_size or backbone.input_size
     if backbone.source and size != backbone.input_size:
         raise ConfigError(
@@ -209,7 +213,10 @@ def input_spec(backbone: Backbone, options: ModelOptions) -> InputSpec:
         ConfigError: the files of a text encoder cannot be had, or an option goes beyond it.
     """
     if isinstance(backbone, PictureBackbone) and isinstance(options, PictureOptions):
-        return PictureSpec(options.input_size or backbone.input_size, backbone.mean, backbone.std)
+        size, chosen = options.input_size or backbone.input_size, options.pooler_options
+        given = {} if chosen is None else chosen.dict()
+        pooler = PicturePooler(options.pooler or 'mean', **given)
+        return PictureSpec(size, backbone.mean, backbone.std, pooler)
     if isinstance(backbone, TextBackbone) and isinstance(options, TextOptions):
         from finetuner.models.encoder_files import find_encoder
         from finetuner.models.text_layout import read_layout, text_spec

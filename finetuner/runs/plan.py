@@ -113,6 +113,11 @@ def make_plan(config: RunConfig, data: Mapping[str, Sequence[Document]]) -> Plan
     config = _filled_in(config, backbone, train)
     spec = _with_lengths(config, parent.spec if parent else _model_spec(config, backbone))
     config = config.copy(update={'matryoshka_dims': spec.matryoshka_dims})
+    if config.model_options.get('lora') is not None:
+        from finetuner.models.lora import check_lora
+
+        check_lora(backbone, config.model_options, config.freeze)
+    spec = parent.spec if parent else _model_spec(config, backbone)
     reader = parent.build_reader() if parent else _reader(backbone, spec)
     validation = None
     if data.get('eval_data') is not None:
@@ -266,10 +271,10 @@ def _parent_backbone(config: RunConfig, parent: Artifact) -> Backbone:
             f'model {config.model!r} is not that of the artifact to go on from: pass '
             f'model={backbone.name!r}'
         )
-    if set(config.model_options) - {'train_input_size'} or config.output_dim is not None:
+    if set(config.model_options) - {'train_input_size', 'lora'} or config.output_dim is not None:
         raise ConfigError(
-            'model_options (but for train_input_size) and output_dim are those of the artifact '
-            'that training goes on from: leave them out together with model_artifact'
+            'model_options (but for train_input_size and lora) and output_dim are those of the '
+            'artifact that training goes on from: leave them out together with model_artifact'
         )
     return backbone
 

@@ -160,30 +160,45 @@ def data_references(config: RunConfig) -> dict[str, str]:
 
 
 def _build_model(plan: Plan) -> EmbeddingModel | TextImageModel:
+    from finetuner.models.lora import attach_lora
+
+    if isinstance(plan.backbone, TextImageBackbone):
+        model: Any = _build_towers(plan, plan.backbone)
+    else:
+        model = _build_single(plan)
+        attach_lora(model, plan.backbone, plan.config.model_options)
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    trained = sum(size for size, is_trained in sizes if is_trained)
+    logger.info('Training %s of %s parameters', f'{trained:,}', f'{sum(s for s, _ in sizes):,}')
+    return model
+
+
+def _build_single(plan: Plan) -> EmbeddingModel:
     from finetuner.models.tailor import build_embedding_model, freeze_backbone
+
+    config = plan.config
+    if plan.parent is None:
+        model = build_embedding_model(
+            plan.backbone, config.model_options, config.output_dim, whitening=plan.spec.whitening
+        )
+    else:
+        model = plan.parent.build_model()
+    if config.freeze:
+        freeze_backbone(model)
+    return model
+
+
+def _build_towers(plan: Plan, backbone: TextImageBackbone) -> TextImageModel:
+    from finetuner.models.tailor import freeze_backbone
     from finetuner.models.text_image import build_text_image_model
 
     config = plan.config
-    if isinstance(plan.backbone, TextImageBackbone):
-        if plan.parent is None:
-            return build_text_image_model(
-                plan.backbone, config.model_options, config.output_dim, config.freeze
-            )
-        towers = plan.parent.build_towers()
-        for tower in towers.towers.values() if config.freeze else ():
-            freeze_backbone(tower)  # type: ignore[arg-type]
-        return towers
     if plan.parent is None:
-        return build_embedding_model(
-            plan.backbone,
-            config.model_options,
-            config.output_dim,
-            config.freeze,
-            plan.spec.whitening,
-        )
-    model = plan.parent.build_model()
-    if config.freeze:
-        freeze_backbone(model)
+        model = build_text_image_model(backbone, config.model_options, config.output_dim)
+    else:
+        model = plan.parent.build_towers()
+    for tower in model.towers.values() if config.freeze else ():
+        freeze_backbone(tower)  # type: ignore[arg-type]
     return model
 
 
