@@ -40,7 +40,7 @@ _LEAST_ITEMS_FOR_WORKERS = 5_000
 
 
 @dataclass(frozen=True)
-class TrainingParts:
+class BuiltTraining:
     """Objective, optimizers and schedule: built once to check them and once to use them."""
 
     objective: Objective | MatryoshkaObjective
@@ -73,7 +73,7 @@ def check_training(plan: Plan) -> None:
         check_objective_runs(part, plan.train.kind, length, plan.train.num_classes)
 
 
-def build_training(plan: Plan, model: Any, batches_per_epoch: int = 1) -> TrainingParts:
+def build_training(plan: Plan, model: Any, batches_per_epoch: int = 1) -> BuiltTraining:
     """Build what computes the loss and what moves the weights.
 
     Args:
@@ -115,7 +115,7 @@ def build_training(plan: Plan, model: Any, batches_per_epoch: int = 1) -> Traini
         config.epochs,
         batches_per_epoch,
     )
-    return TrainingParts(objective, optimizers, schedule)
+    return BuiltTraining(objective, optimizers, schedule)
 
 
 def _build_objective(plan: Plan, loss_name: str, dimension: int) -> Objective:

@@ -254,6 +254,7 @@ class Trainer:
         """All that the rest of the training depends on, loaders aside: tensors and plain values."""
         return {
             **self._parts().state_dict(),
+            'step': self._step.state_dict(),
             'state': asdict(self.state),
             'num_epochs_done': self._num_epochs_done,
             'epoch': asdict(self._sums),
@@ -269,6 +270,7 @@ class Trainer:
             CheckpointError: it was made of other parts.
         """
         self._parts().load_state_dict(saved)
+        self._step.load_state_dict(saved['step'])
         for name, value in saved['state'].items():
             setattr(self.state, name, value)
         self._num_epochs_done = saved['num_epochs_done']
