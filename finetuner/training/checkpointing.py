@@ -106,10 +106,10 @@ class Checkpoints:
         state = saved['trainer']
         step, done = state['state']['step'], state['num_epochs_done']
         logger.info(
-            'Going on from the checkpoint after %d steps: epoch %d, batch %d',
+            'Going on from the checkpoint after %d steps: done are %d epochs and %d batches of the next',
             step,
-            done + 1,
-            state['epoch']['num_batches'] + 1,
+            done,
+            state['epoch']['num_batches'],
         )
         if self._on_begin is not None:
             self._on_begin(step, done)
