@@ -50,6 +50,7 @@ def _tower(
     if asked is not None:
         if asked not in towers:
             raise ConfigError(f'EvaluationCallback: {unknown_name(option, asked, towers)}')
+        _check_contents(side, dataset, option, asked, takes_texts=asked == towers[0])
         return asked
     texts = [is_text(dataset.document(index)) for index in range(len(dataset))]
     if any(texts) and not all(texts):
@@ -59,6 +60,19 @@ def _tower(
             f'{option}, {" or ".join(map(repr, towers))}'
         )
     return towers[0] if texts[0] else towers[1]
+
+
+def _check_contents(
+    side: str, dataset: ClassDataset, option: str, asked: str, takes_texts: bool
+) -> None:
+    for index in range(len(dataset)):
+        doc = dataset.document(index)
+        holds = bool(doc.text) if takes_texts else any((doc.uri, doc.blob, doc.tensor is not None))
+        if not holds:
+            raise DataError(
+                f'{side} of the EvaluationCallback: {dataset.position_of(index)} holds no '
+                f'{"text" if takes_texts else "picture"}, which {option}={asked!r} embeds'
+            )
 
 
 def split_pairs(description: EvaluationCallback) -> EvaluationCallback:

@@ -13,6 +13,7 @@ import finetuner
 from finetuner.artifact import load_artifact
 from finetuner.artifact_files import zip_artifact
 from finetuner.config import RunConfig
+from finetuner.evaluation import evaluate_embeddings
 from finetuner.excepts import ArtifactError, ConfigError, DataError
 from finetuner.inference import build_engine, load_engine
 from finetuner.models.alignment import Alignment
@@ -309,3 +310,82 @@ def test_a_changed_tower_is_found_out(folders, tmp_path):
     (directory / VISION_TOWER / 'artifact.json').write_text('{}')
     with pytest.raises(ArtifactError, match='changed after'):
         load_artifact(directory)
+
+
+def labelled(texts=True):
+    """Class data of one side: the texts, or two pictures of each."""
+    if texts:
+        return DocumentArray(Document(text=t, tags={'finetuner_label': t}) for t in TEXTS)
+    return DocumentArray(
+        Document(blob=picture(t, seed), tags={'finetuner_label': t})
+        for t in TEXTS
+        for seed in (77, 78)
+    )
+
+
+def evaluated(folders, directory, options, **parameters):
+    named = {
+        'query_data': 'queries',
+        **({} if options.get('multi_modal') else {'index_data': 'index'}),
+    }
+    chosen = joined(
+        folders,
+        epochs=1,
+        learning_rate=1e-4,
+        callbacks=[{'name': 'EvaluationCallback', 'options': {**named, 'limit': 2, **options}}],
+        **parameters,
+    )
+    queries = pairs(1) if options.get('multi_modal') else labelled()
+    return execute(chosen, directory, more={'queries': queries, 'index': labelled(texts=False)})
+
+
+@pytest.mark.parametrize(
+    'options',
+    [{'model': TEXT_TOWER, 'index_model': VISION_TOWER}, {}, {'multi_modal': True}],
+    ids=['named', 'by content', 'pairs'],
+)
+def test_texts_are_evaluated_against_pictures(folders, tmp_path, options):
+    directory = tmp_path / 'artifact'
+    observer = evaluated(folders, directory, options)
+    after = dict(observer.evaluations)['after']
+    found = next(value for name, value in after.items() if name.endswith('reciprocal_rank'))
+    # the same by hand, with the artifact
+    engine = load_engine(directory, is_onnx=False)
+    queries, index = labelled(), labelled(texts=False)
+    if options.get('multi_modal'):
+        index = DocumentArray(pair.chunks[1] for pair in pairs(1))
+        for doc, text in zip(index, TEXTS, strict=True):
+            doc.tags['finetuner_label'] = text
+    for docs in (queries, index):
+        finetuner.encode(engine, docs)
+    labels = [[doc.tags['finetuner_label'] for doc in docs] for docs in (queries, index)]
+    expected = evaluate_embeddings(
+        queries.embeddings, labels[0], index.embeddings, labels[1], limit=2
+    )
+    assert found == pytest.approx(expected['reciprocal_rank'], abs=1e-6)
+
+
+EVALUATIONS_REFUSED = {
+    'unknown tower': ({'model': 'clip-txt'}, ConfigError, "'clip-text'"),
+    'wrong tower': ({'model': VISION_TOWER}, DataError, 'Document 0 holds no picture'),
+    'pairs and index': (
+        {'multi_modal': True, 'index_data': 'index'},
+        ConfigError,
+        'leave out index_data',
+    ),
+}
+
+
+@pytest.mark.parametrize('name', EVALUATIONS_REFUSED)
+def test_evaluations_that_cannot_be_are_refused(folders, tmp_path, name):
+    options, error, message = EVALUATIONS_REFUSED[name]
+    with pytest.raises(error, match=message):
+        evaluated(folders, tmp_path / 'artifact', options)
+
+
+def test_queries_of_both_kinds_need_a_tower(folders, tmp_path):
+    mixed = DocumentArray([*labelled(), *labelled(texts=False)])
+    callback = {'name': 'EvaluationCallback', 'options': {'query_data': 'queries'}}
+    chosen = joined(folders, callbacks=[callback])
+    with pytest.raises(DataError, match='holds a text and Document 6 a picture'):
+        validate_run(chosen, data_of(chosen, pairs(), {'queries': mixed}))
