@@ -18,7 +18,11 @@ class NumberedBatch(list[int]):
 
 
 class NumberedBatches:
-    """A sampler's batches with their keys, from any place on."""
+    """A sampler's batches with their keys, from any place on.
+
+    Attributes:
+        sampler: whose batches they are.
+    """
 
     def __init__(self, sampler: EpochSampler, seed: int) -> None:
         """Begin where the sampler stands.
@@ -27,28 +31,28 @@ class NumberedBatches:
             sampler: which items stand together.
             seed: not negative, the first part of the keys.
         """
-        self._sampler = sampler
+        self.sampler = sampler
         self._seed = seed
         self._num_skipped = 0
 
     @property
     def next_place(self) -> tuple[int, int]:
         """The epoch and the batch that the next iteration begins with."""
-        return self._sampler.epoch, self._num_skipped
+        return self.sampler.epoch, self._num_skipped
 
     @next_place.setter
     def next_place(self, place: tuple[int, int]) -> None:
-        self._sampler.epoch, self._num_skipped = place
+        self.sampler.epoch, self._num_skipped = place
 
     def __len__(self) -> int:
         """Return the number of batches of every epoch."""
-        return len(self._sampler)
+        return len(self.sampler)
 
     def __iter__(self) -> Iterator[NumberedBatch]:
         """Yield the batches of an epoch, or those of it that are left."""
         # As with the samplers, only the first `next` counts.
         (epoch, first), self._num_skipped = self.next_place, 0
-        for number, indices in enumerate(self._sampler):
+        for number, indices in enumerate(self.sampler):
             if number >= first:
                 batch = NumberedBatch(indices)
                 batch.key = self._seed, epoch, number

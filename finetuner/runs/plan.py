@@ -121,7 +121,6 @@ def make_plan(config: RunConfig, data: Mapping[str, Sequence[Document]]) -> Plan
         from finetuner.models.lora import check_lora
 
         check_lora(backbone, config.model_options, config.freeze)
-    spec = parent.spec if parent else _model_spec(config, backbone)
     reader = parent.build_reader() if parent else _reader(backbone, spec)
     validation = None
     if data.get('eval_data') is not None:

@@ -237,7 +237,7 @@ def _train(
             epochs,
             plan.spec.matryoshka_dims,
         )
-        callbacks = with_own_callbacks(callbacks, plan, model, loader, pipeline)
+        callbacks = with_own_callbacks(callbacks, plan, model, loader, pipeline, feed.read)
         watch = ProgressReport(observer.progress, observer.step_metrics, observer.epoch_metrics)
         trainer = Trainer(
             feed.model,

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from finetuner.config import RunConfig
 from finetuner.data.datasets import ClassDataset
+from finetuner.data.labelled import PreprocessFn
 from finetuner.data.loading import BatchLoader
 from finetuner.data.neighbour_sampler import NeighbourClassSampler
+from finetuner.data.numbering import NumberedBatches
 from finetuner.data.samplers import SequentialSampler
 from finetuner.excepts import ConfigError
 from finetuner.models.backbones import TextImageBackbone
@@ -167,7 +169,12 @@ def step_options(plan: Plan, batches_per_epoch: int) -> StepOptions:
 
 
 def with_own_callbacks(
-    callbacks: list[BaseCallback], plan: Plan, model: Any, loader: BatchLoader, pipeline: Pipeline
+    callbacks: list[BaseCallback],
+    plan: Plan,
+    model: Any,
+    loader: BatchLoader,
+    pipeline: Pipeline,
+    read: PreprocessFn,
 ) -> list[BaseCallback]:
     """Put the callbacks that a run's config asks for around those that the user named.
 
@@ -177,17 +184,16 @@ def with_own_callbacks(
         model: to be trained.
         loader: of the training data.
         pipeline: how Documents become inputs.
+        read: how they do in training, before they are varied.
     """
     before: list[BaseCallback] = []
     if plan.config.ema_decay is not None:
         before.append(WeightAveraging(plan.config.ema_decay))
-    if isinstance(loader.batch_sampler, NeighbourClassSampler) and isinstance(
-        plan.train, ClassDataset
-    ):
-        build_loader = functools.partial(_class_loader, plan, pipeline)
-        before.append(
-            HardNegatives(loader.batch_sampler, plan.train, build_loader, plan.config.seed)
-        )
+    batches = loader.batch_sampler
+    sampler = batches.sampler if isinstance(batches, NumberedBatches) else None
+    if isinstance(sampler, NeighbourClassSampler) and isinstance(plan.train, ClassDataset):
+        build_loader = functools.partial(_class_loader, pipeline, read)
+        before.append(HardNegatives(sampler, plan.train, build_loader, plan.config.seed))
     return [
         *fit_alignment(plan, model, pipeline),
         *before,
@@ -196,11 +202,11 @@ def with_own_callbacks(
     ]
 
 
-def _class_loader(plan: Plan, pipeline: Pipeline, dataset: ClassDataset) -> BatchLoader:
+def _class_loader(pipeline: Pipeline, read: PreprocessFn, dataset: ClassDataset) -> BatchLoader:
     """Batches of items in order, as they are in training but not varied."""
     sampler = SequentialSampler(len(dataset), _EMBED_BATCH_SIZE)
     workers = pipeline.num_workers if len(dataset) > _LEAST_ITEMS_FOR_WORKERS else 0
-    return pipeline.loader(dataset, sampler, workers, pipeline.on_broken, plan.train_reader.read)
+    return pipeline.loader(dataset, sampler, workers, pipeline.on_broken, read)
 
 
 def freezes_batch_norm(config: RunConfig) -> bool:

@@ -159,7 +159,7 @@ def test_metrics_are_reported_for_each_length(caplog):
 
     with caplog.at_level('INFO', logger='finetuner'):
         model = trained_on(LENGTHS, [evaluation, Watch()])
-    assert [stage for stage, _ in reports] == ['before', 'after']
+    assert [stage for stage, _ in reports] == ['before', 'after', 'p_value']
     names = [*METRICS, *(f'{name}_dim_{length}' for length in LENGTHS for name in METRICS)]
     # tables show them in this order: the whole first
     assert list(reports[0][1]) == list(reports[1][1]) == [f'tiny_{name}' for name in names]

@@ -50,8 +50,8 @@ def batches(monkeypatch):
 
 def test_micro_batch_size(plain, tmp_path, batches):
     observer = execute(tmp_path / 'a', output_dim=8, micro_batch_size=5, **PLAIN)
-    # 2 epochs of 2 batches of 12, each embedded twice
-    assert batches == [5, 5, 2] * 2 * 4
+    # after what is measured first: 2 epochs of 2 batches of 12, each embedded twice
+    assert batches[-24:] == [5, 5, 2] * 2 * 4
     assert losses(observer) == pytest.approx(losses(plain[1]), rel=1e-3)
     expected = weights_of(plain[0])
     for name, tensor in weights_of(tmp_path / 'a').items():
@@ -72,7 +72,7 @@ def test_matryoshka_dims(tmp_path, caplog):
     assert 'The first 2, 4 values' in (tmp_path / 'a' / 'README.md').read_text()
     assert 'also cut to 2, 4' in caplog.text
     names = [*METRICS, *(f'{name}_dim_{length}' for length in (2, 4) for name in METRICS)]
-    for stage, metrics in observer.evaluations:
+    for stage, metrics in observer.evaluations[:2]:
         assert list(metrics) == [f'mobilenet_v3_small_{name}' for name in names], stage
     assert found.metrics['after'] == observer.evaluations[1][1]
     assert set(names) <= set(observer.epochs[0][1])
