@@ -60,8 +60,10 @@ class CLIPLoss(torch.nn.Module):
             numbers: `[num_pairs]` int, equal for equal texts.
         """
         normalize = torch.nn.functional.normalize
-        scale = self.log_scale.exp().clamp(max=self.max_scale)
-        similarity = scale * normalize(texts) @ normalize(pictures).T
+        with torch.no_grad():
+            # the parameter and not its use: beyond a bound that has no gradient it would stay there
+            self.log_scale.clamp_(max=math.log(self.max_scale))
+        similarity = self.log_scale.exp() * normalize(texts) @ normalize(pictures).T
         right = (numbers[:, None] == numbers[None, :]).to(similarity.dtype)
         right = right / right.sum(dim=1, keepdim=True)
         cross_entropy = torch.nn.functional.cross_entropy

@@ -20,7 +20,9 @@ from finetuner.models.alignment import Alignment
 from finetuner.models.backbones import TEXT_TOWER, TOWERS, VISION_TOWER
 from finetuner.models.transformers_import import import_transformers
 from finetuner.models.zoo import get_backbone
+from finetuner.runs.plan import make_plan
 from finetuner.runs.runner import data_references, execute_run, validate_run
+from finetuner.runs.training_parts import build_training
 from finetuner.training.objectives import build_objective
 from finetuner.training.pair_losses import CLIPLoss
 from tests.conftest import png
@@ -130,9 +132,25 @@ def test_clip_loss_learns_its_temperature_and_stops_at_the_largest_scale():
     sharp = CLIPLoss(temperature=1e-6, max_scale=50)
     swapped = both.flip(0)
     assert float(sharp(both, swapped, torch.arange(4)).detach()) == pytest.approx(50, rel=1e-3)
+    # what comes to the largest scale, or begins at it, can go back
+    unrelated = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(0))
+    for loss in (CLIPLoss(0.01, 100), CLIPLoss(1e-6, 100)):
+        loss(*unrelated, torch.arange(6)).backward()
+        assert loss.log_scale.grad > 0
+        with torch.inference_mode():
+            assert math.isfinite(loss(*unrelated, torch.arange(6)))
     for wrong in ({'temperature': 0}, {'temperature': -1}, {'max_scale': 0}):
         with pytest.raises(ValueError, match='above 0'):
             CLIPLoss(**wrong)
+
+
+def test_the_temperature_has_an_optimizer_in_a_run(folders):
+    chosen = joined(folders, loss_optimizer='SGD', loss_optimizer_options={'lr': 0.5})
+    plan = make_plan(chosen, data_of(chosen, pairs()))
+    built = build_training(plan, torch.nn.Linear(2, 2))
+    (group,) = built.optimizers[1].param_groups
+    assert [id(p) for p in group['params']] == [id(built.objective.loss.log_scale)]
+    assert (type(built.optimizers[1]).__name__, group['lr']) == ('SGD', 0.5)
 
 
 def test_the_objective_takes_texts_and_pictures_by_turns():
