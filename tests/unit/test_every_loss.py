@@ -18,6 +18,7 @@ from finetuner.training.losses import (
     MINERS,
     PAIR_LOSSES,
     REFUSED,
+    TEXT_IMAGE_LOSSES,
     TUPLE_LOSSES,
     WHOLE_BATCH_LOSSES,
     WRAPPERS,
@@ -25,14 +26,14 @@ from finetuner.training.losses import (
     build_miner,
 )
 from finetuner.training.objectives import build_objective, check_objective_runs
-from finetuner.training.optimization import build_optimizer
+from finetuner.training.optimization import build_optimizer, build_schedule
 from finetuner.training.setup import BatchShape, Pipeline
 from finetuner.training.trainer import BaseCallback, Trainer, seed_everything
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 
 NUM_CLASSES, ITEMS, DIMENSION, BATCH = 5, 12, 8, 20
-CLASS_LOSSES = sorted(set(LOSSES) - set(PAIR_LOSSES))
+CLASS_LOSSES = sorted(set(LOSSES) - {*PAIR_LOSSES, *TEXT_IMAGE_LOSSES})
 IN_MEMORY = original_losses.CrossBatchMemory.supported_losses()
 # arguments without a default in pytorch-metric-learning
 NEEDED = {'RankedListLoss': {'margin': 0.4, 'Tn': 1}}
@@ -84,6 +85,8 @@ def train(
     optimizer='Adam',
     rate=0.03,
     bias=True,
+    scheduler=None,
+    scheduler_options=None,
 ):
     """Train a linear model as a run does; its losses, and retrieval before and after."""
     seed_everything(0)
@@ -93,9 +96,10 @@ def train(
     optimizers = [build_optimizer(optimizer, model.parameters(), rate)]
     if list(loss.parameters()):
         optimizers.append(build_optimizer(optimizer, loss.parameters(), rate))
+    loader = class_loader() if loader is None else loader
+    schedule = build_schedule(scheduler, optimizers[0], scheduler_options, epochs, len(loader))
     recorded, before = Losses(), share_of_same(model)
-    trainer = Trainer(model, objective, optimizers, callbacks=[recorded])
-    trainer.fit(class_loader() if loader is None else loader, epochs)
+    Trainer(model, objective, optimizers, schedule, [recorded]).fit(loader, epochs)
     return recorded.values, before, share_of_same(model)
 
 
@@ -113,7 +117,7 @@ def classes_of(module):
 
 
 def test_every_class_has_a_name_here_or_a_reason_against_it():
-    assert classes_of(original_losses) == (set(LOSSES) - set(PAIR_LOSSES)) | set(WRAPPERS) | (
+    assert classes_of(original_losses) == {*CLASS_LOSSES, *WRAPPERS} | (
         set(REFUSED) - classes_of(original_miners)
     )
     assert classes_of(original_miners) == set(MINERS) | (set(REFUSED) - classes_of(original_losses))
@@ -165,6 +169,26 @@ def test_cosine_similarity_loss_learns_from_scored_pairs():
     scores = (labels[order[0::2]] == labels[order[1::2]]).float().repeat_interleave(2)
     batches = [(inputs[order], scores)]
     assert_learns(*train(lambda: build('CosineSimilarityLoss'), batches, 'scored_pair', epochs=60))
+
+
+@pytest.mark.parametrize('name', TEXT_IMAGE_LOSSES)
+@pytest.mark.parametrize('texts', ['one of each blob', 'one of each pair'])
+def test_losses_learn_from_texts_and_pictures(name, texts):
+    """Two items of a blob stand for a text and its picture."""
+    inputs, labels = blobs()
+    pairs = torch.arange(60).reshape(30, 2)
+    batches = []
+    for part in torch.randperm(30, generator=torch.Generator().manual_seed(0)).split(10):
+        rows = pairs[part].flatten()
+        numbers = labels[rows] if texts == 'one of each blob' else part.repeat_interleave(2)
+        batches.append((inputs[rows], torch.stack([numbers, torch.arange(20) % 2], dim=1)))
+    loss = build(name)
+    weights = [parameter.detach().clone() for parameter in loss.parameters()]
+    assert_learns(*train(lambda: loss, batches, 'text_image_pair'))
+    for parameter, weight in zip(loss.parameters(), weights, strict=True):
+        assert (parameter != weight).all()
+    objective = build_objective('text_image_pair', build(name))
+    check_objective_runs(objective, 'text_image_pair', DIMENSION, NUM_CLASSES)
 
 
 @pytest.mark.parametrize('name', ['NTXentLoss', 'VICRegLoss', 'CrossBatchMemory'])

@@ -1,5 +1,6 @@
 """Every optimizer and schedule trains a tiny model as it should, and every option of a loss."""
 
+import functools
 import math
 
 import pytest
@@ -66,6 +67,14 @@ def test_optimizers_that_are_refused():
         build_optimizer('SparseAdam', [torch.nn.Parameter(torch.ones(2, 2))], 0.1)
     with pytest.raises(ConfigError, match=r'Muon does not accept.*2D'):
         build_model_optimizer('Muon', torch.nn.Linear(2, 2), 0.1)
+
+
+@pytest.mark.parametrize('step', ['batch', 'epoch'])
+@pytest.mark.parametrize('name', SCHEDULERS)
+def test_every_schedule_learns(name, step):
+    options = {'scheduler_step': step, 'num_warmup_steps': 2}
+    make_loss = functools.partial(build, 'NCALoss')
+    assert_learns(*train(make_loss, scheduler=name, scheduler_options=options))
 
 
 class Rates(BaseCallback):

@@ -9,7 +9,14 @@ import pytorch_metric_learning.losses
 import torch
 
 from finetuner.excepts import ConfigError
-from finetuner.training.losses import LOSSES, MINERS, PAIR_LOSSES, build_loss, build_miner
+from finetuner.training.losses import (
+    LOSSES,
+    MINERS,
+    PAIR_LOSSES,
+    TEXT_IMAGE_LOSSES,
+    build_loss,
+    build_miner,
+)
 from finetuner.training.objectives import build_objective
 
 DIMENSION, NUM_CLASSES = 8, 4
@@ -77,8 +84,12 @@ def test_every_loss_runs_and_has_a_gradient(name):
     embeddings, labels = toy_batch()
     embeddings.requires_grad_(True)
     loss = build_loss(name, NEEDED.get(name), DIMENSION, NUM_CLASSES)
-    objective = build_objective('scored_pair' if name in PAIR_LOSSES else 'class', loss)
-    value = objective(embeddings, labels / 4 if name in PAIR_LOSSES else labels)
+    kind = 'class'
+    if name in PAIR_LOSSES:
+        kind, labels = 'scored_pair', labels / 4
+    elif name in TEXT_IMAGE_LOSSES:
+        kind, labels = 'text_image_pair', torch.stack([labels, torch.arange(16) % 2], dim=1)
+    value = build_objective(kind, loss)(embeddings, labels)
     assert torch.is_tensor(value)
     assert value.ndim == 0
     assert math.isfinite(float(value))

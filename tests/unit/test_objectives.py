@@ -10,6 +10,7 @@ from finetuner.excepts import ConfigError
 from finetuner.training.losses import (
     LOSSES,
     PAIR_LOSSES,
+    TEXT_IMAGE_LOSSES,
     TUPLE_LOSSES,
     CosineSimilarityLoss,
     build_loss,
@@ -19,6 +20,7 @@ from finetuner.training.objectives import (
     Objective,
     ScoredPairObjective,
     SessionObjective,
+    TextImageObjective,
     build_objective,
     check_objective_runs,
     session_pairs,
@@ -108,7 +110,7 @@ def takes_exactly_the_pairs(name):
 
 
 @pytest.mark.filterwarnings('ignore')
-@pytest.mark.parametrize('name', sorted(set(LOSSES) - set(PAIR_LOSSES)))
+@pytest.mark.parametrize('name', sorted(set(LOSSES) - {*PAIR_LOSSES, *TEXT_IMAGE_LOSSES}))
 def test_which_losses_learn_from_sessions(name):
     assert takes_exactly_the_pairs(name) == (name in TUPLE_LOSSES)
     loss = build_loss(name, NEEDED.get(name), 8, len(LABELS))
@@ -158,16 +160,24 @@ class OwnLoss(torch.nn.Module):
 
 
 def test_what_does_not_go_together_is_refused_by_name():
-    triplet, cosine = (
-        build_loss(n, None, 4, 2) for n in ('TripletMarginLoss', 'CosineSimilarityLoss')
+    triplet, cosine, clip = (
+        build_loss(n, None, 4, 2) for n in ('TripletMarginLoss', 'CosineSimilarityLoss', 'CLIPLoss')
     )
     with pytest.raises(ConfigError, match=r'TripletMarginLoss .* scored pairs: use CosineSim'):
         build_objective('scored_pair', triplet)
     for kind in ('class', 'session', 'instance'):
         with pytest.raises(ConfigError, match=f'CosineSimilarityLoss .* scored pairs .*{kind}'):
             build_objective(kind, cosine)
+    for kind in ('class', 'session', 'instance', 'scored_pair'):
+        with pytest.raises(ConfigError, match=f'CLIPLoss .* text-image pairs only.*{kind}'):
+            build_objective(kind, clip)
+    for loss in (triplet, cosine):
+        with pytest.raises(ConfigError, match='cannot learn from text-image pairs: use CLIPLoss'):
+            build_objective('text_image_pair', loss)
+    assert type(build_objective('text_image_pair', clip)) is TextImageObjective
     miner = build_miner('BatchHardMiner', None)
-    for kind, loss in (('session', triplet), ('scored_pair', cosine)):
+    refusing = (('session', triplet), ('scored_pair', cosine), ('text_image_pair', clip))
+    for kind, loss in refusing:
         with pytest.raises(ConfigError, match=f'BatchHardMiner mines by class .*{kind}'):
             build_objective(kind, loss, miner)
     assert type(build_objective('instance', triplet, miner)) is Objective
@@ -178,9 +188,10 @@ def test_ones_own_loss_is_given_what_the_kind_says():
     assert float(build_objective('class', OwnLoss())(torch.randn(4, 3), torch.arange(4))) == 0
 
 
-@pytest.mark.parametrize('kind', ['class', 'instance', 'session', 'scored_pair'])
+@pytest.mark.parametrize('kind', ['class', 'instance', 'session', 'scored_pair', 'text_image_pair'])
 def test_options_that_fail_when_used_are_found_before(kind):
-    name = 'CosineSimilarityLoss' if kind == 'scored_pair' else 'TripletMarginLoss'
+    special = {'scored_pair': 'CosineSimilarityLoss', 'text_image_pair': 'CLIPLoss'}
+    name = special.get(kind, 'TripletMarginLoss')
     check_objective_runs(build_objective(kind, build_loss(name, None, 4, 3)), kind, 4, 3)
 
     class Failing(torch.nn.Module):
