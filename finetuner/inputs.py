@@ -203,16 +203,18 @@ class TextImageReader(InputReader):
         raise TypeError('a model of two towers has no example of one kind')
 
     def _collate(self, items: list[Any]) -> dict[str, Any]:
-        """Under each tower's name its half of the pairs."""
+        """Under each tower's name what is for it: of pairs one half, in evaluations all or nothing."""
         import torch
 
         texts = [item for item in items if isinstance(item, list)]
         pictures = [item for item in items if not isinstance(item, list)]
         collate: Any = self.text.collate_fn
-        return {
-            TEXT_TOWER: collate(texts),
-            VISION_TOWER: torch.from_numpy(self.picture.batch(pictures)),
-        }
+        inputs: dict[str, Any] = {}
+        if texts:
+            inputs[TEXT_TOWER] = collate(texts)
+        if pictures:
+            inputs[VISION_TOWER] = torch.from_numpy(self.picture.batch(pictures))
+        return inputs
 
 
 def build_reader(

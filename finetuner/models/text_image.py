@@ -11,6 +11,7 @@ from torch import Tensor
 from finetuner.models.alignment import Alignment
 from finetuner.models.backbones import (
     TEXT_TOWER,
+    TOWERS,
     VISION_TOWER,
     TextImageBackbone,
     TextImageOptions,
@@ -34,16 +35,17 @@ class TextImageModel(torch.nn.Module):
         self.towers = torch.nn.ModuleDict({TEXT_TOWER: text, VISION_TOWER: vision})
 
     def forward(self, inputs: Mapping[str, Any]) -> Tensor:
-        """Embed pairs.
+        """Embed pairs, or texts or pictures alone.
 
         Args:
-            inputs: under each of `TOWERS` what that tower takes, `[num_pairs, ...]` each.
+            inputs: under each of `TOWERS` what that tower takes, `[num_pairs, ...]` each; under one
+                of them alone for what is no pairs.
 
         Returns:
-            `[2 * num_pairs, dimension]`, a text and its picture by turns.
+            `[2 * num_pairs, dimension]`, a text and its picture by turns; or `[num, dimension]`.
         """
-        both = [self.towers[name](inputs[name]) for name in (TEXT_TOWER, VISION_TOWER)]
-        return torch.stack(both, dim=1).flatten(0, 1)
+        found = [self.towers[name](inputs[name]) for name in TOWERS if name in inputs]
+        return found[0] if len(found) == 1 else torch.stack(found, dim=1).flatten(0, 1)
 
 
 def build_text_image_model(

@@ -16,6 +16,7 @@ from finetuner.data.loading import BatchLoader
 from finetuner.data.neighbour_sampler import NeighbourClassSampler
 from finetuner.inputs import PictureReader, TextImageReader
 from finetuner.models.backbones import TEXT_TOWER, VISION_TOWER
+from finetuner.runs.findings import Findings, NoFindings
 from finetuner.runs.plan import Plan
 from finetuner.training.setup import Pipeline
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     import torch
 
 logger = logging.getLogger('finetuner.run')
+
+_FROZEN_PART = 'frozen_part'
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,13 @@ class Feed:
         return loader, self.pipeline.training_loader(plan.validation, plan.validation_batch, *views)
 
 
-def build_feed(plan: Plan, model: torch.nn.Module, device: str, freeze_batch_norm: bool) -> Feed:
+def build_feed(
+    plan: Plan,
+    model: torch.nn.Module,
+    device: str,
+    freeze_batch_norm: bool,
+    choices: Findings | None = None,
+) -> Feed:
     """Decide what is computed ahead, and how the rest is loaded.
 
     Args:
@@ -73,6 +82,7 @@ def build_feed(plan: Plan, model: torch.nn.Module, device: str, freeze_batch_nor
         model: to be trained.
         device: `cpu` or `cuda`.
         freeze_batch_norm: whether statistics of batch normalisation stay as they are.
+        choices: what was chosen before the checkpoint that the run goes on from, if there is one.
     """
     config = plan.config
     pipeline = Pipeline(
@@ -85,7 +95,13 @@ def build_feed(plan: Plan, model: torch.nn.Module, device: str, freeze_batch_nor
         contents=KeptContents(),
     )
     if config.freeze:
-        frozen = _frozen_feed(plan, model, pipeline, device, freeze_batch_norm)
+        choices = choices or NoFindings()
+        before = choices.recall(_FROZEN_PART)
+        frozen = None
+        if before is None or before['ahead']:
+            limited = before is None
+            frozen = _frozen_feed(plan, model, pipeline, device, freeze_batch_norm, limited)
+        choices.remember(_FROZEN_PART, {'ahead': int(frozen is not None)})
         if frozen is not None:
             return frozen
     return Feed(model, pipeline, plan.train_reader.read, _augmentation(plan))
@@ -117,7 +133,12 @@ def _vary_pictures(content: Any, augmentation: Augmentation) -> Any:
 
 
 def _frozen_feed(
-    plan: Plan, model: torch.nn.Module, pipeline: Pipeline, device: str, freeze_batch_norm: bool
+    plan: Plan,
+    model: torch.nn.Module,
+    pipeline: Pipeline,
+    device: str,
+    freeze_batch_norm: bool,
+    limited: bool,
 ) -> Feed | None:
     """Training of what is not frozen alone; None, and why in the log, where that cannot be."""
     from finetuner.training.division import DivisionError
@@ -131,7 +152,9 @@ def _frozen_feed(
         if plan.train.kind == 'text_image_pair':
             raise DivisionError('texts and pictures go through models of their own')
         datasets = list(plan.datasets().values())
-        features = build_frozen_features(model, pipeline, datasets, device, freeze_batch_norm)
+        features = build_frozen_features(
+            model, pipeline, datasets, device, freeze_batch_norm, limited
+        )
     except DivisionError as error:
         logger.info('The frozen part of the model is computed in each epoch: %s', error)
         return None

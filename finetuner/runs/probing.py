@@ -16,7 +16,7 @@ from finetuner.data.content_cache import KeptContents
 from finetuner.excepts import DataError
 from finetuner.models.backbones import TextSpec
 from finetuner.runs.feeding import Feed
-from finetuner.runs.findings import Findings
+from finetuner.runs.findings import Findings, NoFindings
 from finetuner.runs.plan import Plan
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ _NUM_TEXTS = 500
 _LENGTH_STEP = 32
 # processes cost more than they save where loading takes less than this share of the step
 _LOADING_SHARE = 0.05
+_MICRO_BATCH = 'micro_batch_size'
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,12 @@ class _Trial:
 
 
 def probe_run(
-    plan: Plan, feed: Feed, device: str, freeze_batch_norm: bool, findings: Findings
+    plan: Plan,
+    feed: Feed,
+    device: str,
+    freeze_batch_norm: bool,
+    findings: Findings,
+    choices: Findings | None = None,
 ) -> tuple[Plan, Feed]:
     """Run a small training step, and choose by it what was left open.
 
@@ -56,6 +62,7 @@ def probe_run(
         device: `cpu` or `cuda`.
         freeze_batch_norm: whether batch normalisation keeps its statistics in training.
         findings: what earlier runs measured.
+        choices: what was chosen before the checkpoint that the run goes on from, if there is one.
 
     Returns:
         The plan and the feed, with these choices made.
@@ -74,7 +81,12 @@ def probe_run(
     found = _step(plan, feed, inputs, freeze_batch_norm, findings)
     micro_batch_size = plan.config.micro_batch_size
     if micro_batch_size is None:
-        micro_batch_size = _micro_batch_size(plan, feed, found)
+        choices = choices or NoFindings()
+        before = choices.recall(_MICRO_BATCH)
+        if before is None:
+            before = {'size': _micro_batch_size(plan, feed, freeze_batch_norm, found) or 0}
+            choices.remember(_MICRO_BATCH, before)
+        micro_batch_size = int(before['size']) or None
     config = plan.config.copy(update={'micro_batch_size': micro_batch_size})
     return replace(plan, config=config), _with_workers(plan, feed, trial, found['item_seconds'])
 
@@ -195,8 +207,10 @@ def _dtype(plan: Plan) -> torch.dtype | None:
     return {'bf16': torch.bfloat16, 'fp16': torch.float16}.get(plan.config.precision)
 
 
-def _micro_batch_size(plan: Plan, feed: Feed, found: Mapping[str, float]) -> int | None:
-    """None where a whole batch fits, else the largest power of two that does."""
+def _micro_batch_size(
+    plan: Plan, feed: Feed, freeze_batch_norm: bool, found: Mapping[str, float]
+) -> int | None:
+    """None where a whole batch fits or must stay whole, else the largest power of two that fits."""
     from finetuner.training.step_cost import items_in_memory
 
     size = plan.batch.size
@@ -207,6 +221,15 @@ def _micro_batch_size(plan: Plan, feed: Feed, found: Mapping[str, float]) -> int
     if fitting >= size:
         logger.info('Batches of %d fit in memory', size)
         return None
+    whole = _why_whole(plan, feed.model, freeze_batch_norm)
+    if whole is not None:
+        logger.warning(
+            'Batches of %d may be more than memory holds, and cannot go through the model in parts, '
+            'since %s: should the run end for want of memory, take a smaller batch_size',
+            size,
+            whole,
+        )
+        return None
     part = 2 ** (fitting.bit_length() - 1)
     logger.info(
         'Batches of %d are more than memory holds: they go through the model %d at a time '
@@ -215,6 +238,18 @@ def _micro_batch_size(plan: Plan, feed: Feed, found: Mapping[str, float]) -> int
         part,
     )
     return part
+
+
+def _why_whole(plan: Plan, model: torch.nn.Module, freeze_batch_norm: bool) -> str | None:
+    """Why the step would refuse to take a batch in parts; None where it does not."""
+    import torch
+
+    if plan.config.optimizer == 'LBFGS':
+        return 'LBFGS computes the loss several times a step'
+    norms = (torch.nn.modules.batchnorm._BatchNorm,)
+    if not freeze_batch_norm and any(isinstance(module, norms) for module in model.modules()):
+        return 'batch normalisation takes the statistics of a whole one (freeze_batch_norm)'
+    return None
 
 
 def _with_workers(plan: Plan, feed: Feed, trial: _Trial, step_seconds: float) -> Feed:

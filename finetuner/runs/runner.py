@@ -14,6 +14,7 @@ from finetuner.config import RunConfig
 from finetuner.excepts import ContentError
 from finetuner.inputs import TextImageReader
 from finetuner.models.backbones import TOWERS, TextImageBackbone
+from finetuner.runs.choices import open_choices
 from finetuner.runs.feeding import build_feed
 from finetuner.runs.findings import Findings, NoFindings
 from finetuner.runs.plan import Plan, check_contents, make_plan
@@ -221,8 +222,9 @@ def _train(
     from finetuner.training.trainer import Trainer
 
     frozen_norm = freezes_batch_norm(plan.config)
-    feed = build_feed(plan, model, device, frozen_norm)
-    plan, feed = probe_run(plan, feed, device, frozen_norm, findings)
+    choices = open_choices(checkpoints.directory) if checkpoints is not None else NoFindings()
+    feed = build_feed(plan, model, device, frozen_norm, choices)
+    plan, feed = probe_run(plan, feed, device, frozen_norm, findings, choices)
     config = plan.config
     with feed.pipeline as pipeline:
         loader, val_loader = feed.loaders(plan)

@@ -128,8 +128,13 @@ class RetrievalEvaluation(BaseCallback):
         before, after = self._first[0], found[0]
         p_values = paired_p_values(before, after)
         old, new = _means(before), _means(after)
-        changes = [f'{n} {change_text(old[n], new[n], p)}' for n, p in p_values.items()]
-        logger.info('Change over %d queries: %s', len(self._queries.labels), ', '.join(changes))
+        for where, suffix in self._places():
+            shown = [
+                f'{n} {change_text(old[n + suffix], new[n + suffix], p_values[n + suffix])}'
+                for n in METRICS
+            ]
+            count = len(self._queries.labels)
+            logger.info('Change over %d queries%s: %s', count, where, ', '.join(shown))
         self._report('p_value', self._named(p_values))
 
     @property
@@ -150,10 +155,15 @@ class RetrievalEvaluation(BaseCallback):
         return {f'{self._caption}_{name}': value for name, value in values.items()}
 
     def _log(self, when: str, metrics: dict[str, float]) -> None:
-        for suffix in ('', *(metric_name('', length) for length in self._options.lengths)):
+        for where, suffix in self._places():
             shown = ', '.join(f'{name} {metrics[name + suffix]:.3f}' for name in METRICS)
-            where = f' at {suffix.rpartition("_")[2]} dimensions' if suffix else ''
             logger.info('Evaluation, %s%s: %s', when, where, shown)
+
+    def _places(self) -> list[tuple[str, str]]:
+        """What the log calls whole and cut embeddings, and what their metrics' names end with."""
+        lengths = self._options.lengths
+        cut_ones = [(f' at {each} dimensions', metric_name('', each)) for each in lengths]
+        return [('', ''), *cut_ones]
 
     def _current(self, trainer: Trainer) -> Found:
         """What is found with the weights the model has now, measured at most once for each epoch."""

@@ -51,6 +51,9 @@ class ResumableLoader(Protocol):
 class Checkpoints:
     """Saves a training at times, and has another one of the same run go on from there.
 
+    Attributes:
+        directory: holds the checkpoint.
+
     Args:
         directory: holds the checkpoint; made when it is not there, for its owner alone.
         seconds: least time between two within an epoch. There is one after every epoch as well,
@@ -67,7 +70,7 @@ class Checkpoints:
         on_begin: Callable[[int, int], None] | None = None,
         on_save: Callable[[], None] | None = None,
     ) -> None:
-        self._directory = directory
+        self.directory = directory
         self._seconds = seconds
         self._on_begin = on_begin
         self._on_save = on_save
@@ -91,7 +94,7 @@ class Checkpoints:
         self._loaders = list(loaders)
         self._saved_at = time.monotonic()
         try:
-            saved = read_checkpoint(self._directory)
+            saved = read_checkpoint(self.directory)
         except CheckpointError as error:
             logger.warning('Training begins anew: %s', error)
             saved = None
@@ -139,7 +142,7 @@ class Checkpoints:
             'num_batches': state['epoch']['num_batches'],
         }
         try:
-            write_checkpoint(self._directory, {'trainer': state, 'loaders': loaders}, place)
+            write_checkpoint(self.directory, {'trainer': state, 'loaders': loaders}, place)
         except CheckpointError as error:
             # no reason to lose the training itself; the checkpoint before is still there
             logger.warning('Training goes on without a new checkpoint: %s', error)

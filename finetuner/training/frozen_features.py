@@ -160,6 +160,7 @@ def build_frozen_features(
     datasets: Sequence[LabelledDataset[Any]],
     device: str,
     freeze_batch_norm: bool,
+    limited: bool = True,
 ) -> FrozenFeatures:
     """Find what of a model is frozen, and whether its values for all items fit in memory.
 
@@ -169,6 +170,7 @@ def build_frozen_features(
         datasets: all whose items the model will get, the first of them to train on.
         device: `cpu` or `cuda`, to which the model is moved.
         freeze_batch_norm: whether statistics of batch normalisation stay as they are.
+        limited: whether values that take much of the memory there is are refused.
 
     Raises:
         DivisionError: the values cannot be computed once for all; says why.
@@ -182,7 +184,7 @@ def build_frozen_features(
     item_bytes = features.example_bytes(datasets[0])
     needed = item_bytes * sum(len(dataset) for dataset in datasets)
     allowed = int(_SHARE_OF_MEMORY * available_memory())
-    if needed > allowed:
+    if limited and needed > allowed:
         raise DivisionError(
             f'the values would take {needed / 2**20:,.0f} MiB, more than the '
             f'{allowed / 2**20:,.0f} allowed for them'

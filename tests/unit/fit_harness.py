@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,7 @@ from finetuner.excepts import RunFailedError
 from finetuner.models.tailor import build_embedding_model
 from finetuner.models.zoo import get_backbone
 from finetuner.run import Run
-from finetuner.runs import processes
-from finetuner.runs.runner import execute_run
-from finetuner.runs.worker import run_worker
+from finetuner.runs import processes, runner, worker
 from finetuner.training.trainer import Trainer
 from tests.conftest import make_picture_docs
 from tests.unit.tiny_encoder import write_tiny_encoder
@@ -192,20 +190,34 @@ def fit(**parameters: Any) -> Ran:
     run = submit(**parameters)
     heard: list[_Heard] = []
 
-    def execute(config: Any, load_data: Any, directory: Path, recorder: Any) -> None:
+    settings = Settings.from_environment()
+    execute_as_worker: Any = worker._runner(settings)
+
+    def execute(config: Any, load_data: Any, directory: Path, recorder: Any, files: Path) -> None:
         heard.append(_Heard(recorder))
-        execute_run(config, load_data, directory, heard[0])  # type: ignore[arg-type]
+        execute_as_worker(config, load_data, directory, heard[0], files)
+
+    wholes: list[dict[str, torch.Tensor]] = []
+    build_model = runner._build_model
+
+    def build(plan: Any) -> Any:
+        # where the frozen part is computed ahead, the training loop sees the rest alone
+        model = build_model(plan)
+        state = model.state_dict()
+        wholes.append(dict(zip(state, copies(state.values()), strict=True)))
+        return model
 
     client: Any = get_client()
     number = client._workspace.runs.get_run(run.experiment_name, run.name).id
-    with (watch := watched()):
-        finished = run_worker(number, Settings.from_environment(), execute)
+    with patch.object(runner, '_build_model', build), (watch := watched()):
+        finished = worker.run_worker(number, settings, execute)
     if not finished:
         raise RunFailedError(f'{run.status()["details"]}')
     artifact = load_artifact(client.find_artifact(run.artifact_id))
     # later tests have homes of their own
     logging.getLogger('finetuner').setLevel(logging.NOTSET)
-    return Ran(run, watch.seen[0], artifact, run.logs(), heard[0].steps, heard[0].epochs)
+    training = replace(watch.seen[0], before=wholes[0])
+    return Ran(run, training, artifact, run.logs(), heard[0].steps, heard[0].epochs)
 
 
 class World:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import numpy as np
@@ -14,6 +15,7 @@ from finetuner.callback import BestModelCheckpoint, EarlyStopping, EvaluationCal
 from finetuner.excepts import RunFailedError
 from finetuner.models.transformers_import import import_transformers
 from finetuner.models.whitening import Whitening
+from finetuner.runs import probing
 from tests.unit.fit_backbone_cases import case, same, words_of
 from tests.unit.fit_harness import RATE, TEXTS, embed, text_docs
 
@@ -234,7 +236,7 @@ def callbacks(world):
     )
     assert len(ran.epochs) == 2
     assert {stage: 'encoder-0_recall_at_k' in ms for stage, ms in ran.run.metrics().items()} == {
-        'before': True, 'after': True,
+        'before': True, 'after': True, 'p_value': True,
     }  # fmt: skip
     assert 'recall_at_k' in ran.epochs[0]
     assert 'recall_at_k' not in world.text().epochs[0]
@@ -259,7 +261,13 @@ def device(world):
 @case
 def num_workers(world):
     assert world.text().training.children == 0
-    assert world.text(num_workers=1).training.children == 1
+    for share, children in ((0.0, 1), (math.inf, 0)):
+        with pytest.MonkeyPatch.context() as patch:
+            # however little or much of the time loading takes, processes are worth it, or are not
+            patch.setattr(probing, '_LOADING_SHARE', share)
+            ran = world.text(text_docs(), num_workers=1)
+            assert ran.training.children == children
+            assert f'Loading: {children} processes' in ran.logs
 
 
 @case

@@ -13,6 +13,7 @@ from finetuner.evaluation import METRICS, evaluate_embeddings
 from finetuner.excepts import ArtifactError, ConfigError
 from finetuner.model_spec import ModelSpec, TrainingRecord, model_card
 from finetuner.models.whitening import Whitening
+from finetuner.significance import change_text
 from finetuner.training.callbacks import EvaluationOptions, RetrievalEvaluation, embed_all
 from finetuner.training.losses import build_loss, build_miner
 from finetuner.training.matryoshka import (
@@ -162,7 +163,7 @@ def test_metrics_are_reported_for_each_length(caplog):
     assert [stage for stage, _ in reports] == ['before', 'after', 'p_value']
     names = [*METRICS, *(f'{name}_dim_{length}' for length in LENGTHS for name in METRICS)]
     # tables show them in this order: the whole first
-    assert list(reports[0][1]) == list(reports[1][1]) == [f'tiny_{name}' for name in names]
+    assert [list(values) for _, values in reports] == [[f'tiny_{name}' for name in names]] * 3
     assert set(names) <= epochs[0]
     loader = Pipeline(None).evaluation_set(dataset, 8, 0).loader
     embeddings, labels = embed_all(model, loader, 'cpu'), [d.tags['finetuner_label'] for d in docs]
@@ -174,6 +175,10 @@ def test_metrics_are_reported_for_each_length(caplog):
         for name, value in expected.items():
             assert reports[1][1][f'tiny_{metric_name(name, length)}'] == pytest.approx(value)
     assert 'after training at 2 dimensions: precision_at_k' in caplog.text
+    (change,) = (m for m in caplog.messages if m.startswith('Change over 12 queries at 4 dim'))
+    shown = [reports[place][1]['tiny_recall_at_k_dim_4'] for place in range(3)]
+    assert f'recall_at_k {change_text(*shown)}' in change
+    assert '_dim_' not in change
 
 
 def test_whitening_can_put_first_what_tells_most():

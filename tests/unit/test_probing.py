@@ -34,12 +34,12 @@ class Known:
         raise AssertionError('what is known is not measured')
 
 
-def prepared(docs=None, findings=None, **parameters):
+def prepared(docs=None, findings=None, frozen_norm=True, **parameters):
     config = test_runner.config(**parameters)
     plan = make_plan(config, {'train_data': make_picture_docs() if docs is None else docs})
     model = build_embedding_model(plan.backbone, config.model_options, config.output_dim)
-    feed = build_feed(plan, model, 'cpu', True)
-    return probe_run(plan, feed, 'cpu', True, findings or NoFindings())
+    feed = build_feed(plan, model, 'cpu', frozen_norm)
+    return probe_run(plan, feed, 'cpu', frozen_norm, findings or NoFindings())
 
 
 def test_a_batch_that_fits_stays_whole(caplog):
@@ -58,6 +58,21 @@ def test_a_batch_that_does_not_fit_goes_in_parts(caplog, monkeypatch):
     assert 'they go through the model 4 at a time' in caplog.text
     plan, _ = prepared(micro_batch_size=6)
     assert plan.config.micro_batch_size == 6
+
+
+@pytest.mark.parametrize(
+    ('parameters', 'reason'),
+    [
+        ({'frozen_norm': False}, 'batch normalisation takes the statistics of a whole one'),
+        ({'optimizer': 'LBFGS'}, 'LBFGS computes the loss several times a step'),
+    ],
+)
+def test_a_batch_that_cannot_go_in_parts_stays_whole(caplog, monkeypatch, parameters, reason):
+    """The step would refuse parts, which the user has not asked for."""
+    monkeypatch.setattr(step_cost, 'items_in_memory', lambda model, item_bytes: 7)
+    plan, _ = prepared(**parameters)
+    assert plan.config.micro_batch_size is None
+    assert reason in caplog.text
 
 
 def test_what_was_measured_is_remembered(monkeypatch, tmp_path):
@@ -96,7 +111,7 @@ def test_what_is_kept_in_memory_is_read_once(monkeypatch):
     monkeypatch.setattr(probing, '_read_some', lambda plan, feed: trial)
     monkeypatch.setattr(probing, '_batch', lambda plan, feed, contents: np.zeros(1))
     monkeypatch.setattr(probing, '_step', lambda *args: {'item_seconds': 10.0, 'item_bytes': 1})
-    monkeypatch.setattr('finetuner.training.trainer.to_device', lambda inputs, device: inputs)
+    monkeypatch.setattr('finetuner.training.step.to_device', lambda inputs, device: inputs)
     # a tenth of the step when it is read in each epoch, a fiftieth when in one of five
     assert prepared(epochs=1, num_workers=2)[1].pipeline.num_workers == 2
     assert prepared(epochs=5, num_workers=2)[1].pipeline.num_workers == 0

@@ -121,9 +121,9 @@ def test_a_whitening_is_fitted_kept_and_found_again(tmp_path):
 def test_the_metrics_are_those_after_the_last_fitting(tmp_path):
     evaluation = {'name': 'EvaluationCallback', 'options': {'query_data': 'query', 'limit': 3}}
     observer = execute(tmp_path / 'a', whiten=True, callbacks=[evaluation])
-    (before, as_it_comes), (after, whitened) = observer.evaluations
+    (before, as_it_comes), (after, whitened), (last, _) = observer.evaluations
     plain = execute(tmp_path / 'b', whiten=False, callbacks=[evaluation])
-    assert (before, after) == ('before', 'after')
+    assert (before, after, last) == ('before', 'after', 'p_value')
     assert as_it_comes == plain.evaluations[0][1]
     assert whitened != plain.evaluations[1][1]
 

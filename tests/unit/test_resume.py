@@ -279,7 +279,8 @@ def test_callbacks_go_on(tmp_path, steps):
     # the second epoch's loss is the highest: its weights come back; the fourth epoch is the last
     assert expected[2][-1] == ('end', 1)
     assert len([event for event in expected[2] if len(event) == 5]) == 16
-    assert [stage for stage, _ in expected[3]] == ['before', 'before', 'after', 'after']
+    stages = [stage for stage, _ in expected[3]]
+    assert stages == ['before', 'before', 'after', 'after', 'p_value']
     check(setting, tmp_path, steps)
 
 

@@ -137,7 +137,7 @@ def test_an_epoch_kept_before_a_kill_is_written_again(tmp_path):
     execute_run(given, stored.__getitem__, tmp_path / 'again', observer, files)
     assert observer.places == [(6, 3)]
     assert observer.steps == []
-    assert [stage for stage, _ in observer.evaluations] == ['before', 'after']
+    assert [stage for stage, _ in observer.evaluations] == ['before', 'after', 'p_value']
     for name, tensor in weights_of(tmp_path / 'again').items():
         assert torch.equal(tensor, before[name]), name
     # another attempt from the start clears what the first one kept
@@ -478,7 +478,7 @@ def test_a_picture_that_breaks_later_fails_the_run_and_leaves_no_artifact(tmp_pa
 def test_the_log_tells_the_plan(tmp_path, caplog):
     with caplog.at_level(logging.INFO, logger='finetuner'):
         execute(tmp_path / 'a', epochs=1)
-    assert 'Model mobilenet_v3_small at 32' in caplog.text
+    assert 'Model mobilenet_v3_small of pictures at 32 pixels (32 in training)' in caplog.text
     assert (
         'Training on 24 Documents (class): TripletMarginLoss, Adam, learning rate 0.001'
         in caplog.text
