@@ -175,7 +175,7 @@ def test_metrics_are_reported_for_each_length(caplog):
         for name, value in expected.items():
             assert reports[1][1][f'tiny_{metric_name(name, length)}'] == pytest.approx(value)
     assert 'after training at 2 dimensions: precision_at_k' in caplog.text
-    (change,) = (m for m in caplog.messages if m.startswith('Change over 12 queries at 4 dim'))
+    (change,) = (m for m in caplog.messages if m.startswith('Change over 32 queries at 4 dim'))
     shown = [reports[place][1]['tiny_recall_at_k_dim_4'] for place in range(3)]
     assert f'recall_at_k {change_text(*shown)}' in change
     assert '_dim_' not in change
