@@ -1,18 +1,18 @@
-"""Augmentation: named recipes that change a picture a little, differently at each call.
+"""Augmentation: named recipes that change a picture or a text a little, differently at each call.
 
-| recipe | what it does | meant for |
+| recipe | of pictures | of texts |
 |---|---|---|
-| `none` | nothing | pictures that must stay as they are |
-| `light` | mirrors half of them, crops to 80 % or more, changes the light slightly | class data |
-| `strong` | SimCLR's: crops to 30 % or more, mirrors, changes colours, greys, blurs | instance data |
+| `none` | nothing | nothing |
+| `light` | mirrors half of them, crops to 80 % or more, changes the light slightly | leaves out 30 % of the tokens |
+| `strong` | SimCLR's: crops to 30 % or more, mirrors, changes colours, greys, blurs | leaves out half of the tokens |
 
-Both mirror pictures left to right. That is wrong where left and right mean something: letters and
+Of pictures both mirror pictures left to right. That is wrong where left and right mean something: letters and
 digits, road signs, arrows. Give a `preprocess_fn` there instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,57 @@ from finetuner.excepts import ConfigError, DataError, unknown_name
 RECIPES = ('none', 'light', 'strong')
 
 Augmentation = Callable[[np.ndarray], np.ndarray]
+
+# shorter texts stay whole: every word of them counts
+_LEAST_TOKENS = 4
+_SHARES = {'light': 0.3, 'strong': 0.5}
+
+
+def build_text_augmentation(name: str, special_ids: Collection[int]) -> TokenDropout | None:
+    """Make the augmentation of a recipe for texts.
+
+    Args:
+        name: one of `RECIPES`.
+        special_ids: tokens that stay, such as those of a text's beginning and end.
+
+    Returns:
+        A function from token ids to token ids; None for `none`.
+
+    Raises:
+        ConfigError: there is no such recipe.
+    """
+    if name not in RECIPES:
+        raise ConfigError(unknown_name('augmentation', name, RECIPES))
+    return None if name == 'none' else TokenDropout(_SHARES[name], special_ids)
+
+
+class TokenDropout:
+    """Leaves out tokens at random, as words are in Wei and Zou, EDA (2019)."""
+
+    def __init__(self, share: float, special_ids: Collection[int]) -> None:
+        """Take what to leave out.
+
+        Args:
+            share: of the tokens, each by itself.
+            special_ids: tokens that stay.
+        """
+        self._share = share
+        self._special_ids = frozenset(special_ids)
+
+    def __call__(self, token_ids: list[int]) -> list[int]:
+        """Leave out tokens; one at least is left, and texts of less than four stay whole."""
+        import torch
+
+        is_special = [token in self._special_ids for token in token_ids]
+        if len(token_ids) - sum(is_special) < _LEAST_TOKENS:
+            return token_ids
+        drawn = torch.rand(len(token_ids)).tolist()
+        kept = [
+            token
+            for token, special, number in zip(token_ids, is_special, drawn, strict=True)
+            if special or number >= self._share
+        ]
+        return kept if len(kept) > sum(is_special) else token_ids
 
 
 def build_augmentation(name: str, size: int) -> Augmentation | None:

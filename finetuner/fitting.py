@@ -136,8 +136,8 @@ def fit_backbone(
         loss_options: arguments of the loss.
         freeze_batch_norm: keep the statistics of batch normalisation; None does with pretrained
             weights.
-        augmentation: how training pictures are varied: `none`, `light` or `strong`; None takes
-            `strong` for unlabelled data and `none` for all other.
+        augmentation: how training pictures and texts are varied: `none`, `light` or `strong`; None
+            takes the recipe's, `strong` for unlabelled pictures, and `none` for all other.
         whiten: of class data, whether a linear map is fitted to the embeddings in which Documents
             of one class scatter alike in all directions; None takes the recipe's.
         views_per_instance: of unlabelled data, views of each Document in a batch.

@@ -135,6 +135,11 @@ class TextReader(InputReader):
         self._collate = TextCollate(tokenizer, spec.max_length)
         self.collate_fn = self._collate.pad
 
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """The tokens that are no part of a text."""
+        return self._collate.special_ids
+
     def read(self, doc: Document, position: int | str | None = None) -> list[int]:
         """Tokenise a Document's text."""
         name = f'Document {position}' if isinstance(position, int) else position or 'Document'

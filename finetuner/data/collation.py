@@ -183,6 +183,12 @@ class TextCollate:
                 )
             self._tokenizer.enable_truncation(int(max_length))
 
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """The tokens that are no part of a text: its beginning, end, padding and the like."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return frozenset(number for number, token in added.items() if token.special)
+
     def __call__(self, texts: list[str], names: Sequence[str] | None = None) -> dict[str, Tensor]:
         """Tokenise and pad a batch.
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from finetuner.augmentation import Augmentation, build_augmentation
+from finetuner.augmentation import Augmentation, build_augmentation, build_text_augmentation
 from finetuner.data.content_cache import KeptContents, VaryFn
 from finetuner.data.labelled import PreprocessFn
 from finetuner.data.loading import BatchLoader
 from finetuner.data.neighbour_sampler import NeighbourClassSampler
-from finetuner.inputs import PictureReader, TextImageReader
+from finetuner.inputs import PictureReader, TextImageReader, TextReader
 from finetuner.models.backbones import TEXT_TOWER, VISION_TOWER
 from finetuner.runs.findings import Findings, NoFindings
 from finetuner.runs.plan import Plan
@@ -115,8 +115,10 @@ def _tower_reads(plan: Plan) -> dict[str, PreprocessFn]:
 
 
 def _augmentation(plan: Plan) -> VaryFn | None:
-    """How pictures are varied in training; None where they are not, or where there are none."""
+    """How contents are varied in training; None where they are not."""
     reader = plan.train_reader
+    if isinstance(reader, TextReader):
+        return build_text_augmentation(plan.augmentation, reader.special_ids)
     if isinstance(reader, PictureReader):
         return build_augmentation(plan.augmentation, reader.size)
     if not isinstance(reader, TextImageReader):

@@ -174,8 +174,12 @@ def _check_modality(backbone: Backbone, train: Dataset) -> None:
 
 
 def _items_per_class(config: RunConfig, train: Dataset) -> int:
-    """As many as asked for, but where the batch is ours to choose, so many that none comes twice."""
-    if not isinstance(train, ClassDataset) or config.batch_size is not None:
+    """As many as asked for, but where the batch is ours to choose, so many that none comes twice.
+
+    Varied, an item may come twice: that is one more of its class.
+    """
+    varied = config.augmentation not in (None, 'none')
+    if not isinstance(train, ClassDataset) or config.batch_size is not None or varied:
         return config.num_items_per_class
     return min(config.num_items_per_class, int(train.class_sizes.max()))
 
@@ -226,15 +230,10 @@ def _train_reader(config: RunConfig, spec: ModelSpec, reader: InputReader) -> In
 
 
 def _augmentation(config: RunConfig, spec: ModelSpec, train: Dataset) -> str:
-    """The recipe asked for; by default two views of an unlabelled picture must differ."""
-    of_pictures = not isinstance(spec.inputs, TextSpec)
-    if config.augmentation not in (None, 'none') and not of_pictures:
-        raise ConfigError(
-            f'augmentation {config.augmentation!r} is for pictures, and {spec.backbone} embeds '
-            "texts: leave it out, or pass 'none'"
-        )
+    """The one asked for; by default two views of an unlabelled picture must differ."""
     if config.augmentation is not None:
         return config.augmentation
+    of_pictures = not isinstance(spec.inputs, TextSpec)
     return 'strong' if train.kind == 'instance' and of_pictures else 'none'
 
 

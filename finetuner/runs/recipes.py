@@ -54,6 +54,7 @@ class Recipe:
         scheduler_options: its arguments.
         train_input_size: of pictures, in pixels; None for the size they are embedded at.
         whiten: whether a whitening is fitted.
+        augmentation: how contents are varied; None leaves it to the kind of data.
     """
 
     loss: str
@@ -63,6 +64,7 @@ class Recipe:
     scheduler_options: dict[str, Any] = field(default_factory=lambda: {'num_warmup_steps': 0.15})
     train_input_size: int | None = None
     whiten: bool = False
+    augmentation: str | None = None
 
 
 _RECIPES: dict[tuple[Modality, DataKind], Recipe] = {
@@ -77,7 +79,7 @@ _RECIPES: dict[tuple[Modality, DataKind], Recipe] = {
     ('image', 'instance'): Recipe('NTXentLoss', 1e-4),
     ('image', 'scored_pair'): Recipe('CosineSimilarityLoss', 1e-4),
     ('text-image', 'text_image_pair'): Recipe('CLIPLoss', 1e-4, train_input_size=128),
-    ('text', 'class'): Recipe('NTXentLoss', 1e-4),
+    ('text', 'class'): Recipe('NTXentLoss', 2e-4, augmentation='light'),
     ('text', 'session'): Recipe('TripletMarginLoss', 2e-5),
     ('text', 'instance'): Recipe('NTXentLoss', 2e-5),
     ('text', 'scored_pair'): Recipe('CosineSimilarityLoss', 2e-5),
@@ -117,6 +119,8 @@ def apply_recipe(
     if config.scheduler is None and not config.scheduler_options:
         values['scheduler'] = recipe.scheduler
         values['scheduler_options'] = recipe.scheduler_options
+    if config.augmentation is None and recipe.augmentation and not untrained:
+        values['augmentation'] = recipe.augmentation
     if config.whiten is None:
         values['whiten'] = recipe.whiten and can_whiten and not (untrained or goes_on)
     sizes = {'input_size', 'train_input_size'} & set(config.model_options)

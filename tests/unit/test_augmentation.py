@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from examples.emoji_data import load_emoji
-from finetuner.augmentation import RECIPES, build_augmentation
+from finetuner.augmentation import RECIPES, build_augmentation, build_text_augmentation
 from finetuner.excepts import ConfigError, DataError
 from finetuner.images import picture_of
 
@@ -255,3 +255,24 @@ def test_importing_and_building_costs_nothing():
         [sys.executable, '-c', code], capture_output=True, text=True, check=True, env=environment
     )
     assert shown.stdout.strip() == 'set()'
+
+
+def test_tokens_are_left_out_at_their_rate_and_special_ones_stay():
+    ids = [101, *range(1000, 1040), 102]
+    torch.manual_seed(0)
+    for name, share in (('light', 0.3), ('strong', 0.5)):
+        change = build_text_augmentation(name, {101, 102})
+        texts = [change(ids) for _ in range(200)]
+        assert all((text[0], text[-1]) == (101, 102) for text in texts)
+        assert all(text == [*sorted(text[:-1]), 102] for text in texts), 'order is kept'
+        left_out = 1 - np.mean([len(text) - 2 for text in texts]) / 40
+        assert left_out == pytest.approx(share, abs=0.03)
+    assert build_text_augmentation('none', {101}) is None
+    with pytest.raises(ConfigError, match="'light'"):
+        build_text_augmentation('lite', set())
+
+
+def test_short_texts_stay_whole_and_none_is_left_empty():
+    change = build_text_augmentation('strong', {101, 102})
+    assert all(change([101, 5, 6, 7, 102]) == [101, 5, 6, 7, 102] for _ in range(50))
+    assert all(len(change([101, 5, 6, 7, 8, 102])) > 2 for _ in range(300))

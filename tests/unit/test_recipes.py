@@ -74,8 +74,8 @@ def test_other_backbones_learn_slower():
 
 def test_adapters_learn_faster():
     model = 'all-MiniLM-L6-v2'
-    assert filled(model).learning_rate == 1e-4
-    assert filled(model, model_options={'lora': {}}).learning_rate == pytest.approx(1e-3)
+    assert filled(model).learning_rate == 2e-4
+    assert filled(model, model_options={'lora': {}}).learning_rate == pytest.approx(2e-3)
     assert filled(model, model_options={'lora': {}}, learning_rate=2e-5).learning_rate == 2e-5
 
 
@@ -104,6 +104,21 @@ def test_nothing_is_left_open_and_filling_in_twice_changes_nothing(per_class):
     # a Document comes once where that is not against what was asked for
     assert settled.num_items_per_class == min(4, per_class)
     assert validate_run(config.copy(update=values), {'train_data': docs}) == settled
+
+
+def test_texts_are_varied_so_that_one_may_come_twice():
+    docs = DocumentArray(
+        Document(text=f'{thing} number {number}', tags={'finetuner_label': thing})
+        for thing in ('shoe', 'hat', 'coat', 'bag')
+        for number in range(2)
+    )
+    for given, items in (({}, 4), ({'augmentation': 'none'}, 2)):
+        config = RunConfig.from_parameters(
+            {'model': 'all-MiniLM-L6-v2', 'train_data': 'some', 'num_workers': 0, **given}
+        )
+        settled = validate_run(config, {'train_data': docs})
+        assert settled.augmentation == given.get('augmentation', 'light')
+        assert settled.num_items_per_class == items
 
 
 def test_a_whitening_is_fitted_kept_and_found_again(tmp_path):

@@ -18,6 +18,7 @@ from finetuner.inputs import TextReader
 from finetuner.models.backbones import POOLERS, TextSpec
 from finetuner.models.encoder_files import find_encoder
 from finetuner.models.pooling import pool_tokens
+from finetuner.models.tailor import build_embedding_model
 from finetuner.models.text_layout import read_layout
 from finetuner.models.zoo import get_backbone
 from tests.unit.tiny_encoder import DIMENSION, NUM_POSITIONS, write_tiny_encoder
@@ -105,6 +106,27 @@ def test_neighbours_and_order_do_not_matter(encoder):
     alone = np.concatenate([finetuner.encode(engine, [text]) for text in TEXTS])
     many = finetuner.encode(engine, TEXTS[::-1] * 30, batch_size=1)[: len(TEXTS)][::-1]
     np.testing.assert_allclose(many, alone, atol=1e-5)
+
+
+def test_training_in_parts_of_like_length_changes_nothing(encoder):
+    """A batch of more than one part against the same texts one by one, gradients included."""
+    backbone = get_backbone(str(encoder))
+    model = build_embedding_model(backbone).train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    reader = TextReader(TextSpec(40), encoder / 'tokenizer.json')
+    generator = np.random.default_rng(0)
+    texts = [' '.join(generator.choice(['red', 'shoe', 'dog'], n)) for n in range(1, 38)]
+    ids = [reader.read(Document(text=text)) for text in generator.permutation(texts).tolist()]
+    grads = []
+    for batches in ([ids], [[row] for row in ids]):
+        model.zero_grad()
+        embeddings = torch.cat([model(reader.collate_fn(batch)) for batch in batches])
+        (embeddings * torch.arange(len(ids))[:, None]).sum().backward()
+        grads.append([embeddings.detach(), *(p.grad for p in model.parameters())])
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3)
 
 
 def test_batches_hold_so_many_tokens(encoder):

@@ -354,15 +354,12 @@ def with_text(text):
 
 PICTURES = {'model': 'mobilenet_v3_small', 'model_options': {'weights': 'none', 'input_size': 32}}
 HELD = 'holds a picture or a tensor, not text: give it a text, or choose a model for pictures'
-LIGHT = "augmentation 'light' is for pictures, and .* embeds texts: leave it out, or pass 'none'"
 EMPTY = 'train_data: Document 4: content is empty: set text'
 WRONG = [
     (with_pictures(5), {}, ContentError, f'train_data: Document 5 {HELD}'),
     (with_pictures(3, 9), {}, ContentError, f'2 texts .* Document 9 {HELD}.*on_broken=.skip'),
     (with_pictures(*range(18)), {'on_broken': 'skip'}, ContentError, f'18 .* Document 0 {HELD}'),
     (labelled(), PICTURES, PictureError, r"0 holds text \('small red shoe'\), .*give.*text model"),
-    (labelled(), {'augmentation': 'light'}, ConfigError, LIGHT),
-    (unlabelled(), {'augmentation': 'strong', **INSTANCE_LOSS}, ConfigError, 'leave it out'),
     (with_text(''), {}, DataError, EMPTY),
     (with_text(' \n'), {}, DataError, EMPTY),
     (labelled(), {'model_options': {'poler': 'cls'}}, ConfigError, "'poler': did you mean 'pooler'"),
