@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from finetuner.data.datasets import ClassDataset, TextImageDataset
+from finetuner.data.loading import BatchLoader
 from finetuner.data.samplers import SequentialSampler
+from finetuner.inputs import InputReader
 from finetuner.models.alignment import Alignment
 from finetuner.models.whitening import Whitening
 from finetuner.runs.plan import Plan
-from finetuner.training.alignment import AlignmentFit, alignment_sample
+from finetuner.training.alignment import MAX_PAIRS, AlignmentFit, AlignmentRefit, alignment_sample
 from finetuner.training.setup import Pipeline
 from finetuner.training.trainer import BaseCallback
 from finetuner.training.whitening import WhiteningFit, whitening_sample
@@ -27,12 +29,29 @@ def fit_alignment(plan: Plan, model: torch.nn.Module, pipeline: Pipeline) -> lis
     found = [module for module in model.modules() if isinstance(module, Alignment)]
     if not found or plan.parent is not None or not isinstance(plan.train, TextImageDataset):
         return []
-    sampled = alignment_sample(plan.train, plan.config.seed)
+    pairs = _pairs(plan, plan.train, plan.train_reader, pipeline)
+    return [AlignmentFit(found[0], pairs)]
+
+
+def refit_alignment(plan: Plan, model: torch.nn.Module, pipeline: Pipeline) -> list[BaseCallback]:
+    """What does so again after training, where few pairs were trained on in smaller pictures."""
+    found = [module for module in model.modules() if isinstance(module, Alignment)]
+    smaller = plan.train_reader is not plan.reader
+    if not found or not isinstance(plan.train, TextImageDataset) or not smaller:
+        return []
+    if plan.train.num_documents > MAX_PAIRS:
+        return []
+    return [AlignmentRefit(found[0], _pairs(plan, plan.train, plan.reader, pipeline))]
+
+
+def _pairs(
+    plan: Plan, dataset: TextImageDataset, reader: InputReader, pipeline: Pipeline
+) -> BatchLoader:
+    sampled = alignment_sample(dataset, plan.config.seed)
     sampler = SequentialSampler(len(sampled), _EMBED_BATCH_SIZE)
-    loader = pipeline.loader(
-        sampled, sampler, on_broken=plan.config.on_broken, preprocess_fn=plan.train_reader.read
+    return pipeline.loader(
+        sampled, sampler, on_broken=plan.config.on_broken, preprocess_fn=reader.read
     )
-    return [AlignmentFit(found[0], loader)]
 
 
 def fit_whitening(plan: Plan, model: torch.nn.Module, pipeline: Pipeline) -> list[BaseCallback]:

@@ -15,7 +15,7 @@ from finetuner.data.numbering import NumberedBatches
 from finetuner.data.samplers import SequentialSampler
 from finetuner.excepts import ConfigError
 from finetuner.models.backbones import TextImageBackbone
-from finetuner.runs.closed_form import fit_alignment, fit_whitening
+from finetuner.runs.closed_form import fit_alignment, fit_whitening, refit_alignment
 from finetuner.runs.plan import Plan
 from finetuner.training.averaging import WeightAveraging
 from finetuner.training.hard_negatives import HardNegatives
@@ -198,6 +198,7 @@ def with_own_callbacks(
         *fit_alignment(plan, model, pipeline),
         *before,
         *callbacks,
+        *refit_alignment(plan, model, pipeline),
         *fit_whitening(plan, model, pipeline),
     ]
 

@@ -15,7 +15,7 @@ from finetuner.training.trainer import BaseCallback, Trainer
 
 logger = logging.getLogger('finetuner.training')
 
-_MAX_PAIRS = 4_000
+MAX_PAIRS = 4_000
 
 
 class AlignedHead(Protocol):
@@ -47,6 +47,9 @@ class AlignmentFit(BaseCallback):
 
     def on_fit_begin(self, trainer: Trainer) -> None:
         """Fit to the embeddings of the texts."""
+        self._fit(trainer)
+
+    def _fit(self, trainer: Trainer) -> None:
         pictures: list[torch.Tensor] = []
         hook = self._alignment.register_forward_pre_hook(lambda _, args: pictures.append(args[0]))
         try:
@@ -58,6 +61,22 @@ class AlignmentFit(BaseCallback):
         logger.info('Pictures aligned with their texts, on %d pairs', len(texts))
 
 
+class AlignmentRefit(AlignmentFit):
+    """Fits an `Alignment` anew to what the towers give at the end.
+
+    For few pairs: all of them can be fitted to, in pictures of the size that is embedded later,
+    where training has seen smaller ones. Name it after the callbacks that choose weights.
+    """
+
+    def on_fit_begin(self, trainer: Trainer) -> None:
+        """Nothing is trained yet."""
+
+    def on_train_end(self, trainer: Trainer) -> None:
+        """Fit to the embeddings of the texts as they are now."""
+        self._fit(trainer)
+        trainer.state.weights_revision += 1
+
+
 def alignment_sample(dataset: TextImageDataset, seed: int) -> TextImageDataset:
     """Draw some pairs; all of them where they are few.
 
@@ -65,7 +84,7 @@ def alignment_sample(dataset: TextImageDataset, seed: int) -> TextImageDataset:
         dataset: of training.
         seed: of the draw.
     """
-    if dataset.num_documents <= _MAX_PAIRS:
+    if dataset.num_documents <= MAX_PAIRS:
         return dataset
-    drawn = np.random.default_rng(seed).choice(dataset.num_documents, _MAX_PAIRS, replace=False)
+    drawn = np.random.default_rng(seed).choice(dataset.num_documents, MAX_PAIRS, replace=False)
     return dataset.subset(np.sort(drawn))
