@@ -176,12 +176,13 @@ def _check_modality(backbone: Backbone, train: Dataset) -> None:
 def _items_per_class(config: RunConfig, train: Dataset) -> int:
     """As many as asked for, but where the batch is ours to choose, so many that none comes twice.
 
-    Varied, an item may come twice: that is one more of its class.
+    Varied, an item may come twice, as one more of its class, while two classes fit into a batch.
     """
-    varied = config.augmentation not in (None, 'none')
-    if not isinstance(train, ClassDataset) or config.batch_size is not None or varied:
+    if not isinstance(train, ClassDataset) or config.batch_size is not None:
         return config.num_items_per_class
-    return min(config.num_items_per_class, int(train.class_sizes.max()))
+    varied = config.augmentation not in (None, 'none')
+    most = max(int(train.class_sizes.max()), len(train) // 2 if varied else 0)
+    return min(config.num_items_per_class, most)
 
 
 def _filled_in(config: RunConfig, backbone: Backbone, train: Dataset) -> RunConfig:

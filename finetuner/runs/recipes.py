@@ -119,7 +119,8 @@ def apply_recipe(
     if config.scheduler is None and not config.scheduler_options:
         values['scheduler'] = recipe.scheduler
         values['scheduler_options'] = recipe.scheduler_options
-    if config.augmentation is None and recipe.augmentation and not untrained:
+    # what is frozen is computed once, unless it varies
+    if config.augmentation is None and recipe.augmentation and not (untrained or config.freeze):
         values['augmentation'] = recipe.augmentation
     if config.whiten is None:
         values['whiten'] = recipe.whiten and can_whiten and not (untrained or goes_on)

@@ -242,8 +242,9 @@ class World:
         return self._encoder(1)
 
     def text(self, docs: Any = None, **parameters: Any) -> Ran:
-        """A run of one step on 18 texts; `docs` in their place."""
-        given = {'model': str(self.encoder), 'train_data': docs or text_docs(), **parameters}
+        """A run of one step on 18 texts, as they are; `docs` in their place."""
+        given = {'model': str(self.encoder), 'augmentation': 'none', **parameters}
+        given['train_data'] = docs or text_docs()
         return self._once('text', docs is None, given)
 
     def picture(self, **parameters: Any) -> Ran:

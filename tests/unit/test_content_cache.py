@@ -96,7 +96,7 @@ def test_items_of_subsets_share(dataset):
 def test_memory_has_an_end(dataset, caplog):
     decode = Decoder()
     kept = KeptContents(10 * ITEM_BYTES + 5)
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger='finetuner'):
         found = kept.prepared(dataset, decode)
     assert 'Memory holds 10 of 24 decoded pictures' in caplog.text
     assert_same(pictures(found), pictures(FreshContents().prepared(dataset, decode)))

@@ -30,7 +30,7 @@ def both_ways(monkeypatch, caplog, execute, tmp_path, **parameters):
     """Train with the frozen part computed once, and without; weights and what was measured."""
     results = []
     for name in ('once', 'always'):
-        with monkeypatch.context() as patch, caplog.at_level(logging.INFO):
+        with monkeypatch.context() as patch, caplog.at_level(logging.INFO, logger='finetuner'):
             caplog.clear()
             if name == 'always':
                 patch.setattr(frozen_features, 'available_memory', lambda: 0)
@@ -128,7 +128,7 @@ def test_texts(monkeypatch, caplog, tmp_path):
 
 def test_texts_without_a_head_are_computed_in_each_epoch(caplog, tmp_path):
     encoder = write_tiny_encoder(tmp_path / 'encoder')
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger='finetuner'):
         test_text_training.execute(
             encoder, tmp_path / 'a', test_text_training.labelled(), freeze=True
         )
@@ -143,7 +143,7 @@ def test_texts_without_a_head_are_computed_in_each_epoch(caplog, tmp_path):
     ],
 )
 def test_what_varies_is_computed_in_each_epoch(caplog, tmp_path, parameters, reason):
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger='finetuner'):
         test_runner.execute(
             tmp_path / 'a', **{**FROZEN, 'epochs': 1, 'output_dim': 8, **parameters}
         )
@@ -153,7 +153,7 @@ def test_what_varies_is_computed_in_each_epoch(caplog, tmp_path, parameters, rea
 
 def test_training_pictures_have_the_size_of_serving(caplog, tmp_path):
     options = {**test_runner.OPTIONS, 'input_size': 64, 'train_input_size': 32}
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger='finetuner'):
         test_runner.execute(tmp_path / 'a', **FROZEN, model_options=options, output_dim=8)
     assert 'taken at 64 pixels and not at 32' in caplog.text
 
@@ -165,7 +165,7 @@ def test_broken_pictures_are_left_out_or_named(caplog, tmp_path, monkeypatch):
         test_runner.execute(tmp_path / 'a', data={'train': docs}, **FROZEN, output_dim=8)
     # as if it had broken after the look at all of them
     monkeypatch.setattr('finetuner.runs.plan.MAX_CONTENTS_CHECKED', 2)
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger='finetuner'):
         test_runner.execute(
             tmp_path / 'a', data={'train': docs}, **FROZEN, output_dim=8, on_broken='skip'
         )

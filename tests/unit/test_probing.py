@@ -43,7 +43,7 @@ def prepared(docs=None, findings=None, frozen_norm=True, **parameters):
 
 
 def test_a_batch_that_fits_stays_whole(caplog):
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger='finetuner'):
         plan, _ = prepared()
     assert plan.config.micro_batch_size is None
     assert 'Batches of 12 fit in memory' in caplog.text
@@ -51,7 +51,7 @@ def test_a_batch_that_fits_stays_whole(caplog):
 
 def test_a_batch_that_does_not_fit_goes_in_parts(caplog, monkeypatch):
     monkeypatch.setattr(step_cost, 'items_in_memory', lambda model, item_bytes: 7)
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger='finetuner'):
         plan, _ = prepared()
     assert plan.config.micro_batch_size == 4
     assert plan.batch.size == plan.config.batch_size == 12
@@ -100,7 +100,7 @@ def test_what_was_measured_is_remembered(monkeypatch, tmp_path):
     ('item_seconds', 'asked', 'chosen'), [(100.0, 2, 0), (1e-9, 2, 2), (1e-9, 0, 0)]
 )
 def test_processes_load_where_one_cannot_keep_up(caplog, item_seconds, asked, chosen):
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger='finetuner'):
         _, feed = prepared(findings=Known(item_seconds), num_workers=asked)
     assert feed.pipeline.num_workers == chosen
     assert (f'Loading: {chosen} processes; one alone loads ' in caplog.text) == bool(asked)
@@ -151,7 +151,7 @@ def test_broken_data_is_left_to_loading():
 
 
 def test_a_run_chooses_and_says_so(tmp_path, caplog):
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger='finetuner'):
         test_runner.execute(tmp_path / 'a', epochs=1, num_workers=1)
     assert 'Batches of 12 fit in memory' in caplog.text
     assert 'Loading: ' in caplog.text
@@ -170,7 +170,7 @@ def test_findings_survive_damage_and_stay_out_of_the_way(tmp_path, caplog):
         assert findings.recall('a') is None
         findings.remember('c', {'z': 3})
         assert findings.recall('c') == {'z': 3}
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger='finetuner'):
         FindingsFile(tmp_path / 'absent' / 'measured.json').remember('a', {'x': 1})
     assert 'is not remembered' in caplog.text
 
