@@ -240,11 +240,18 @@ def save_artifact(
         for name, tower_spec in spec.tower_specs(backbone).items():
             place = directory / name
             save_artifact(place, towers[name], tower_spec, record, given.get(name), onnx_required)
+    elif isinstance(spec.inputs, TextImageSpec):
+        raise TypeError('the backbone says what the towers of a model of texts and pictures are')
     else:
         _save_weights(model, spec, directory)  # type: ignore[arg-type]
         if onnx_inputs is not None:
             _export(model, directory, onnx_inputs, onnx_required)
     (directory / CARD).write_text(model_card(spec, record), encoding='utf-8')
+    _write_manifest(directory, spec, record)
+
+
+def _write_manifest(directory: Path, spec: ModelSpec, record: TrainingRecord) -> None:
+    """Name every file in the directory with its hash."""
     manifest = {
         'schema_version': SCHEMA_VERSION,
         'model': spec.to_json(),
@@ -342,6 +349,11 @@ def save_model(model: torch.nn.Module | InferenceEngine, path: Path) -> None:
         partial.rename(path)
         return
     network = getattr(model, 'model', None)
+    if isinstance(model.spec.inputs, TextImageSpec):
+        raise ArtifactError(
+            f'{model.name} has two models: save each by itself, as get_model and build_model give '
+            "it with select_model='clip-text' or 'clip-vision'"
+        )
     if network is None:
         raise ArtifactError('a model run by ONNX Runtime is not saved again: copy its artifact')
     save_artifact(path, network, model.spec)

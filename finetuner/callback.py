@@ -280,3 +280,14 @@ class TrainingCheckpoint:
             ConfigError: it is no whole number of at least 1.
         """
         _check_whole('last_k_epochs', self.last_k_epochs, 1)
+
+
+CallbackDescription = (
+    EvaluationCallback
+    | BestModelCheckpoint
+    | EarlyStopping
+    | WiSEFTCallback
+    | WandBLogger
+    | TensorBoardLogger
+    | TrainingCheckpoint
+)

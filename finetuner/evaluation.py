@@ -10,7 +10,7 @@ all that were found.
 """
 
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ __all__ = [
     'evaluate_queries',
     'f1_score_at_k',
     'hit_at_k',
+    'mean_metrics',
     'ndcg_at_k',
     'precision_at_k',
     'r_precision',
@@ -247,6 +248,11 @@ def evaluate_embeddings(
         query_ids,
         index_ids,
     )
+    return mean_metrics(values)
+
+
+def mean_metrics(values: Mapping[str, Tensor]) -> dict[str, float]:
+    """Average what `evaluate_queries` gives over the queries."""
     return {name: value.mean().item() for name, value in values.items()}
 
 

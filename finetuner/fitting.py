@@ -18,26 +18,8 @@ TrainingData = str | os.PathLike[str] | Iterable[Document]
 if TYPE_CHECKING:
     import torch
 
-    from finetuner.callback import (
-        BestModelCheckpoint,
-        EarlyStopping,
-        EvaluationCallback,
-        TensorBoardLogger,
-        TrainingCheckpoint,
-        WandBLogger,
-        WiSEFTCallback,
-    )
+    from finetuner.callback import CallbackDescription
     from finetuner.data.csv import CSVOptions
-
-    CallbackDescription = (
-        EvaluationCallback
-        | BestModelCheckpoint
-        | EarlyStopping
-        | WiSEFTCallback
-        | WandBLogger
-        | TensorBoardLogger
-        | TrainingCheckpoint
-    )
 
 
 def fit_backbone(

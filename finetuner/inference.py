@@ -158,12 +158,7 @@ def build_engine(
         _check_single(name, select_model)
         return build(backbone, dict(model_options or {}))
     chosen = _selected(select_model)
-    if backbone.joined:
-        raise ConfigError(
-            f'{name} is a text encoder and a picture backbone whose embeddings cannot be compared '
-            f'before they are trained together: fit it first, or build {backbone.text.name!r} or '
-            f'{backbone.picture.name!r} by itself'
-        )
+    _check_comparable(backbone)
     towers = dict(zip(TOWERS, tower_options(backbone, options), strict=True))
     engines = {tower: build(*towers[tower]) for tower in chosen}
     if select_model:
@@ -176,6 +171,15 @@ def _selected(select_model: str | None) -> tuple[str, ...]:
     if select_model not in (None, *TOWERS):
         raise ConfigError(unknown_name('select_model', str(select_model), TOWERS))
     return TOWERS if select_model is None else (select_model,)
+
+
+def _check_comparable(backbone: TextImageBackbone) -> None:
+    if backbone.joined:
+        raise ConfigError(
+            f'{backbone.name} is a text encoder and a picture backbone whose embeddings cannot be '
+            f'compared before they are trained together: fit it first, or build '
+            f'{backbone.text.name!r} or {backbone.picture.name!r} by itself'
+        )
 
 
 def _check_single(name: str, select_model: str | None) -> None:

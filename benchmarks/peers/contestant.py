@@ -138,6 +138,24 @@ class Clock:
         """Since the start."""
         return time.perf_counter() - self._began
 
+    def result(self, train_seconds: float, threads: int, versions: dict[str, str]) -> Result:
+        """What was counted, the model having just been saved.
+
+        Args:
+            train_seconds: from the first batch to the final weights.
+            threads: of torch.
+            versions: of the libraries that trained.
+        """
+        return Result(
+            train_seconds=train_seconds,
+            epoch_seconds=self.epoch_seconds,
+            num_items=self.num_items,
+            saved_at=time.time(),
+            threads=threads,
+            versions=versions,
+            losses=self.losses,
+        )
+
 
 def write_embeddings(folder: Path, way: str, query: np.ndarray, index: np.ndarray) -> None:
     """Write the embeddings of the test data.

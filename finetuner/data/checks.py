@@ -189,6 +189,22 @@ def _check_text_image_pairs(dataset: TextImageDataset, batch_size: int | None) -
         )
 
 
+def build_named_dataset(docs: Sequence[Document], name: str) -> LabelledDataset[Any]:
+    """Make the dataset that fits the kind of the Documents; errors say which data it is.
+
+    Args:
+        docs: Documents of one kind.
+        name: what errors call them, such as `train_data`.
+
+    Raises:
+        DataError: as `survey_documents`.
+    """
+    try:
+        return build_dataset(docs)
+    except DataError as error:
+        raise DataError(f'{name}: {error}') from error
+
+
 def build_evaluation_dataset(docs: Sequence[Document], name: str) -> ClassDataset:
     """Make the dataset of queries or of an index.
 
@@ -199,10 +215,7 @@ def build_evaluation_dataset(docs: Sequence[Document], name: str) -> ClassDatase
     Raises:
         DataError: it is not class data; positions are named.
     """
-    try:
-        dataset = build_dataset(docs)
-    except DataError as error:
-        raise DataError(f'{name}: {error}') from error
+    dataset = build_named_dataset(docs, name)
     if not isinstance(dataset, ClassDataset):
         raise DataError(
             f'{name}: these Documents are {KIND_NAMES[dataset.kind]}, and retrieval is evaluated '

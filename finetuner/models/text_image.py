@@ -18,7 +18,7 @@ from finetuner.models.backbones import (
     check_output_dim,
 )
 from finetuner.models.embedding_model import EmbeddingModel
-from finetuner.models.tailor import build_embedding_model, freeze_backbone
+from finetuner.models.tailor import build_embedding_model
 from finetuner.models.zoo import parse_options, tower_options
 
 
@@ -52,7 +52,6 @@ def build_text_image_model(
     backbone: TextImageBackbone,
     model_options: dict[str, Any] | None = None,
     output_dim: int | None = None,
-    freeze: bool = False,
 ) -> TextImageModel:
     """Build both towers; where they were not trained together, with heads that join them.
 
@@ -60,7 +59,6 @@ def build_text_image_model(
         backbone: entry of the zoo.
         model_options: see `TextImageOptions`.
         output_dim: length of the embeddings; None takes that of the texts'.
-        freeze: train the projection heads alone or, of towers without one, their last layers.
 
     Raises:
         ConfigError: an option is wrong, or weights cannot be had.
@@ -70,12 +68,10 @@ def build_text_image_model(
         raise TypeError(f'{type(options).__name__} are no options of {backbone.name}')
     check_output_dim(backbone, output_dim)
     (text, text_options), (picture, picture_options) = tower_options(backbone, options)
-    text_model = build_embedding_model(text, text_options, output_dim, freeze)
+    text_model = build_embedding_model(text, text_options, output_dim)
     vision_model = build_embedding_model(picture, picture_options)
     if backbone.joined:
         vision_model.projection_head = build_alignment(backbone, output_dim)
-    if freeze:
-        freeze_backbone(vision_model)
     return TextImageModel(text_model, vision_model)
 
 

@@ -12,11 +12,11 @@ from docarray import Document
 
 from finetuner.artifact import Artifact, ModelSpec, load_artifact
 from finetuner.config import RunConfig
-from finetuner.data.checks import check_training_data
+from finetuner.data.checks import build_named_dataset, check_training_data
 from finetuner.data.datasets import ClassDataset
 from finetuner.data.documents import KIND_NAMES
 from finetuner.data.labelled import LabelledDataset
-from finetuner.data.loading import build_dataset, check_sampler
+from finetuner.data.loading import check_sampler
 from finetuner.data.splitting import split_dataset
 from finetuner.excepts import ConfigError, DataError
 from finetuner.inputs import InputReader, PictureReader, TextImageReader, build_reader
@@ -111,7 +111,7 @@ def make_plan(config: RunConfig, data: Mapping[str, Sequence[Document]]) -> Plan
     """
     parent = load_artifact(config.model_artifact) if config.model_artifact else None
     backbone = get_backbone(config.model) if parent is None else _parent_backbone(config, parent)
-    train = _build(data['train_data'], 'train_data')
+    train = build_named_dataset(data['train_data'], 'train_data')
     _check_modality(backbone, train)
     check_sampler(config.sampler, train.kind)
     config = _filled_in(config, backbone, train)
@@ -124,7 +124,7 @@ def make_plan(config: RunConfig, data: Mapping[str, Sequence[Document]]) -> Plan
     reader = parent.build_reader() if parent else _reader(backbone, spec)
     validation = None
     if data.get('eval_data') is not None:
-        validation = _build(data['eval_data'], 'eval_data')
+        validation = build_named_dataset(data['eval_data'], 'eval_data')
         if validation.kind != train.kind:
             raise DataError(
                 f'eval_data is of kind {validation.kind} and train_data of kind {train.kind}: the '
@@ -236,13 +236,6 @@ def _augmentation(config: RunConfig, spec: ModelSpec, train: Dataset) -> str:
         return config.augmentation
     of_pictures = not isinstance(spec.inputs, TextSpec)
     return 'strong' if train.kind == 'instance' and of_pictures else 'none'
-
-
-def _build(docs: Sequence[Document], name: str) -> Dataset:
-    try:
-        return build_dataset(docs)
-    except DataError as error:
-        raise DataError(f'{name}: {error}') from error
 
 
 def _with_batches(plan: Plan, config: RunConfig) -> Plan:

@@ -10,12 +10,11 @@ from typing import Any, get_args
 
 from finetuner.callback import (
     BestModelCheckpoint,
+    CallbackDescription,
     EarlyStopping,
     EvaluationCallback,
     TensorBoardLogger,
-    TrainingCheckpoint,
     WandBLogger,
-    WiSEFTCallback,
 )
 from finetuner.data.checks import (
     build_evaluation_dataset,
@@ -28,15 +27,7 @@ from finetuner.training.matryoshka import metric_name
 from finetuner.training.tower_evaluation import choose_towers, split_pairs
 from finetuner.training.trainer import BaseCallback
 
-Description = (
-    EvaluationCallback
-    | BestModelCheckpoint
-    | EarlyStopping
-    | WiSEFTCallback
-    | WandBLogger
-    | TensorBoardLogger
-    | TrainingCheckpoint
-)
+Description = CallbackDescription
 CALLBACKS: dict[str, type[Any]] = {class_.__name__: class_ for class_ in get_args(Description)}
 
 

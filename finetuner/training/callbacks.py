@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from finetuner.evaluation import METRICS, evaluate_queries, own_positions
+from finetuner.evaluation import METRICS, evaluate_queries, mean_metrics, own_positions
 from finetuner.search import search
 from finetuner.significance import Stage, change_text, load_paired_test, paired_p_values
 from finetuner.training.matryoshka import cut, metric_name
@@ -111,13 +111,13 @@ class RetrievalEvaluation(BaseCallback):
         """Measure within an epoch, when asked to."""
         interval = self._options.steps_per_interval
         if interval and trainer.state.step % interval == 0:
-            metrics = _means(self._evaluate(trainer)[0])
+            metrics = mean_metrics(self._evaluate(trainer)[0])
             self._log(f'batch {trainer.state.step}', metrics)
             trainer.set_training_mode()
 
     def on_epoch_end(self, trainer: Trainer) -> None:
         """Measure and add the metrics to the epoch's."""
-        metrics = _means(self._current(trainer)[0])
+        metrics = mean_metrics(self._current(trainer)[0])
         trainer.state.metrics.update(metrics)
         self._log(f'epoch {trainer.state.epoch + 1}', metrics)
 
@@ -127,7 +127,7 @@ class RetrievalEvaluation(BaseCallback):
         self._tell('after', trainer, found)
         before, after = self._first[0], found[0]
         p_values = paired_p_values(before, after)
-        old, new = _means(before), _means(after)
+        old, new = mean_metrics(before), mean_metrics(after)
         for where, suffix in self._places():
             shown = [
                 f'{n} {change_text(old[n + suffix], new[n + suffix], p_values[n + suffix])}'
@@ -144,7 +144,7 @@ class RetrievalEvaluation(BaseCallback):
 
     def _tell(self, stage: Literal['before', 'after'], trainer: Trainer, found: Found) -> None:
         values, examples = found
-        metrics = _means(values)
+        metrics = mean_metrics(values)
         trainer.state.metrics.update(metrics)
         self._log(f'{stage} training', metrics)
         self._report(stage, self._named(metrics))
@@ -216,10 +216,6 @@ class RetrievalEvaluation(BaseCallback):
             query_ids=self._queries.ids if exclude else None,
             index_ids=index.ids if exclude else None,
         )
-
-
-def _means(values: dict[str, torch.Tensor]) -> dict[str, float]:
-    return {name: value.mean().item() for name, value in values.items()}
 
 
 def embed_all(

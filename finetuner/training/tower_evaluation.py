@@ -9,9 +9,9 @@ from typing import Any
 from docarray import Document, DocumentArray
 
 from finetuner.callback import EvaluationCallback
+from finetuner.data.checks import build_named_dataset
 from finetuner.data.contents import LABEL_TAG, copy_document, is_text
 from finetuner.data.datasets import ClassDataset, TextImageDataset
-from finetuner.data.loading import build_dataset
 from finetuner.excepts import ConfigError, DataError, unknown_name
 
 
@@ -91,10 +91,7 @@ def split_pairs(description: EvaluationCallback) -> EvaluationCallback:
             'pictures: leave out index_data'
         )
     pairs: Any = description.query_data
-    try:
-        dataset = build_dataset(pairs)
-    except DataError as error:
-        raise DataError(f'query_data: {error}') from error
+    dataset = build_named_dataset(pairs, 'query_data')
     if not isinstance(dataset, TextImageDataset):
         raise DataError(
             f'query_data: with multi_modal it takes text-image pairs, and this is {dataset.kind}'
