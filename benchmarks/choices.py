@@ -28,11 +28,9 @@ CHOICES: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
         'size in training': {
             '96 px': {'model_options': {'train_input_size': 96}},
             '128 px': {},
-            '160 px': {'model_options': {'train_input_size': 160}},
         },
         'loss': {
             'MultiSimilarity': {},
-            'NTXent': {'loss': 'NTXentLoss', 'learning_rate': 1e-3},
             'TripletMargin': {'loss': 'TripletMarginLoss', 'learning_rate': 1e-4},
         },
         'learning rate': {
@@ -47,7 +45,6 @@ CHOICES: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
     'texts': {
         'loss': {
             'NTXent': {},
-            'MultiSimilarity': {'loss': 'MultiSimilarityLoss', 'learning_rate': 2e-4},
             'TripletMargin': {'loss': 'TripletMarginLoss', 'learning_rate': 2e-4},
         },
         'learning rate': {
@@ -55,8 +52,8 @@ CHOICES: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
             '2e-4': {},
             '5e-4': {'learning_rate': 5e-4},
         },
-        'whitening': {'without': {'whiten': False}, 'with': {'whiten': True}},
-        'batch': {'64': {'batch_size': 64}, '128': {}},
+        'whitening': {'without': {}, 'with': {'whiten': True}},
+        'augmentation': {'none': {'augmentation': 'none'}, 'light': {}},
     },
 }
 

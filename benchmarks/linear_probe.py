@@ -45,8 +45,12 @@ def head_training(plan: Plan) -> Contestant:
     loss = build_loss(str(config.loss), config.loss_options, plan.spec.dimension, 1)
     trainer = Trainer(feed.model, loss, [optimizer], freeze_batch_norm=True)
 
+    num_epochs = 0
+
     def train_an_epoch() -> int:
-        trainer.fit(loader, 1)
+        nonlocal num_epochs
+        num_epochs += 1
+        trainer.fit(loader, num_epochs)  # so many in all: those before are done
         return len(loader) * plan.batch.size
 
     return train_an_epoch

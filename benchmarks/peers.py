@@ -93,6 +93,12 @@ class Contestant:
 CONTESTANTS = {
     'defaults': Contestant('finetuner, defaults', 'pictures', 'ours.py'),
     'tuned': Contestant('finetuner, tuned', 'pictures', 'ours.py', TUNED),
+    'loop': Contestant(
+        'a loop by hand, MultiSimilarity, one cycle',
+        'pictures',
+        'plain_loop.py',
+        {'learning_rate': 1e-3},
+    ),
     'pml': Contestant(
         "pytorch-metric-learning's trainer",
         'pictures',
