@@ -139,9 +139,12 @@ def finetuner_loop(
     pipeline = Pipeline(functools.partial(picture_of, size=SIZE), num_workers=num_workers)
     loader = pipeline.training_loader(build_dataset(docs), BatchShape(batch_size, ITEMS_PER_CLASS))
     trainer = Trainer(model, TripletMarginLoss(), [optimizer], freeze_batch_norm=True)
+    num_epochs = 0
 
     def train_an_epoch() -> int:
-        trainer.fit(loader, 1)
+        nonlocal num_epochs
+        num_epochs += 1
+        trainer.fit(loader, num_epochs)  # so many in all: those before are done
         return len(loader) * batch_size
 
     return train_an_epoch, functools.partial(pipeline.__exit__, None, None, None)
