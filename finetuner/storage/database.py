@@ -6,6 +6,7 @@ on `Base`; the statements that make and change them are in `migrations/`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import threading
@@ -42,8 +43,9 @@ BUSY_SECONDS = 30.0
 
 _MIGRATIONS = Path(__file__).parent / 'migrations'
 _POSTGRESQL_LOCK = 0x66696E65  # any number that nobody else locks in this database
-# Alembic keeps its context in module globals: one migration at a time in a process.
-_one_migration = threading.Lock()
+# Alembic keeps its context in module globals: one migration at a time in a process; and one making
+# of a file.
+_one_at_a_time = threading.Lock()
 
 
 class Base(DeclarativeBase):
@@ -168,12 +170,21 @@ def _build_engine(address: URL) -> Engine:
         return create_engine(address, pool_pre_ping=True)
     path = Path(str(address.database))
     make_private_directory(path.parent)
-    # Made here with its mode: the log of a run is nobody else's business.
-    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    _make_private_file(path)
     engine = create_engine(address, connect_args={'timeout': BUSY_SECONDS})
     event.listen(engine, 'connect', _prepare_sqlite)
     event.listen(engine, 'begin', _begin_sqlite)
     return engine
+
+
+def _make_private_file(path: Path) -> None:
+    """Make a file for its owner alone: the log of a run is nobody else's business.
+
+    One that is there is not opened: to close it would drop the locks that SQLite holds on it in this
+    process, and the next process to close the database would take the log of its writes away.
+    """
+    with _one_at_a_time, contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
 
 
 def make_private_directory(path: Path) -> None:
@@ -209,7 +220,7 @@ def _migrate(engine: Engine, shown: str) -> None:
         if _schema_version(connection) == SCHEMA_VERSION:
             return
     writer = engine.execution_options(sqlite_begin='IMMEDIATE')
-    with _one_migration, writer.begin() as connection:
+    with _one_at_a_time, writer.begin() as connection:
         if engine.dialect.name == 'postgresql':
             connection.execute(text(f'SELECT pg_advisory_xact_lock({_POSTGRESQL_LOCK})'))
         # Asked again: another process may have done it while this one waited for the lock.

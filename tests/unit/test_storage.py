@@ -119,6 +119,32 @@ def test_writers_wait_for_each_other(url):
     assert _names(db) == ['64']
 
 
+def test_opened_twice_it_shares_what_other_processes_write(url):
+    """SQLite's locks belong to the process: none may be lost when the file is opened once more."""
+    first = open_database(url)
+    with first.session() as session:
+        session.add(_experiment('first'))
+    second = open_database(url)
+    code = f"""
+from tests.unit.test_storage import _experiment, _names
+from finetuner.storage.database import open_database
+db = open_database({url!r})
+with db.session() as session:
+    session.add(_experiment('other'))
+db.close()  # were it the last to have it open, it would take the log of writes away
+print(_names(open_database({url!r})))
+"""
+    for expected in (['first', 'other'], ['first', 'other', 'second', 'third']):
+        if len(expected) > 2:
+            code = code.replace("_experiment('other')", "_experiment('third')")
+            with second.session() as session:
+                session.add(_experiment('second'))
+        out = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+        assert out.stdout.strip() == str(expected), out.stderr
+        assert _names(first) == expected
+        assert _names(second) == expected
+
+
 def test_reopening_keeps_content_and_runs_no_migration(url):
     db = open_database(url)
     with db.session() as session:
