@@ -2,13 +2,13 @@
 
 import hashlib
 import json
+import multiprocessing
 import os
 import signal
 import time
 
 import numpy as np
 import pytest
-import torch
 
 from finetuner.artifact import load_artifact
 from finetuner.client import LocalClient
@@ -21,6 +21,8 @@ from finetuner.runs.worker import run_worker
 from finetuner.training.checkpointing import SUMMARY
 from tests.conftest import make_picture_docs
 
+FORKS = multiprocessing.get_context('forkserver')
+FORKS.set_forkserver_preload(['finetuner.runs.runner', 'finetuner.runs.worker', __name__])
 EPOCHS, BATCHES = 3, 3
 PARAMETERS = {
     'model': 'mobilenet_v3_small',
@@ -60,23 +62,26 @@ def client(settings):
 
 
 def forked_worker(settings, run_id, command=None):
-    """A worker process as `launch_worker` starts it, without 10 seconds of imports."""
-    pid = os.fork()
-    if pid:
-        return ProcessMark(pid, process_mark(pid) or 'gone')
-    try:
-        os.setsid()
-        # the threads that this process computed with were not forked: waiting for them would hang
-        torch.set_num_threads(1)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        directory = processes.run_directory(settings, run_id)
-        directory.mkdir(parents=True, exist_ok=True)
-        output = os.open(directory / 'output.txt', os.O_WRONLY | os.O_CREAT, 0o600)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        run_worker(run_id, settings)
-    finally:
-        os._exit(0)
+    """A worker process as `launch_worker` starts it, without 10 seconds of imports.
+
+    It is forked by a process that has imported everything and done nothing: one forked by the tests
+    themselves inherits what other libraries' threads were at, and now and then crashes.
+    """
+    worker = FORKS.Process(target=work, args=(settings, run_id))
+    worker.start()
+    return ProcessMark(worker.pid, process_mark(worker.pid) or 'gone')
+
+
+def work(settings, run_id):
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    directory = processes.run_directory(settings, run_id)
+    directory.mkdir(parents=True, exist_ok=True)
+    output = os.open(directory / 'output.txt', os.O_WRONLY | os.O_CREAT, 0o600)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    run_worker(run_id, settings)
+    os._exit(0)
 
 
 def start(client, name):
