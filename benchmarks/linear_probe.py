@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from docarray import Document, DocumentArray
-from rounds import Contestant, print_head, print_speeds, take_turns
+from rounds import Contestant, epoch_by_epoch, print_head, print_speeds, take_turns
 from train import emoji_files
 
 from finetuner.config import RunConfig
@@ -44,13 +44,10 @@ def head_training(plan: Plan) -> Contestant:
     optimizer = build_optimizer('Adam', trained, config.learning_rate or 1e-3)
     loss = build_loss(str(config.loss), config.loss_options, plan.spec.dimension, 1)
     trainer = Trainer(feed.model, loss, [optimizer], freeze_batch_norm=True)
-
-    num_epochs = 0
+    train = epoch_by_epoch(trainer, loader)
 
     def train_an_epoch() -> int:
-        nonlocal num_epochs
-        num_epochs += 1
-        trainer.fit(loader, num_epochs)  # so many in all: those before are done
+        train()
         return len(loader) * plan.batch.size
 
     return train_an_epoch

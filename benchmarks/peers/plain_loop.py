@@ -10,11 +10,13 @@ cycle. What is left to ours are the recipe beyond that, and the whitening.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
-from contestant import Clock, Task, begin, write_embeddings
+from contestant import Clock, Task, write_embeddings
 from mending import mend_torchvision
-from pictures import MEAN, STD, Backbone, PictureFiles
+from pictures import MEAN, STD, Backbone, PictureFiles, compete
 
 mend_torchvision()
 import pytorch_metric_learning
@@ -68,7 +70,7 @@ def train(task: Task, trunk: torch.nn.Module, clock: Clock) -> None:
         clock.epoch()
 
 
-def embed(task: Task, folder: object, trunk: torch.nn.Module) -> None:
+def embed(task: Task, folder: Path, trunk: torch.nn.Module) -> None:
     """Embed the test pictures at each size."""
     trunk.eval()
     for size in task.embed_sizes:
@@ -80,19 +82,15 @@ def embed(task: Task, folder: object, trunk: torch.nn.Module) -> None:
         write_embeddings(folder, f'{size} px', *found)
 
 
+def build_trunk() -> Backbone:
+    """The backbone, its weights channels last."""
+    return Backbone().to(memory_format=torch.channels_last)
+
+
 def main() -> None:
     """Train, save, embed."""
-    folder, task = begin()
-    torch.manual_seed(task.seed)
-    trunk = Backbone().to(memory_format=torch.channels_last)
-    clock = Clock()
-    train(task, trunk, clock)
-    seconds = clock.seconds()
-    torch.save(trunk.state_dict(), folder / 'trunk.pth')
     versions = {'pytorch-metric-learning': pytorch_metric_learning.__version__}
-    result = clock.result(seconds, torch.get_num_threads(), versions)
-    embed(task, folder, trunk)
-    result.write(folder)
+    compete(build_trunk, train, embed, versions)
 
 
 if __name__ == '__main__':

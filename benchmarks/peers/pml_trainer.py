@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from contestant import Clock, Task, begin, write_embeddings
+from contestant import Clock, Task, write_embeddings
 from mending import mend_torchvision
-from pictures import MEAN, STD, Backbone, PictureFiles
+from pictures import MEAN, STD, Backbone, PictureFiles, compete
 
 mend_torchvision()
 import pytorch_metric_learning
@@ -82,19 +82,15 @@ def embed(task: Task, folder: Path, trunk: torch.nn.Module) -> None:
         write_embeddings(folder, f'{size} px', query, index)
 
 
+def train(task: Task, trunk: Backbone, clock: Clock) -> None:
+    """Let the library's trainer do it."""
+    build_trainer(task, trunk, clock).train(num_epochs=task.epochs)
+
+
 def main() -> None:
     """Train, save, embed."""
-    folder, task = begin()
-    torch.manual_seed(task.seed)
-    trunk = Backbone()
-    clock = Clock()
-    build_trainer(task, trunk, clock).train(num_epochs=task.epochs)
-    seconds = clock.seconds()
-    torch.save(trunk.state_dict(), folder / 'trunk.pth')
     versions = {'pytorch-metric-learning': pytorch_metric_learning.__version__}
-    result = clock.result(seconds, torch.get_num_threads(), versions)
-    embed(task, folder, trunk)
-    result.write(folder)
+    compete(Backbone, train, embed, versions)
 
 
 if __name__ == '__main__':
