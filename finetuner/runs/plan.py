@@ -11,6 +11,7 @@ from typing import Any
 from docarray import Document
 
 from finetuner.artifact import Artifact, ModelSpec, load_artifact
+from finetuner.callback import CallbackDescription
 from finetuner.config import RunConfig
 from finetuner.data.checks import build_named_dataset, check_training_data
 from finetuner.data.datasets import ClassDataset
@@ -37,11 +38,7 @@ from finetuner.models.zoo import (
 )
 from finetuner.runs.readable import find_broken, openable
 from finetuner.runs.recipes import apply_recipe
-from finetuner.training.callback_descriptions import (
-    Description,
-    parse_callback,
-    prepare_callbacks,
-)
+from finetuner.training.callback_descriptions import parse_callback, prepare_callbacks
 from finetuner.training.matryoshka import check_lengths
 from finetuner.training.setup import BatchShape, resolve_batch, validation_batch
 from finetuner.training.whitening import can_whiten
@@ -78,7 +75,7 @@ class Plan:
     train_reader: InputReader
     train: Dataset
     validation: Dataset | None
-    callbacks: list[Description]
+    callbacks: list[CallbackDescription]
     batch: BatchShape
     validation_batch: BatchShape
     augmentation: str
@@ -294,7 +291,7 @@ def _callbacks(
     data: Mapping[str, Sequence[Document]],
     has_validation_data: bool,
     towers: Sequence[str],
-) -> list[Description]:
+) -> list[CallbackDescription]:
     """The callbacks' descriptions, datasets in the place of references."""
     descriptions = [
         parse_callback(
@@ -344,7 +341,7 @@ def leave_out_broken(plan: Plan) -> Plan:
         ContentError: nothing is left of a dataset.
     """
     reader = plan.reader
-    callbacks: list[Description] = []
+    callbacks: list[CallbackDescription] = []
     for number, callback in enumerate(plan.callbacks):
         kept: dict[str, Any] = {
             option: openable(dataset, reader, len(dataset), f'callbacks.{number}.{option}')

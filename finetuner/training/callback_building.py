@@ -12,6 +12,7 @@ import numpy as np
 
 from finetuner.callback import (
     BestModelCheckpoint,
+    CallbackDescription,
     EarlyStopping,
     EvaluationCallback,
     TensorBoardLogger,
@@ -22,7 +23,6 @@ from finetuner.callback import (
 from finetuner.config import Settings
 from finetuner.data.datasets import ClassDataset
 from finetuner.data.labelled import LabelledDataset
-from finetuner.training.callback_descriptions import Description
 from finetuner.training.callbacks import (
     BestWeights,
     EvaluationOptions,
@@ -82,7 +82,7 @@ class Surroundings:
 
 
 def build_callbacks(
-    descriptions: Sequence[Description | BaseCallback],
+    descriptions: Sequence[CallbackDescription | BaseCallback],
     caption: str,
     pipeline: Pipeline,
     report: ReportMetrics,

@@ -27,11 +27,12 @@ from finetuner.training.matryoshka import metric_name
 from finetuner.training.tower_evaluation import choose_towers, split_pairs
 from finetuner.training.trainer import BaseCallback
 
-Description = CallbackDescription
-CALLBACKS: dict[str, type[Any]] = {class_.__name__: class_ for class_ in get_args(Description)}
+CALLBACKS: dict[str, type[Any]] = {
+    class_.__name__: class_ for class_ in get_args(CallbackDescription)
+}
 
 
-def parse_callback(name: str, options: dict[str, Any], data: dict[str, Any]) -> Description:
+def parse_callback(name: str, options: dict[str, Any], data: dict[str, Any]) -> CallbackDescription:
     """Make a callback's description from its name and options.
 
     Args:
@@ -56,11 +57,11 @@ def parse_callback(name: str, options: dict[str, Any], data: dict[str, Any]) -> 
 
 
 def prepare_callbacks(
-    descriptions: Sequence[Description | BaseCallback],
+    descriptions: Sequence[CallbackDescription | BaseCallback],
     has_validation_data: bool,
     lengths: Sequence[int] = (),
     towers: Sequence[str] = (),
-) -> list[Description | BaseCallback]:
+) -> list[CallbackDescription | BaseCallback]:
     """Check what callbacks evaluate and monitor, before anything is trained.
 
     Args:
@@ -85,7 +86,7 @@ def prepare_callbacks(
             'two EvaluationCallbacks would overwrite the metrics of each other: give each a '
             'caption of its own'
         )
-    prepared: list[Description | BaseCallback] = []
+    prepared: list[CallbackDescription | BaseCallback] = []
     for description in descriptions:
         if isinstance(description, EvaluationCallback):
             measured |= set(METRICS)
@@ -114,7 +115,7 @@ def prepare_callbacks(
     return prepared
 
 
-def _check_package(package: str, description: Description) -> None:
+def _check_package(package: str, description: CallbackDescription) -> None:
     if importlib.util.find_spec(package) is None:
         raise ConfigError(
             f'{type(description).__name__} needs a package that is not installed: '

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from docarray import Document
 
+from finetuner.callback import CallbackDescription
 from finetuner.console import console, print_changes, print_metrics
 from finetuner.data.checks import check_training_data
 from finetuner.data.datasets import ClassDataset
@@ -20,7 +21,7 @@ from finetuner.data.samplers import SequentialSampler
 from finetuner.excepts import ConfigError, DataError
 from finetuner.significance import Stage
 from finetuner.training.callback_building import LoggedRun, build_callbacks
-from finetuner.training.callback_descriptions import Description, prepare_callbacks
+from finetuner.training.callback_descriptions import prepare_callbacks
 from finetuner.training.callbacks import ReportMetrics
 from finetuner.training.losses import build_loss
 from finetuner.training.objectives import build_objective
@@ -61,7 +62,7 @@ class ModuleFitOptions:
     preprocess_fn: PreprocessFn | None = None
     collate_fn: CollateFn | None = None
     num_items_per_class: int | None = None
-    callbacks: Sequence[Description | BaseCallback] = ()
+    callbacks: Sequence[CallbackDescription | BaseCallback] = ()
     num_workers: int = 0
     freeze_batch_norm: bool = False
     views_per_instance: int = 2
