@@ -106,6 +106,8 @@ class _Seen:
 
     def __init__(self, loader: Any, training: Training) -> None:
         self._loader, self._training = loader, training
+        # such as a server of forks that another test of this process has started
+        self._others = set(psutil.Process().children())
 
     def __len__(self) -> int:
         return len(self._loader)
@@ -116,7 +118,7 @@ class _Seen:
     def __iter__(self) -> Any:
         for batch in self._loader:
             self._training.batches.append(batch)
-            children = psutil.Process().children()
+            children = set(psutil.Process().children()) - self._others
             living = sum(child.status() != psutil.STATUS_ZOMBIE for child in children)
             self._training.children = max(self._training.children, living)
             yield batch
