@@ -52,6 +52,7 @@ CHOICES: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
             '2e-4': {},
             '5e-4': {'learning_rate': 5e-4},
         },
+        'batch': {'64': {'batch_size': 64}, '192': {}, '320': {'batch_size': 320}},
         'whitening': {'without': {}, 'with': {'whiten': True}},
         'augmentation': {'none': {'augmentation': 'none'}, 'light': {}},
     },

@@ -293,8 +293,9 @@ def main() -> None:
         standings = measure(names, tasks, arguments.seeds, results)
     for kind in kinds:
         task = tasks[kind]
+        given = f'{TITLES[kind]}: {len(task.train):,} for training'
         sizes = f' at {task.train_size} px' if kind == 'pictures' else ''
-        title = f'{TITLES[kind]}: {len(task.train):,} for training{sizes}, {task.epochs} epochs, batches of {task.batch_size}'
+        title = f'{given}{sizes}, {task.epochs} epochs'
         of_kind = [standings[name] for name in names if CONTESTANTS[name].kind == kind]
         print_table(title, METRICS[kind][2], of_kind)
 

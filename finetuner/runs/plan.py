@@ -37,7 +37,7 @@ from finetuner.models.zoo import (
     parse_options,
 )
 from finetuner.runs.readable import find_broken, openable
-from finetuner.runs.recipes import apply_recipe
+from finetuner.runs.recipes import apply_recipe, most_in_a_batch
 from finetuner.training.callback_descriptions import parse_callback, prepare_callbacks
 from finetuner.training.matryoshka import check_lengths
 from finetuner.training.setup import BatchShape, resolve_batch, validation_batch
@@ -240,7 +240,8 @@ def _with_batches(plan: Plan, config: RunConfig) -> Plan:
     _check('train_data', train)
     if validation is None and config.val_split:
         train, validation = split_dataset(train, config.val_split, config.seed)
-    batch = resolve_batch(plan.batch, config.batch_size, train)
+    most = most_in_a_batch(plan.backbone, train.kind)
+    batch = resolve_batch(plan.batch, config.batch_size, train, most)
     _check('train_data', train, batch)
     validation_shape = batch
     if validation is not None:

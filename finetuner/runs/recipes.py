@@ -17,6 +17,7 @@ from finetuner.models.zoo import (
     DEFAULT_TEXT_BACKBONE,
     DEFAULT_TEXT_IMAGE_BACKBONE,
 )
+from finetuner.training.setup import DEFAULT_BATCH_SIZE
 
 # safe with any loss, and slow
 _LEARNING_RATE = 1e-4
@@ -55,6 +56,7 @@ class Recipe:
         train_input_size: of pictures, in pixels; None for the size they are embedded at.
         whiten: whether a whitening is fitted.
         augmentation: how contents are varied; None leaves it to the kind of data.
+        batch_size: Documents in a batch at most.
     """
 
     loss: str
@@ -65,6 +67,7 @@ class Recipe:
     train_input_size: int | None = None
     whiten: bool = False
     augmentation: str | None = None
+    batch_size: int = DEFAULT_BATCH_SIZE
 
 
 _RECIPES: dict[tuple[Modality, DataKind], Recipe] = {
@@ -79,7 +82,7 @@ _RECIPES: dict[tuple[Modality, DataKind], Recipe] = {
     ('image', 'instance'): Recipe('NTXentLoss', 1e-4),
     ('image', 'scored_pair'): Recipe('CosineSimilarityLoss', 1e-4),
     ('text-image', 'text_image_pair'): Recipe('CLIPLoss', 1e-4, train_input_size=128),
-    ('text', 'class'): Recipe('NTXentLoss', 2e-4, augmentation='light'),
+    ('text', 'class'): Recipe('NTXentLoss', 2e-4, augmentation='light', batch_size=192),
     ('text', 'session'): Recipe('TripletMarginLoss', 2e-5),
     ('text', 'instance'): Recipe('NTXentLoss', 2e-5),
     ('text', 'scored_pair'): Recipe('CosineSimilarityLoss', 2e-5),
@@ -136,6 +139,12 @@ def apply_recipe(
             'train_input_size': min(recipe.train_input_size, pictures.input_size),
         }
     return config.copy(update=values)
+
+
+def most_in_a_batch(backbone: Backbone, kind: DataKind) -> int:
+    """Documents in a batch at most, where the config leaves that open."""
+    recipe = _RECIPES.get((backbone.modality, kind))
+    return recipe.batch_size if recipe else DEFAULT_BATCH_SIZE
 
 
 def _learning_rate(

@@ -121,6 +121,26 @@ def test_texts_are_varied_so_that_one_may_come_twice():
         assert settled.num_items_per_class == items
 
 
+@pytest.mark.parametrize(
+    ('num_classes', 'given', 'expected'),
+    [
+        (100, {}, 192),
+        (10, {}, 20),
+        (100, {'batch_size': 64}, 64),
+        (100, {'loss': 'SupConLoss'}, 192),
+    ],
+)
+def test_batches_of_texts_are_larger_where_there_are_as_many(num_classes, given, expected):
+    docs = DocumentArray(
+        Document(text=f'text {i} {j}', tags={'finetuner_label': i})
+        for i in range(num_classes)
+        for j in range(2)
+    )
+    config = RunConfig(model='all-MiniLM-L6-v2', train_data='x', **given)
+    settled = validate_run(config, {'train_data': docs})
+    assert settled.batch_size == expected
+
+
 def test_a_whitening_is_fitted_kept_and_found_again(tmp_path):
     options = {'input_size': 32, 'weights': 'none', 'train_input_size': 32}
     for output_dim in (None, 8):
