@@ -36,8 +36,20 @@ class ConflictError(FinetunerError, ValueError):
     """The request contradicts what is already there: a name taken, a run still going."""
 
 
+class ForbiddenError(FinetunerError):
+    """Whoever asks may not do this."""
+
+
+class ServerError(FinetunerError):
+    """The server cannot be reached, or failed."""
+
+
 class TrainingError(FinetunerError):
     """Training cannot go on: the loss is not a number, the process was ended."""
+
+
+class TrainingPausedError(TrainingError):
+    """Training was asked to stop at a checkpoint, from which it can go on."""
 
 
 class CheckpointError(TrainingError):

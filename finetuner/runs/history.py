@@ -12,6 +12,7 @@ from finetuner.excepts import NotFoundError
 from finetuner.runs.records import (
     LogLine,
     MetricValue,
+    ProcessMark,
     finite,
     line_text,
     log_rows,
@@ -37,24 +38,40 @@ class RunHistory:
         lines: Sequence[LogLine] = (),
         metrics: Sequence[MetricValue] = (),
         progress: dict[str, Any] | None = None,
+        worker: ProcessMark | None = None,
+        beats: bool = False,
     ) -> bool:
         """Write what a worker gathered since the last time, in one transaction.
 
+        Args:
+            run_id: the run.
+            lines: of the log.
+            metrics: measured.
+            progress: in place of what was there; None leaves that.
+            worker: who writes; nothing is written when another worker has the run by now.
+            beats: whether to show that the worker lives.
+
         Returns:
-            Whether someone asked for the run to be cancelled.
+            Whether the worker should end: someone asked for that, or another one has the run.
 
         Raises:
             NotFoundError: the run was deleted.
         """
-        wanted = select(RunRow.cancel_requested).where(RunRow.id == run_id)
-        writes = bool(lines or metrics or progress is not None)
+        wanted = select(RunRow.cancel_requested, RunRow.worker_pid, RunRow.worker_mark)
+        wanted = wanted.where(RunRow.id == run_id)
+        writes = bool(lines or metrics or progress is not None or beats)
         with self._database.session() if writes else self._database.reader() as session:
-            cancel = session.scalars(wanted).first()
-            if cancel is None:
+            found = session.execute(wanted).first()
+            if found is None:
                 raise NotFoundError(f'run number {run_id} was deleted')
-            if progress is not None:
-                changed = update(RunRow).where(RunRow.id == run_id)
-                session.execute(changed.values(progress=finite(progress)))
+            cancel, pid, mark = found
+            if worker is not None and (pid, mark) != (worker.pid, worker.mark):
+                return True
+            changes: dict[str, Any] = {} if progress is None else {'progress': finite(progress)}
+            if beats:
+                changes['beats'] = RunRow.beats + 1
+            if changes:
+                session.execute(update(RunRow).where(RunRow.id == run_id).values(changes))
             if lines:
                 session.execute(insert(LogLineRow), log_rows(run_id, lines))
             if metrics:

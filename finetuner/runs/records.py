@@ -10,7 +10,7 @@ from typing import Any
 
 from finetuner.excepts import ConfigError
 from finetuner.runs.states import GOING
-from finetuner.runs.tables import ExperimentRow, LogLineRow, RunRow
+from finetuner.runs.tables import DatasetRow, ExperimentRow, LogLineRow, RunRow
 
 MAX_NAME = 200
 MAX_PAGE = 100
@@ -48,19 +48,24 @@ class RunRecord:
     host: str
     launcher: ProcessMark
     worker: ProcessMark | None
+    public: bool
+    queue: str | None
+    retries: int
+    max_retries: int
+    beats: int
 
     @property
     def is_going(self) -> bool:
         """Whether it has yet to end."""
         return self.status in GOING
 
-    def public(self) -> dict[str, Any]:
+    def shown(self) -> dict[str, Any]:
         """What users see of it."""
-        shown = (
-            'name experiment_name status details description config artifact_id owner '
+        names = (
+            'name experiment_name status details description config artifact_id owner public '
             'created_at started_at finished_at progress'
         )
-        return {name: getattr(self, name) for name in shown.split()}
+        return {name: getattr(self, name) for name in names.split()}
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,7 @@ def run_record(run: RunRow) -> RunRecord:
         description=run.description,
         config=run.config,
         artifact_id=run.artifact_id,
-        owner=run.owner,
+        owner=run.owner or None,
         created_at=run.created_at.isoformat(),
         started_at=_iso(run.started_at),
         finished_at=_iso(run.finished_at),
@@ -105,6 +110,11 @@ def run_record(run: RunRow) -> RunRecord:
         host=run.host,
         launcher=ProcessMark(run.launcher_pid, run.launcher_mark),
         worker=worker,
+        public=run.public,
+        queue=run.queue,
+        retries=run.retries,
+        max_retries=run.max_retries,
+        beats=run.beats,
     )
 
 
@@ -115,12 +125,24 @@ def experiment_dict(experiment: ExperimentRow, num_runs: int) -> dict[str, Any]:
         'status': ACTIVE,
         'description': experiment.description,
         'created_at': experiment.created_at.isoformat(),
-        'owner': experiment.owner,
+        'owner': experiment.owner or None,
         'num_runs': num_runs,
     }
 
 
-def new_experiment(name: str, description: str, owner: str | None) -> ExperimentRow:
+def dataset_dict(row: DatasetRow) -> dict[str, Any]:
+    """What users see of named data."""
+    return {
+        'name': row.name,
+        'data': f'sha256:{row.sha256}',
+        'num_documents': row.num_documents,
+        'num_bytes': row.num_bytes,
+        'public': row.public,
+        'created_at': row.created_at.isoformat(),
+    }
+
+
+def new_experiment(name: str, description: str, owner: str) -> ExperimentRow:
     """The row of an experiment made now."""
     return ExperimentRow(
         name=name,

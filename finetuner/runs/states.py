@@ -1,4 +1,4 @@
-"""The four states of a run; this module imports nothing, so that asking for a status costs nothing."""
+"""The four states of a run, and its place in a queue; importing this costs nothing."""
 
 from typing import Literal
 
@@ -9,3 +9,7 @@ FAILED: Literal['FAILED'] = 'FAILED'
 
 GOING = (CREATED, STARTED)
 ENDED = (FINISHED, FAILED)
+
+# of a run that a server's worker does: whether it waits for one, or has one
+WAITING: Literal['WAITING'] = 'WAITING'
+TAKEN: Literal['TAKEN'] = 'TAKEN'

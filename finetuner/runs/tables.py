@@ -19,15 +19,15 @@ RowNumber = BigInteger().with_variant(Integer(), 'sqlite')
 
 
 class ExperimentRow(Base):
-    """A named group of runs."""
+    """A named group of runs; names are unique to their owner, '' for this machine's own."""
 
     __tablename__ = 'experiments'
-    __table_args__ = (Unique('name'), {'sqlite_autoincrement': True})
+    __table_args__ = (Unique('owner', 'name'), {'sqlite_autoincrement': True})
 
     id: Mapped[int] = mapped_column(RowNumber, primary_key=True)
     name: Mapped[str] = mapped_column(String(200))
     description: Mapped[str] = mapped_column(Text, default='')
-    owner: Mapped[str | None] = mapped_column(String(200))
+    owner: Mapped[str] = mapped_column(String(200), default='')
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
@@ -35,7 +35,8 @@ class RunRow(Base):
     """A run; `launcher_*` is the process that made it, `worker_*` the one that does it.
 
     A mark tells a process from a later one with the same id. Ids are never used again: they name
-    the runs' directories.
+    the runs' directories. `queue` is null for a run that its launcher starts itself; `retries`
+    counts the workers that replaced one that died; `beats` grows as long as the worker lives.
     """
 
     __tablename__ = 'runs'
@@ -55,6 +56,7 @@ class RunRow(Base):
     config: Mapped[dict[str, Any]] = mapped_column(JSON)
     artifact_id: Mapped[str] = mapped_column(String(24))
     owner: Mapped[str | None] = mapped_column(String(200))
+    public: Mapped[bool] = mapped_column(default=False)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
@@ -65,6 +67,10 @@ class RunRow(Base):
     launcher_mark: Mapped[str] = mapped_column(String(80))
     worker_pid: Mapped[int | None] = mapped_column(BigInteger)
     worker_mark: Mapped[str | None] = mapped_column(String(80))
+    queue: Mapped[str | None] = mapped_column(String(16))
+    retries: Mapped[int] = mapped_column(Integer, default=0)
+    max_retries: Mapped[int] = mapped_column(Integer, default=0)
+    beats: Mapped[int] = mapped_column(BigInteger, default=0)
 
     experiment: Mapped[ExperimentRow] = relationship(lazy='joined', innerjoin=True)
 
@@ -109,12 +115,24 @@ class EvaluationRow(Base):
 
 
 class DatasetRow(Base):
-    """A name for pushed data."""
+    """A name that an owner has given to pushed data."""
 
     __tablename__ = 'datasets'
 
+    owner: Mapped[str] = mapped_column(String(200), primary_key=True, default='')
     name: Mapped[str] = mapped_column(String(200), primary_key=True)
     sha256: Mapped[str] = mapped_column(String(64))
     num_documents: Mapped[int] = mapped_column(BigInteger)
     num_bytes: Mapped[int] = mapped_column(BigInteger)
+    public: Mapped[bool] = mapped_column(default=False)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class HoldingRow(Base):
+    """Data that an owner has stored: whoever has not may not read it, though its hash be known."""
+
+    __tablename__ = 'holdings'
+
+    owner: Mapped[str] = mapped_column(String(200), primary_key=True, default='')
+    sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)

@@ -6,13 +6,17 @@ import lzma
 import stat
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from finetuner.excepts import ArtifactError
+from finetuner.excepts import ArtifactError, DataError
 
 MAX_BYTES = 8 * 1024**3
 MAX_FILES = 64
+# of data: pictures in a folder for each class
+MAX_DATA_FILES = 1_000_000
 # folders in a folder: a tower's, and in it those of its modules
 MAX_DEPTH = 2
 # RuntimeError is an encrypted member (and, as NotImplementedError, an unknown compression)
@@ -29,30 +33,59 @@ def unzip(path: Path, target: Path) -> None:
     Raises:
         ArtifactError: no zip, more than one folder, links, paths that leave it, or too large.
     """
+    with _opened(path, MAX_FILES) as (archive, members):
+        root = _root(path.name, members)
+        _write(archive, members, len(root), target)
+
+
+def unzip_data(path: Path, target: Path) -> None:
+    """Unzip plain files in any folders into an empty directory, refusing what could do harm.
+
+    Args:
+        path: the zip.
+        target: where to; exists and is empty.
+
+    Raises:
+        DataError: no zip, links, paths that leave it, or too large.
+    """
+    try:
+        with _opened(path, MAX_DATA_FILES) as (archive, members):
+            _write(archive, members, 0, target)
+    except ArtifactError as error:
+        raise DataError(str(error)) from error
+
+
+@contextmanager
+def _opened(path: Path, max_files: int) -> Iterator[tuple[zipfile.ZipFile, list[zipfile.ZipInfo]]]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = [m for m in archive.infolist() if not m.filename.endswith('/')]
-            _check_members(path.name, members)
-            root = _root(path.name, members)
-            for member in members:
-                out = target.joinpath(*_parts(member)[len(root) :])
-                out.parent.mkdir(exist_ok=True, parents=True)
-                with archive.open(member) as source, out.open('wb') as file:
-                    # sizes in the zip's directory can lie: never write more than was declared
-                    _copy_at_most(source, file, member.file_size)
+            _check_members(path.name, members, max_files)
+            yield archive, members
     except _UNREADABLE as error:
-        raise ArtifactError(f'{path.name} is no artifact: {error}') from error
+        raise ArtifactError(f'{path.name} cannot be unzipped: {error}') from error
 
 
-def _check_members(name: str, members: list[zipfile.ZipInfo]) -> None:
-    if len(members) > MAX_FILES or sum(member.file_size for member in members) > MAX_BYTES:
+def _write(
+    archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], num_skipped: int, target: Path
+) -> None:
+    for member in members:
+        out = target.joinpath(*_parts(member)[num_skipped:])
+        out.parent.mkdir(exist_ok=True, parents=True)
+        with archive.open(member) as source, out.open('wb') as file:
+            # sizes in the zip's directory can lie: never write more than was declared
+            _copy_at_most(source, file, member.file_size)
+
+
+def _check_members(name: str, members: list[zipfile.ZipInfo], max_files: int) -> None:
+    if len(members) > max_files or sum(member.file_size for member in members) > MAX_BYTES:
         raise ArtifactError(
-            f'{name} holds more than {MAX_FILES} files or {MAX_BYTES // 1024**3} GiB'
+            f'{name} holds more than {max_files:,} files or {MAX_BYTES // 1024**3} GiB'
         )
     for member in members:
         parts = _parts(member)
         if not parts or '..' in parts or member.filename.startswith(('/', '\\')) or ':' in parts[0]:
-            raise ArtifactError(f'{name} is refused: path {member.filename!r} leaves the artifact')
+            raise ArtifactError(f'{name} is refused: path {member.filename!r} leaves it')
         if stat.S_ISLNK(member.external_attr >> 16):
             raise ArtifactError(f'{name} is refused: {member.filename!r} is a link')
 

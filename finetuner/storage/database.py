@@ -31,17 +31,19 @@ from sqlalchemy import (
     make_url,
     text,
 )
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 from sqlalchemy.types import TypeDecorator
 
 from finetuner.excepts import ConfigError
 
 # The newest file of migrations/versions; opening a database of this version runs no migration.
-SCHEMA_VERSION = '0001'
+SCHEMA_VERSION = '0002'
 BUSY_SECONDS = 30.0
+_PAUSE_SECONDS = 0.3
 
 _MIGRATIONS = Path(__file__).parent / 'migrations'
+_POSTGRESQL = 'postgresql+psycopg'
 _POSTGRESQL_LOCK = 0x66696E65  # any number that nobody else locks in this database
 # Alembic keeps its context in module globals: one migration at a time in a process; and one making
 # of a file.
@@ -83,10 +85,16 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 
 class Database:
-    """An open database: hands out sessions. Threads may share it, forked children must not."""
+    """An open database: hands out sessions. Threads may share it, forked children must not.
+
+    Attributes:
+        engine: SQLAlchemy's.
+        patience_seconds: for so long a session waits for a database that is gone or locked.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        self.patience_seconds = 0.0
         self._read = sessionmaker(engine, expire_on_commit=False)
         self._write = sessionmaker(
             engine.execution_options(sqlite_begin='IMMEDIATE'), expire_on_commit=False
@@ -101,13 +109,39 @@ class Database:
         transaction that reads first and writes later would be refused instead.
         """
         with self._write.begin() as session:
+            self._connect(session)
             yield session
 
     @contextmanager
     def reader(self) -> Iterator[Session]:
         """A session that only reads: waits for nobody, sees one state of the database."""
         with self._read.begin() as session:
+            self._connect(session)
             yield session
+
+    def _connect(self, session: Session) -> None:
+        """Begin the transaction, with patience: nothing was done yet that would be done twice."""
+        deadline = time.monotonic() + self.patience_seconds
+        while True:
+            try:
+                session.connection()
+                return
+            except OperationalError:
+                if time.monotonic() >= deadline:
+                    raise
+            time.sleep(_PAUSE_SECONDS)
+
+    def lock(self, session: Session, number: int) -> None:
+        """Until the session ends, let no other one go past the same call with the same number.
+
+        On SQLite a session that may write is alone anyway.
+
+        Args:
+            session: from `session()`.
+            number: any, of 63 bits.
+        """
+        if self.engine.dialect.name == 'postgresql':
+            session.execute(text('SELECT pg_advisory_xact_lock(:number)'), {'number': number})
 
     def close(self) -> None:
         """Close all connections."""
@@ -139,8 +173,8 @@ def open_database(url: str) -> Database:
         ) from error
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f'the database {shown} needs the package {error.name!r}: install it, or choose another '
-            'driver, such as postgresql+psycopg://'
+            f'the database {shown} needs the package {error.name!r}: '
+            'pip install "finetuner[postgresql]"'
         ) from error
     return Database(engine)
 
@@ -157,6 +191,8 @@ def _parse(url: str) -> URL:
             'FINETUNER_DATABASE_URL is not an address this can use: allowed are '
             'sqlite:///<path> and postgresql://<user>:<password>@<host>/<database>'
         )
+    if address.drivername == 'postgresql':
+        address = address.set(drivername=_POSTGRESQL)
     if name == 'sqlite' and address.database in (None, '', ':memory:'):
         raise ConfigError(
             'a database in memory cannot be shared with worker processes: give it a file, '
@@ -167,7 +203,9 @@ def _parse(url: str) -> URL:
 
 def _build_engine(address: URL) -> Engine:
     if address.get_backend_name() != 'sqlite':
-        return create_engine(address, pool_pre_ping=True)
+        # a database made without an encoding would give bytes in place of texts
+        encoding = {'client_encoding': 'utf8'} if address.drivername == _POSTGRESQL else {}
+        return create_engine(address, pool_pre_ping=True, connect_args=encoding)
     path = Path(str(address.database))
     make_private_directory(path.parent)
     _make_private_file(path)
@@ -211,23 +249,39 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    how = connection.get_execution_options().get('sqlite_begin', 'DEFERRED')
-    connection.exec_driver_sql(f'BEGIN {how}')
+    options = connection.get_execution_options()
+    if not options.get('sqlite_foreign_keys', True):
+        connection.exec_driver_sql('PRAGMA foreign_keys = OFF')
+    connection.exec_driver_sql(f'BEGIN {options.get("sqlite_begin", "DEFERRED")}')
 
 
 def _migrate(engine: Engine, shown: str) -> None:
     with engine.connect() as connection:
         if _schema_version(connection) == SCHEMA_VERSION:
             return
-    writer = engine.execution_options(sqlite_begin='IMMEDIATE')
-    with _one_at_a_time, writer.begin() as connection:
-        if engine.dialect.name == 'postgresql':
-            connection.execute(text(f'SELECT pg_advisory_xact_lock({_POSTGRESQL_LOCK})'))
-        # Asked again: another process may have done it while this one waited for the lock.
-        current = _schema_version(connection)
-        if current == SCHEMA_VERSION:
-            return
-        _upgrade(connection, current, shown)
+    # A table of SQLite is changed by copying it, and with foreign keys on, dropping the old one
+    # would delete what refers to it; a transaction cannot switch them off.
+    options = {'sqlite_begin': 'IMMEDIATE', 'sqlite_foreign_keys': False}
+    with _one_at_a_time, engine.connect().execution_options(**options) as connection:
+        with connection.begin():
+            if engine.dialect.name == 'postgresql':
+                connection.execute(text(f'SELECT pg_advisory_xact_lock({_POSTGRESQL_LOCK})'))
+            # Asked again: another process may have done it while this one waited for the lock.
+            current = _schema_version(connection)
+            if current != SCHEMA_VERSION:
+                _upgrade(connection, current, shown)
+                _check_references(connection)
+        connection.invalidate()  # it has foreign keys off
+
+
+def _check_references(connection: Connection) -> None:
+    if connection.dialect.name == 'sqlite':
+        broken = connection.exec_driver_sql('PRAGMA foreign_key_check').fetchall()
+        if broken:
+            raise ConfigError(
+                f'the database cannot be brought up to date: rows of {broken[0][0]!r} refer to '
+                f'rows of {broken[0][2]!r} that are not there'
+            )
 
 
 def _upgrade(connection: Connection, current: str | None, shown: str) -> None:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -169,6 +170,23 @@ class FileStore:
             self._commit(staging, key)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
+
+    def list_names(self) -> list[str]:
+        """Names of the files and directories at the top, unfinished ones aside."""
+        root = str(self._local_root) if self.is_local else self._root
+        if not self._fs.isdir(root):
+            return []
+        names = [path.rstrip('/').rpartition('/')[2] for path in self._fs.ls(root, detail=False)]
+        return sorted(name for name in names if not name.startswith(_STAGING))
+
+    def size(self, key: str) -> int:
+        """Bytes of a file."""
+        return int(self._fs.size(self._address(key)))
+
+    def seconds_since_change(self, key: str) -> float:
+        """How long ago a file was written."""
+        changed = self._fs.modified(self._address(key))
+        return time.time() - changed.timestamp()
 
     def exists(self, key: str) -> bool:
         """Whether a file, or a whole directory, is stored there."""

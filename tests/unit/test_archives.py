@@ -6,9 +6,9 @@ import zipfile
 
 import pytest
 
-from finetuner.excepts import ArtifactError
+from finetuner.excepts import ArtifactError, DataError
 from finetuner.storage import archives
-from finetuner.storage.archives import unzip
+from finetuner.storage.archives import unzip, unzip_data
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def test_a_bomb_that_lies_about_its_size(archive, target):
 
 def test_what_is_no_zip(archive, target):
     archive.write_bytes(b'PK\x03\x04 not really')
-    with pytest.raises(ArtifactError, match=r'given.zip is no artifact'):
+    with pytest.raises(ArtifactError, match=r'given.zip cannot be unzipped'):
         unzip(archive, target)
 
 
@@ -140,7 +140,7 @@ def test_broken_data(archive, target, compression):
     data = bytearray(archive.read_bytes())
     data[44:54] = b'\xff' * 10
     archive.write_bytes(bytes(data))
-    with pytest.raises(ArtifactError, match=r'given.zip is no artifact'):
+    with pytest.raises(ArtifactError, match=r'given.zip cannot be unzipped'):
         unzip(archive, target)
 
 
@@ -157,5 +157,32 @@ def test_encrypted(archive, target):
 def test_cut_off(archive, target):
     write(archive, {'a/x': b'x' * 1000})
     archive.write_bytes(archive.read_bytes()[:500])
-    with pytest.raises(ArtifactError, match=r'given.zip is no artifact'):
+    with pytest.raises(ArtifactError, match=r'given.zip cannot be unzipped'):
         unzip(archive, target)
+
+
+def test_data_lies_in_many_folders(archive, target):
+    names = [f'class {i}/more/{j}.png' for i in range(30) for j in range(5)]
+    write(archive, {name: name.encode() for name in names})
+    unzip_data(archive, target)
+    assert {str(p.relative_to(target)) for p in target.rglob('*.png')} == set(names)
+    with pytest.raises(ArtifactError, match='more than 64 files'):
+        unzip(archive, target)
+
+
+@pytest.mark.parametrize('name', ['../evil', '/etc/evil', 'a\\..\\evil', 'C:/evil'])
+def test_data_does_not_leave_its_place(archive, target, name):
+    write(archive, {'a/good.png': b'', name: b'evil'})
+    with pytest.raises(DataError, match=r'given.zip is refused'):
+        unzip_data(archive, target)
+    assert not list(target.iterdir())
+
+
+def test_data_that_is_too_much(archive, target, monkeypatch):
+    monkeypatch.setattr(archives, 'MAX_DATA_FILES', 3)
+    write(archive, {f'{i}.png': b'' for i in range(4)})
+    with pytest.raises(DataError, match='more than 3 files'):
+        unzip_data(archive, target)
+    archive.write_bytes(b'no zip')
+    with pytest.raises(DataError, match=r'given.zip cannot be unzipped'):
+        unzip_data(archive, target)

@@ -319,7 +319,7 @@ def test_no_artifact_there(tmp_path):
     with pytest.raises(ArtifactError, match=r'is no artifact'):
         load_artifact(tmp_path)
     (tmp_path / 'text.zip').write_text('no zip')
-    with pytest.raises(ArtifactError, match=r'text.zip is no artifact'):
+    with pytest.raises(ArtifactError, match=r'text.zip cannot be unzipped'):
         load_artifact(tmp_path / 'text.zip')
 
 

@@ -54,7 +54,7 @@ def test_created_run_is_read_back(store):
     assert before <= datetime.fromisoformat(run.created_at) <= datetime.now(timezone.utc)
     assert (run.started_at, run.finished_at, run.worker) == (None, None, None)
     assert run.launcher == LAUNCHER
-    assert 'launcher' not in run.public()
+    assert 'launcher' not in run.shown()
 
 
 def test_good_end(store):
@@ -114,7 +114,7 @@ def test_names_that_cannot_be(store, name):
     with pytest.raises(ConfigError, match='printable'):
         store.check_run_name('default', name)
     with pytest.raises(ConfigError, match='printable'):
-        store.create_experiment(name, '', None)
+        store.create_experiment(name, '')
     assert store.experiment_names() == []
 
 
@@ -152,11 +152,11 @@ def test_pages_are_newest_first_and_complete(store):
 
 
 def test_experiments(store):
-    made = store.create_experiment('e', 'what for', None)
+    made = store.create_experiment('e', 'what for')
     assert made == store.get_experiment('e')
     assert made['status'] == 'ACTIVE'
     with pytest.raises(ConflictError, match="'e' is there already"):
-        store.create_experiment('e', '', None)
+        store.create_experiment('e', '')
     _create(store, 'r', 'e')
     assert store.get_experiment('e')['num_runs'] == 1
     with pytest.raises(ConflictError):

@@ -17,7 +17,7 @@ from sqlalchemy.exc import IntegrityError
 
 from finetuner.excepts import ConfigError
 from finetuner.runs import tables
-from finetuner.storage import database
+from finetuner.storage import database, tokens  # noqa: F401 - its table counts too
 from finetuner.storage.database import Base, open_database
 
 ROOT = Path(__file__).parents[2]
