@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -15,11 +16,12 @@ from typing import Any, Literal
 from sqlalchemy.exc import SQLAlchemyError
 
 from finetuner.excepts import NotFoundError
-from finetuner.runs.records import LogLine, MetricValue
+from finetuner.runs.records import LogLine, MetricValue, ProcessMark
 from finetuner.runs.store import RunStore
 from finetuner.significance import Stage
 
 FLUSH_SECONDS = 0.3
+BEAT_SECONDS = 2.0
 LOGGER = 'finetuner'
 
 
@@ -32,11 +34,14 @@ class RunRecorder:
     Args:
         runs: the run store.
         run_id: the run.
+        worker: the process that does the run; nothing is written once another one has it.
     """
 
-    def __init__(self, runs: RunStore, run_id: int) -> None:
+    def __init__(self, runs: RunStore, run_id: int, worker: ProcessMark | None = None) -> None:
         self._runs = runs
         self._run_id = run_id
+        self._worker = worker
+        self._beat_at = 0.0
         self._lines: list[LogLine] = []
         self._metrics: list[MetricValue] = []
         self._progress: dict[str, Any] | None = None
@@ -45,6 +50,7 @@ class RunRecorder:
         self._writing = threading.Lock()
         self._stop = threading.Event()
         self._cancelled = False
+        self._paused = False
 
     @contextmanager
     def recording(self) -> Iterator[RunRecorder]:
@@ -104,6 +110,14 @@ class RunRecorder:
         except SQLAlchemyError as error:
             _complain(error)
 
+    def pause(self) -> None:
+        """Have training end at the next checkpoint."""
+        self._paused = True
+
+    def is_paused(self) -> bool:
+        """Whether training should end at the next checkpoint, to go on from there later."""
+        return self._paused
+
     def cancelled(self) -> bool:
         """Whether someone asked for the run to end."""
         return self._cancelled
@@ -123,14 +137,17 @@ class RunRecorder:
             lines, self._lines = self._lines, []
             metrics, self._metrics = self._metrics, []
             progress, self._progress = self._progress, None
+        beats = time.monotonic() - self._beat_at >= BEAT_SECONDS
         try:
-            cancel = self._runs.record(self._run_id, lines, metrics, progress)
+            cancel = self._runs.record(self._run_id, lines, metrics, progress, self._worker, beats)
         except SQLAlchemyError:
             with self._lock:
                 self._lines = lines + self._lines
                 self._metrics = metrics + self._metrics
                 self._progress = self._progress or progress
             raise
+        if beats:
+            self._beat_at = time.monotonic()
         self._cancelled = self._cancelled or cancel
 
     def _add_metrics(self, step: int | None, epoch: int, values: dict[str, float]) -> None:
@@ -148,7 +165,8 @@ class RunRecorder:
             except NotFoundError:
                 self._cancelled = True
             if self._cancelled and not was_cancelled:
-                # Asked for on another machine, which can send no signal here.
+                # Asked for on another machine, which can send no signal here; or another worker
+                # has the run, since this one was taken for dead.
                 was_cancelled = True
                 os.kill(os.getpid(), signal.SIGTERM)
 

@@ -67,6 +67,9 @@ class RunObserver(Protocol):
     def write_all(self) -> None:
         """Write down what was told so far: a checkpoint follows, which counts on it."""
 
+    def is_paused(self) -> bool:
+        """Whether training should end at the next checkpoint, to go on from there later."""
+
 
 def validate_run(config: RunConfig, data: Mapping[str, Sequence[Document]]) -> RunConfig:
     """Check everything about a run that can be known before it exists.
@@ -141,6 +144,7 @@ def execute_run(
             config.checkpoint_seconds,
             observer.begins,
             observer.write_all,
+            observer.is_paused,
         )
         epochs = EpochStore(
             epochs_directory(run_directory),

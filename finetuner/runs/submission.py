@@ -19,6 +19,7 @@ from finetuner.excepts import ConfigError
 if TYPE_CHECKING:
     from finetuner.data.csv import CSVOptions
 
+REFERENCE = re.compile(r'sha256:([0-9a-f]{64})')
 # Stands for data that is validated but not stored yet.
 NOT_STORED_YET = 'sha256:' + '0' * 64
 

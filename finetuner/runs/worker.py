@@ -14,11 +14,11 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from finetuner.config import RunConfig, Settings
-from finetuner.excepts import FinetunerError
+from finetuner.excepts import FinetunerError, TrainingPausedError
 from finetuner.runs.findings import FindingsFile
 from finetuner.runs.processes import launch_worker, run_directory, stop_workers, this_process
 from finetuner.runs.recorder import RunRecorder
-from finetuner.runs.records import RunRecord
+from finetuner.runs.records import ProcessMark, RunRecord
 from finetuner.runs.run_files import delete_checkpoint
 from finetuner.runs.workspace import CANCELLED, Workspace
 
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 __all__ = ['launch_worker', 'main', 'run_worker', 'stop_workers']
 
+PAUSED = 'paused'
+PATIENCE_SECONDS = 600.0
+
 logger = logging.getLogger('finetuner.runs.worker')
 
 
@@ -40,21 +43,27 @@ class EndedBySignalError(BaseException):
 
 
 class _Termination:
-    """Turns SIGTERM into an exception of the main thread, once, and only while that is wanted."""
+    """Turns SIGTERM into an exception of the main thread, once, and only while that is wanted.
+
+    SIGUSR1 asks for less: a checkpoint after the batch that is being trained on, and an end there.
+    """
 
     def __init__(self) -> None:
         self.came = False
+        self.on_pause: Callable[[], None] = lambda: None
         self._ignored = False
         self._pid = os.getpid()
 
     @contextmanager
     def watching(self) -> Iterator[_Termination]:
-        """Catch SIGTERM within the block."""
+        """Catch SIGTERM and SIGUSR1 within the block."""
         before = signal.signal(signal.SIGTERM, self._on_signal)
+        before_pause = signal.signal(signal.SIGUSR1, lambda *_: self.on_pause())
         try:
             yield self
         finally:
             signal.signal(signal.SIGTERM, before)
+            signal.signal(signal.SIGUSR1, before_pause)
 
     def ignore(self) -> None:
         """From here on the run ends by itself in a moment."""
@@ -83,22 +92,47 @@ def run_worker(run_id: int, settings: Settings, execute: Execute | None = None) 
     """
     workspace = Workspace(settings)
     run = workspace.runs.read_run(run_id)
+    workspace.close()
+    # what is its owner's alone is there for the run too
+    workspace = Workspace(settings, run.owner or '')
+    # hours of training are worth waiting for a database that is started anew
+    workspace.database.patience_seconds = PATIENCE_SECONDS
+    worker = this_process()
     with _Termination().watching() as termination:
         try:
-            if not workspace.runs.mark_started(run_id, this_process()):
+            if not workspace.runs.mark_started(run_id, worker):
                 print(f'run {run_id} cannot be started: it is not {run.status} any more')
                 return False
-            with RunRecorder(workspace.runs, run_id).recording() as recorder:
+            with RunRecorder(workspace.runs, run_id, worker).recording() as recorder:
+                termination.on_pause = recorder.pause
                 reason = _attempt(workspace, run, recorder, execute, termination)
         except EndedBySignalError:
             # It came where nothing was being done yet.
             reason = _ended_reason(workspace, run)
         termination.ignore()
         # The recorder has written its last line: the reason of a failure comes after it.
-        if reason is not None and workspace.runs.mark_failed(run_id, reason):
+        if (
+            reason is not None
+            and not _returned(workspace, run, worker, termination, reason)
+            and workspace.runs.mark_failed(run_id, reason, worker=worker)
+        ):
             workspace.artifacts.delete(run.artifact_id)
     workspace.close()
     return reason is None
+
+
+def _returned(
+    workspace: Workspace,
+    run: RunRecord,
+    worker: ProcessMark,
+    termination: _Termination,
+    reason: str,
+) -> bool:
+    """Give a run back to its queue, when a server asked its worker to end."""
+    if not termination.came and reason != PAUSED:
+        return False
+    message = 'The run waits for another worker and goes on from its last checkpoint'
+    return workspace.runs.requeue(run.id, message, worker=worker, is_retry=False)
 
 
 def _attempt(
@@ -113,17 +147,21 @@ def _attempt(
         execute = execute or _runner(workspace.settings)
         files = run_directory(workspace.settings, run.id)
         config = workspace.resolve_artifact(RunConfig.from_parameters(run.config))
+        # of a worker that was killed between writing it and saying so
+        workspace.artifacts.delete(run.artifact_id)
         with workspace.artifacts.staged_directory(run.artifact_id) as directory:
             execute(config, workspace.load_data, directory, recorder, files)
             termination.ignore()
         # The log is complete before anyone reads that the run has ended.
         recorder.write()
-        if not workspace.runs.mark_finished(run.id):
+        if not workspace.runs.mark_finished(run.id, this_process()):
             return _ended_reason(workspace, run)
         delete_checkpoint(files)
         return None
     except EndedBySignalError:
         return _ended_reason(workspace, run)
+    except TrainingPausedError:
+        return PAUSED
     except FinetunerError as error:
         return _ended_reason(workspace, run) if termination.came else _one_line(str(error))
     except (Exception, SystemExit) as error:

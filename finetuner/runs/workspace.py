@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import shutil
 import tempfile
@@ -20,9 +21,11 @@ from finetuner.data.stored.storing import save_documents
 from finetuner.excepts import ConflictError, DataError, NotFoundError
 from finetuner.names import random_run_name
 from finetuner.runs import processes, run_files
+from finetuner.runs.launching import Launcher, ProcessLauncher
 from finetuner.runs.records import RunRecord
-from finetuner.runs.states import CREATED, GOING
+from finetuner.runs.states import CREATED, GOING, TAKEN, WAITING
 from finetuner.runs.store import RunStore
+from finetuner.runs.submission import REFERENCE
 from finetuner.storage.database import make_private_directory, open_database
 from finetuner.storage.files import FileStore
 from finetuner.training.epoch_directories import kept_epochs
@@ -30,9 +33,10 @@ from finetuner.training.epoch_directories import kept_epochs
 if TYPE_CHECKING:
     from finetuner.storage.database import Database
 
-REFERENCE = re.compile(r'sha256:([0-9a-f]{64})')
 _ARTIFACT_ID = re.compile(r'[0-9a-f]{24}')
 CANCELLED = 'cancelled'
+# between asking a worker to end and ending it: a cancelled run is gone within two seconds
+CANCEL_SECONDS = 1.2
 
 
 class Workspace:
@@ -40,10 +44,22 @@ class Workspace:
 
     Args:
         settings: where runs, data and artifacts are kept.
+        owner: whose names are seen; '' is this machine's own user.
+        only_public: see only what the owner shares, as others do.
+        launcher: starts workers; None takes processes of this machine.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        owner: str = '',
+        only_public: bool = False,
+        launcher: Launcher | None = None,
+    ) -> None:
         self.settings = settings
+        self.owner = owner
+        self.launcher: Launcher = launcher or ProcessLauncher(settings)
+        self._only_public = only_public
 
     @cached_property
     def database(self) -> Database:
@@ -53,7 +69,7 @@ class Workspace:
     @cached_property
     def runs(self) -> RunStore:
         """The run store."""
-        return RunStore(self.database)
+        return RunStore(self.database, self.owner, self._only_public)
 
     @cached_property
     def artifacts(self) -> FileStore:
@@ -68,6 +84,14 @@ class Workspace:
         url = self.settings.artifacts_url.rstrip('/') + '/data'
         return FileStore(url, self.settings.home / 'cache')
 
+    def for_owner(self, owner: str, only_public: bool = False) -> Workspace:
+        """The same place as another owner sees it, on the same connections."""
+        self.database  # noqa: B018 - opened once, here
+        twin = copy.copy(self)
+        twin.owner, twin._only_public = owner, only_public
+        twin.__dict__.pop('runs', None)
+        return twin
+
     def close(self) -> None:
         """Close the database; a later call opens it again."""
         if 'database' in self.__dict__:
@@ -77,7 +101,9 @@ class Workspace:
 
     # data
 
-    def push_data(self, docs: Sequence[Document], name: str | None = None) -> str:
+    def push_data(
+        self, docs: Sequence[Document], name: str | None = None, public: bool = False
+    ) -> str:
         """Store Documents by content and, when given one, under a name; returns `sha256:<hex>`."""
         absolute = (_with_absolute_uris(doc) for doc in docs)
         make_private_directory(self.settings.home)
@@ -85,18 +111,43 @@ class Workspace:
             path = Path(directory) / 'documents'
             sha256 = save_documents(absolute, path)
             num_bytes = path.stat().st_size
-            if not self.data.exists(f'{sha256}.docs'):
-                self.data.put_file(path, f'{sha256}.docs', move=True)
+            self.adopt_data(path, sha256)
         if name is not None:
-            self.runs.name_dataset(name, sha256, len(docs), num_bytes)
+            self.runs.name_dataset(name, sha256, len(docs), num_bytes, public)
         return f'sha256:{sha256}'
+
+    def has_data(self, sha256: str) -> bool:
+        """Whether the owner may read data of this hash, and it is there, and will be for a while."""
+        if not self.runs.holds(sha256) or not self.data.exists(f'{sha256}.docs'):
+            return False
+        self.runs.hold(sha256)
+        return self.data.exists(f'{sha256}.docs')
+
+    def adopt_data(self, path: Path, sha256: str) -> None:
+        """Store a file of Documents whose hash was checked; the file may be gone afterwards."""
+        # noted first: what is noted is not collected as garbage between the look and its use
+        self.runs.hold(sha256)
+        if not self.data.exists(f'{sha256}.docs'):
+            self.data.put_file(path, f'{sha256}.docs', move=True)
+
+    def name_data(self, name: str, reference: str, public: bool = False) -> None:
+        """Give stored data a name; NotFoundError when nothing is stored there."""
+        docs = self.load_data(reference)
+        sha256 = Path(docs.path).stem
+        num_bytes = Path(docs.path).stat().st_size
+        self.runs.name_dataset(name, sha256, len(docs), num_bytes, public)
+
+    def data_reference(self, reference: str) -> str:
+        """`sha256:<hex>` of a reference or name; NotFoundError with the nearest names."""
+        match = REFERENCE.fullmatch(reference)
+        return reference if match else f'sha256:{self.runs.find_dataset(reference)}'
 
     def load_data(self, reference: str) -> StoredDocuments:
         """Open stored Documents by `sha256:<hex>` or name; NotFoundError with nearest names."""
         match = REFERENCE.fullmatch(reference)
         sha256 = match[1] if match else self.runs.find_dataset(reference)
         key = f'{sha256}.docs'
-        if not self.data.exists(key):
+        if not self.data.exists(key) or not self.runs.holds(sha256):
             raise NotFoundError(f'no data is stored under {reference!r}: push it (again)')
         if self.data.sha256(key) != sha256:
             raise DataError(
@@ -113,9 +164,10 @@ class Workspace:
                 f'{artifact_id!r} is no artifact: an artifact_id is 24 hex characters, '
                 'run.artifact_id has it'
             )
-        if self.artifacts.exists(artifact_id):
-            return self.artifacts.local_path(artifact_id)
         run = self.runs.find_by_artifact(artifact_id)
+        # the machine's own user may have brought artifacts here that no run made
+        if (run is not None or not self.owner) and self.artifacts.exists(artifact_id):
+            return self.artifacts.local_path(artifact_id)
         if run is None:
             raise NotFoundError(
                 f'there is no artifact {artifact_id!r} at {self.settings.artifacts_url}: its run '
@@ -146,30 +198,30 @@ class Workspace:
 
     # runs
 
-    def start_run(
-        self, config: RunConfig, owner: str | None, command: Sequence[str] | None
-    ) -> RunRecord:
+    def start_run(self, config: RunConfig, max_retries: int | None = None) -> RunRecord:
         """Create a run and start its worker; when that cannot be started there is no run.
 
         Args:
             config: validated; a name is made up when it has none.
-            owner: whose run it is.
-            command: see `launch_worker`.
+            max_retries: None to start a worker now; otherwise the run waits for a server's, and
+                another worker goes on with it when one dies, so many times.
         """
         if config.run_name is None:
             config = config.copy(update={'run_name': random_run_name()})
         name = str(config.run_name)
         run = self.runs.create_run(
-            config, name, processes.this_process(), processes.this_host(), owner
+            config, name, processes.this_process(), self.launcher.host, max_retries
         )
+        if max_retries is not None:
+            return run
         try:
-            self._launch(run.id, command)
+            self.launch(run.id)
         except OSError:
             self.runs.delete_run(run.id)
             raise
         return run
 
-    def resume_run(self, run: RunRecord, command: Sequence[str] | None = None) -> RunRecord:
+    def resume_run(self, run: RunRecord, is_queued: bool = False) -> RunRecord:
         """Have another worker go on with a run that failed, whatever it failed of.
 
         It goes on from the run's last checkpoint, or begins anew where there is none: a run that
@@ -177,28 +229,30 @@ class Workspace:
 
         Args:
             run: as the store has it.
-            command: see `launch_worker`.
+            is_queued: whether it waits for a server's worker.
 
         Raises:
             ConflictError: the run is going, or has finished.
         """
         run = self.settle(run)
-        if not self.runs.reopen(run.id, processes.this_process(), processes.this_host()):
+        queue = WAITING if is_queued else None
+        if not self.runs.reopen(run.id, processes.this_process(), self.launcher.host, queue):
             status = self.runs.read_run(run.id).status
             raise ConflictError(
                 f'run {run.name!r} is {status}: only a FAILED run can be resumed'
                 + ('' if status in GOING else '; fit(model_artifact=...) goes on from its model')
             )
-        return self._launch(run.id, command)
+        return self.runs.read_run(run.id) if is_queued else self.launch(run.id)
 
     def kept_epochs(self, run: RunRecord) -> dict[int, Path]:
         """The artifacts that `TrainingCheckpoint` keeps of a run, by epoch from 1."""
         files = processes.run_directory(self.settings, run.id)
         return kept_epochs(run_files.epochs_directory(files))
 
-    def _launch(self, run_id: int, command: Sequence[str] | None) -> RunRecord:
+    def launch(self, run_id: int) -> RunRecord:
+        """Start a worker for a run that is CREATED; OSError, and the run FAILED, if that fails."""
         try:
-            worker = processes.launch_worker(self.settings, run_id, command)
+            worker = self.launcher.launch(run_id)
         except OSError:
             self.runs.mark_failed(run_id, 'its worker process could not be started')
             raise
@@ -208,16 +262,18 @@ class Workspace:
     def settle(self, run: RunRecord) -> RunRecord:
         """A run as it is now: one whose process is gone without a word becomes FAILED.
 
+        One of a server's queue goes back into the queue instead, as often as it may be retried.
         Only processes of this machine can be looked at; runs of others are left as they are.
         """
-        if not run.is_going or run.host != processes.this_host():
+        if not run.is_going or run.queue == WAITING or run.host != self.launcher.host:
             return run
-        if processes.is_alive(run.worker or run.launcher):
+        if self.launcher.is_alive(run.worker or run.launcher):
             return run
         # The process may have written its end between the two looks.
         run = self.runs.read_run(run.id)
-        if run.is_going and not processes.is_alive(run.worker or run.launcher):
-            self._bury(run)
+        if run.is_going and run.queue != WAITING:
+            if not self.launcher.is_alive(run.worker or run.launcher):
+                self.bury(run)
             run = self.runs.read_run(run.id)
         return run
 
@@ -229,8 +285,8 @@ class Workspace:
         if run.worker is None:
             # No worker is known yet; one that is just starting finds the run ended and goes.
             self.runs.mark_failed(run.id, CANCELLED, only_from=[CREATED])
-        elif run.host == processes.this_host():
-            processes.end_process(run.worker)
+        elif run.host == self.launcher.host:
+            self.launcher.end(run.worker, CANCEL_SECONDS)
             if self.runs.mark_failed(run.id, CANCELLED):
                 self.artifacts.delete(run.artifact_id)
         return self.runs.read_run(run.id)
@@ -260,17 +316,25 @@ class Workspace:
             directory = processes.run_directory(self.settings, run.id)
             shutil.rmtree(directory, ignore_errors=True)
 
-    def _bury(self, run: RunRecord) -> None:
+    def bury(self, run: RunRecord) -> None:
+        """Write down that a run's process has ended without a word, and what follows from it."""
         if run.cancel_requested:
             details = CANCELLED
         elif run.worker is None:
             details = f'process {run.launcher.pid} ended before it had started a worker for the run'
         else:
             details = f'the worker process {run.worker.pid} ended without finishing'
-            reason = processes.exit_reason(run.worker)
-            details += f' ({reason})' if reason else ''
-            tail = processes.read_output_tail(self.settings, run.id)
-            details += f'; its last output: {tail}' if tail else ''
+            if run.host == self.launcher.host:
+                details += self.launcher.last_words(run.worker, run.id)
+        if run.queue == TAKEN and not run.cancel_requested:
+            is_retry = run.worker is not None
+            if not is_retry or run.retries < run.max_retries:
+                count = f', retry {run.retries + 1} of {run.max_retries}' if is_retry else ''
+                self.runs.requeue(
+                    run.id, f'{details}; the run goes on{count}', seen=run, is_retry=is_retry
+                )
+                return
+            details += f'; so did {run.retries} before it'
         if self.runs.mark_failed(run.id, details, seen=run):
             self.artifacts.delete(run.artifact_id)
 

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from finetuner.data.randomness import random_state
-from finetuner.excepts import CheckpointError
+from finetuner.excepts import CheckpointError, TrainingPausedError
 
 if TYPE_CHECKING:
     from finetuner.training.trainer import Trainer
@@ -61,6 +61,8 @@ class Checkpoints:
         on_begin: told, where training begins or goes on, how many steps and whole epochs are done.
         on_save: called before a checkpoint is written, to write down what belongs to the steps
             before it.
+        is_paused: asked after every batch and epoch; once it says so, there is a checkpoint and
+            training ends with a `TrainingPausedError`.
     """
 
     def __init__(
@@ -69,11 +71,13 @@ class Checkpoints:
         seconds: float,
         on_begin: Callable[[int, int], None] | None = None,
         on_save: Callable[[], None] | None = None,
+        is_paused: Callable[[], bool] | None = None,
     ) -> None:
         self.directory = directory
         self._seconds = seconds
         self._on_begin = on_begin
         self._on_save = on_save
+        self._is_paused = is_paused
         self._loaders: list[ResumableLoader] = []
         self._saved_at = time.monotonic()
         self._cost = 0.0
@@ -120,14 +124,21 @@ class Checkpoints:
 
     def after_batch(self, trainer: Trainer) -> None:
         """Save when it is time to."""
+        self._pause_if_asked(trainer)
         if time.monotonic() - self._saved_at >= self._seconds:
             self.save(trainer)
 
     def after_epoch(self, trainer: Trainer) -> None:
         """Save, unless the last time is not long ago and saving is slow."""
+        self._pause_if_asked(trainer)
         least = min(self._seconds, _LEAST_RATIO * self._cost)
         if time.monotonic() - self._saved_at >= least:
             self.save(trainer)
+
+    def _pause_if_asked(self, trainer: Trainer) -> None:
+        if self._is_paused is not None and self._is_paused():
+            self.save(trainer)
+            raise TrainingPausedError('training was asked to pause')
 
     def save(self, trainer: Trainer) -> None:
         """Write a checkpoint in the place of the one before; one that cannot be written is logged."""

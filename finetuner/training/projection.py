@@ -12,11 +12,12 @@ from docarray import Document
 
 from finetuner.data.datasets import ClassDataset
 from finetuner.data.labelled import LabelledDataset
+from finetuner.data.names import document_name
 from finetuner.data.samplers import SequentialSampler
 from finetuner.excepts import FinetunerError, PictureError
 from finetuner.images import picture_of
 from finetuner.training.callbacks import embed_all
-from finetuner.training.setup import Pipeline, document_name
+from finetuner.training.setup import Pipeline
 from finetuner.training.trainer import Trainer
 
 logger = logging.getLogger('finetuner.training')

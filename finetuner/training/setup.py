@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+from docarray import Document
 
 from finetuner.data.content_cache import ContentSource, FreshContents, VaryFn
 from finetuner.data.datasets import ClassDataset, InstanceDataset
 from finetuner.data.labelled import LabelledDataset, PreprocessFn
 from finetuner.data.loading import BatchLoader, CollateFn, OnBroken, build_loader, build_sampler
+from finetuner.data.names import document_names
 from finetuner.data.samplers import EpochSampler, SequentialSampler
 from finetuner.training.callbacks import EvaluationSet
 
@@ -142,28 +145,21 @@ class Pipeline:
             preprocess_fn: instead of the pipeline's own.
         """
         sampler = SequentialSampler(len(dataset), batch_size)
-        ids, names = [], []
-        taken: set[str] = set()
-        for index in range(len(dataset)):
-            doc = dataset.document(index)
-            ids.append(doc.id)
-            name = document_name(doc, index)
-            # results are kept by the names of the queries
-            names.append(f'{name} (Document {index})' if name in taken else name)
-            taken.add(names[-1])
+        ids: list[str] = []
+
+        def documents() -> Iterator[Document]:
+            for index in range(len(dataset)):
+                doc = dataset.document(index)
+                ids.append(doc.id)
+                yield doc
+
+        names = document_names(documents())
         return EvaluationSet(
             loader=self.loader(dataset, sampler, workers, preprocess_fn=preprocess_fn),
             labels=[dataset.classes[label] for label in dataset.labels],
             ids=ids,
             names=names,
         )
-
-
-def document_name(doc: Any, position: int) -> str:
-    """What to call a Document in example results: its text, its address, or its place."""
-    if doc.text:
-        return doc.text[:80]
-    return doc.uri or doc.tags.get('file') or f'Document {position} ({doc.id})'
 
 
 def resolve_batch(

@@ -61,7 +61,7 @@ def client(settings):
     client.close()
 
 
-def forked_worker(settings, run_id, command=None):
+def forked_worker(settings, run_id, command=None, num_threads=None):
     """A worker process as `launch_worker` starts it, without 10 seconds of imports.
 
     It is forked by a process that has imported everything and done nothing: one forked by the tests

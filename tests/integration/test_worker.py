@@ -13,6 +13,7 @@ import pytest
 
 from finetuner.config import RunConfig, Settings
 from finetuner.runs import processes
+from finetuner.runs.launching import ProcessLauncher
 from finetuner.runs.processes import ProcessMark, is_alive, process_mark, stop_workers, this_process
 from finetuner.runs.workspace import Workspace
 
@@ -67,7 +68,10 @@ def script(tmp_path):
 def workspace(tmp_path):
     home = tmp_path / 'home'
     settings = Settings(home, f'sqlite:///{home / "finetuner.db"}', str(home / 'artifacts'))
-    workspace = Workspace(settings)
+    script = tmp_path / 'worker.py'
+    workspace = Workspace(
+        settings, launcher=ProcessLauncher(settings, (sys.executable, str(script)))
+    )
     yield workspace
     stop_workers(grace=0.5)
     workspace.close()
@@ -77,7 +81,7 @@ def workspace(tmp_path):
 def start(workspace, script):
     def start(what, name='run'):
         config = RunConfig(train_data='sha256:00', run_name=name, description=what)
-        return workspace.start_run(config, None, (sys.executable, str(script)))
+        return workspace.start_run(config)
 
     return start
 
@@ -136,11 +140,14 @@ def test_killed_worker_is_noticed_by_a_process_that_did_not_start_it(workspace, 
     code = f"""
 import sys
 from finetuner.config import RunConfig, Settings
+from finetuner.runs.launching import ProcessLauncher
 from finetuner.runs.workspace import Workspace
 config = RunConfig(train_data='sha256:00', run_name='run', description='slow')
-Workspace(Settings.from_environment()).start_run(config, None, (sys.executable, {str(script)!r}))
+settings = Settings.from_environment()
+launcher = ProcessLauncher(settings, (sys.executable, {str(script)!r}))
+Workspace(settings, launcher=launcher).start_run(config)
 """
-    environment = processes._environment(workspace.settings, os.environ)
+    environment = processes.worker_environment(workspace.settings, os.environ)
     subprocess.run([sys.executable, '-c', code], cwd=ROOT, env=environment, check=True)
     run = _at_work(workspace, workspace.runs.get_run('default', 'run'))
     # it outlived the process that started it, in a session of its own
@@ -191,11 +198,12 @@ def test_cancel_ends_loader_processes_too(workspace, start):
     assert 'from a forked process' in output.read_text()
 
 
-def test_cancel_kills_a_worker_that_does_not_listen(workspace, start, monkeypatch):
-    monkeypatch.setattr(processes.end_process, '__defaults__', (0.5,))
+def test_cancel_kills_a_worker_that_does_not_listen(workspace, start):
     run = _at_work(workspace, start('stubborn'))
+    begin = time.monotonic()
     ended = workspace.cancel(run)
     assert (ended.status, ended.details) == ('FAILED', 'cancelled')
+    assert time.monotonic() - begin < 2
     assert not is_alive(run.worker)
     assert _artifacts(workspace) == []
 
@@ -271,7 +279,9 @@ def test_started_from_another_directory_with_misleading_files(workspace, tmp_pat
     for name in ('finetuner.py', 'logging.py', 'json.py'):
         (trap / name).write_text('raise SystemExit("the wrong module")')
     monkeypatch.chdir(trap)
-    run = workspace.start_run(RunConfig(train_data='missing'), None, None)  # the real command
+    real = Workspace(workspace.settings)  # with the real command
+    run = real.start_run(RunConfig(train_data='missing'))
+    real.close()
     ended = _until(workspace, run, 'FAILED', seconds=90)
     assert 'unknown data' in ended.details
     assert not any('Traceback' in line for line in _lines(workspace, run))

@@ -101,6 +101,9 @@ class GoingObserver(Observer):
     def write_all(self):
         self.num_saves += 1
 
+    def is_paused(self):
+        return False
+
 
 def test_models_of_the_last_epochs_are_whole_artifacts(tmp_path):
     observer, found = kept(tmp_path, 'run')

@@ -6,11 +6,12 @@ from docarray import Document, DocumentArray
 
 from finetuner.callback import BestModelCheckpoint, EarlyStopping, EvaluationCallback
 from finetuner.data.loading import build_dataset
+from finetuner.data.names import document_name
 from finetuner.excepts import ConfigError, DataError
 from finetuner.training.callback_building import build_callbacks, sample
 from finetuner.training.callback_descriptions import parse_callback, prepare_callbacks
 from finetuner.training.callbacks import BestWeights, RetrievalEvaluation, Stopping
-from finetuner.training.setup import BatchShape, Pipeline, document_name, resolve_batch
+from finetuner.training.setup import BatchShape, Pipeline, resolve_batch
 from finetuner.training.trainer import BaseCallback
 from tests.conftest import make_vector_docs
 
