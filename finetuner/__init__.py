@@ -3,6 +3,7 @@
 from docarray import Document, DocumentArray
 
 from finetuner import callback
+from finetuner.account import get_token, login, logout, pull_data, push_data
 from finetuner.api import (
     build_model,
     cos_sim,
@@ -21,13 +22,11 @@ from finetuner.api import (
     get_experiment,
     get_model,
     get_run,
-    get_token,
     list_callbacks,
     list_experiments,
     list_model_options,
     list_models,
     list_runs,
-    login,
     save,
 )
 
@@ -62,5 +61,8 @@ __all__ = [
     'list_models',
     'list_runs',
     'login',
+    'logout',
+    'pull_data',
+    'push_data',
     'save',
 ]

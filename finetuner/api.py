@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,35 +28,6 @@ if TYPE_CHECKING:
 
 create_run = create_training_run = fit
 _ARTIFACT_ID = re.compile(r'[0-9a-f]{24}')
-
-
-def login(
-    force: bool = False,
-    interactive: bool | None = None,
-    host: str | None = None,
-    token: str | None = None,
-) -> None:
-    """Accept the login of published scripts: everything runs on this machine without one.
-
-    Args:
-        force: accepted for Finetuner's scripts.
-        interactive: accepted for Finetuner's scripts.
-        host: a server to send runs to; not there yet.
-        token: for that server; not there yet.
-
-    Raises:
-        ConfigError: a host or token is given.
-    """
-    if host is not None or token is not None:
-        raise ConfigError(
-            'login to a server of your own is not there yet: leave host and token out, and runs '
-            'go on this machine'
-        )
-
-
-def get_token() -> str:
-    """The token in FINETUNER_TOKEN, empty where none is set: local runs need none."""
-    return os.environ.get('FINETUNER_TOKEN', '')
 
 
 def list_callbacks() -> dict[str, type]:
@@ -230,7 +200,7 @@ def get_model(
 
     Args:
         artifact: `run.artifact_id`, or the path of an artifact directory or its zip.
-        token: accepted for Finetuner's scripts; local artifacts need none.
+        token: for the server of the login; artifacts of this machine need none.
         batch_size: inputs embedded at a time.
         select_model: of an artifact of texts and pictures, `clip-text` or `clip-vision`; None
             takes both, each for the contents that are its own.
@@ -248,18 +218,22 @@ def get_model(
     """
     from finetuner.inference import load_engine
 
-    return load_engine(find_artifact(artifact), batch_size, select_model, device, is_onnx)
+    return load_engine(find_artifact(artifact, token), batch_size, select_model, device, is_onnx)
 
 
-def find_artifact(artifact: str | Path) -> Path:
+def find_artifact(artifact: str | Path, token: str | None = None) -> Path:
     """The path of an artifact given by its id or by its path.
+
+    Args:
+        artifact: fetched from the server of the login when it is an id and not there yet.
+        token: for that server, in place of the login's.
 
     Raises:
         NotFoundError: no artifact of that id.
     """
     path = Path(artifact).expanduser()
     if not path.exists() and _ARTIFACT_ID.fullmatch(str(artifact)):
-        return get_client().find_artifact(str(artifact))
+        return get_client(token).find_artifact(str(artifact))
     return path
 
 

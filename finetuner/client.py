@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from docarray import Document
 
 from finetuner.config import Settings
+from finetuner.logins import Login, read_login
 from finetuner.names import random_run_name
 from finetuner.protocol import Client
+from finetuner.remote import RemoteClient
 from finetuner.runs.states import ENDED
 from finetuner.runs.submission import (
     NOT_STORED_YET,
@@ -37,21 +42,43 @@ class LocalClient:
 
     Args:
         settings: where runs, data and artifacts are kept.
-        owner: whose runs these are; None where there are no users.
+        owner: whose runs these are; '' is this machine's own user.
+        only_public: see only what the owner shares, as others do.
         worker_command: the program of a worker and its first arguments.
+        max_retries: None starts a worker for each run at once; otherwise runs wait for a
+            server's workers, and are retried so often when one dies.
     """
 
     def __init__(
         self,
         settings: Settings,
-        owner: str | None = None,
+        owner: str = '',
+        only_public: bool = False,
         worker_command: Sequence[str] | None = None,
+        max_retries: int | None = None,
     ) -> None:
+        from finetuner.runs.launching import ProcessLauncher
         from finetuner.runs.workspace import Workspace
 
-        self._workspace: Workspace = Workspace(settings)
-        self._owner = owner
-        self._worker_command = worker_command
+        launcher = ProcessLauncher(settings, worker_command)
+        self._workspace: Workspace = Workspace(settings, owner, only_public, launcher)
+        self._max_retries = max_retries
+
+    def for_owner(self, owner: str, only_public: bool = False) -> LocalClient:
+        """The same client for another owner, on the same connections.
+
+        Args:
+            owner: whose names are seen.
+            only_public: see only what the owner shares, as others do.
+        """
+        twin = copy.copy(self)
+        twin._workspace = self._workspace.for_owner(owner, only_public)
+        return twin
+
+    @property
+    def workspace(self) -> Workspace:
+        """Where this client keeps things, with all that can be done there."""
+        return self._workspace
 
     @property
     def settings(self) -> Settings:
@@ -64,17 +91,20 @@ class LocalClient:
 
     # data
 
-    def push_data(self, docs: Sequence[Document], name: str | None = None) -> str:
+    def push_data(
+        self, docs: Sequence[Document], name: str | None = None, public: bool = False
+    ) -> str:
         """Store Documents by content, under a name too when one is given.
 
         Args:
             docs: what to store; relative paths in uris are stored as absolute ones.
             name: may be used in place of the reference; a name pushed again moves to the new data.
+            public: whether other users of a server may read the data.
 
         Returns:
             `sha256:<hex>`, the reference.
         """
-        return self._workspace.push_data(docs, name)
+        return self._workspace.push_data(docs, name, public)
 
     def load_data(self, reference: str) -> Sequence[Document]:
         """Read stored Documents.
@@ -86,6 +116,14 @@ class LocalClient:
             NotFoundError: nothing is stored there; the nearest names are given.
         """
         return self._workspace.load_data(reference)
+
+    def list_data(self) -> list[dict]:
+        """Named data, newest first: name, data, num_documents, num_bytes, public, created_at."""
+        return self._workspace.runs.list_datasets()
+
+    def forget_data(self, name: str) -> None:
+        """Forget a name; runs that were trained on the data keep it."""
+        self._workspace.runs.delete_dataset(name)
 
     # runs
 
@@ -119,15 +157,22 @@ class LocalClient:
         run_name = draft.run_name or random_run_name()
         self._workspace.runs.check_run_name(draft.experiment_name, run_name)
         resolved = self._workspace.resolve_artifact(draft)
+        # a name stands for what it stands for now
+        given = {
+            key: self._workspace.data_reference(value) if isinstance(value, str) else value
+            for key, value in given.items()
+        }
         documents = {
             key: self.load_data(value) if isinstance(value, str) else value
             for key, value in given.items()
         }
         settled = settled_values(validate_run(resolved, documents))
-        references = {key: self._workspace.push_data(docs) for key, docs in documents.items()}
+        references = {
+            key: value if isinstance(value, str) else self._workspace.push_data(value)
+            for key, value in given.items()
+        }
         config = build_config({**parameters, 'run_name': run_name, **settled}, references)
-        record = self._workspace.start_run(config, self._owner, self._worker_command)
-        return record.public()
+        return self._workspace.start_run(config, self._max_retries).shown()
 
     def get_run(self, experiment_name: str, run_name: str) -> dict:
         """Everything about a run but its log and metrics.
@@ -139,7 +184,7 @@ class LocalClient:
         Raises:
             NotFoundError: no such run; the nearest names are given.
         """
-        return self._record(experiment_name, run_name).public()
+        return self._record(experiment_name, run_name).shown()
 
     def list_runs(
         self, experiment_name: str | None = None, page: int = 1, size: int = 50
@@ -152,7 +197,7 @@ class LocalClient:
             size: runs on a page, 1 to 100.
         """
         records = self._workspace.runs.list_runs(experiment_name, page, size)
-        return [self._workspace.settle(record).public() for record in records]
+        return [self._workspace.settle(record).shown() for record in records]
 
     def delete_run(self, experiment_name: str, run_name: str) -> None:
         """Delete an ended run with its artifact, log and metrics.
@@ -171,7 +216,7 @@ class LocalClient:
         self._workspace.delete_runs(self._workspace.all_runs(experiment_name))
 
     def cancel_run(self, experiment_name: str, run_name: str) -> dict:
-        """End a run that is going: SIGTERM to its worker, SIGKILL after 5 s.
+        """End a run that is going: SIGTERM to its worker, SIGKILL soon after.
 
         Returns:
             The run, FAILED with details 'cancelled', or FINISHED when it was quicker.
@@ -179,7 +224,7 @@ class LocalClient:
         Raises:
             ConflictError: the run has ended already.
         """
-        return self._workspace.cancel(self._record(experiment_name, run_name)).public()
+        return self._workspace.cancel(self._record(experiment_name, run_name)).shown()
 
     def resume_run(self, experiment_name: str, run_name: str) -> dict:
         """Go on with a run that failed, from its last checkpoint or, without one, from the start.
@@ -191,7 +236,8 @@ class LocalClient:
             ConflictError: the run is going, or has finished.
         """
         record = self._record(experiment_name, run_name)
-        return self._workspace.resume_run(record, self._worker_command).public()
+        is_queued = self._max_retries is not None
+        return self._workspace.resume_run(record, is_queued).shown()
 
     def get_run_checkpoints(self, experiment_name: str, run_name: str) -> dict[int, str]:
         """Paths of the artifacts that `TrainingCheckpoint` keeps, by epoch from 1."""
@@ -243,6 +289,24 @@ class LocalClient:
         record = self._record(experiment_name, run_name)
         return self._workspace.runs.read_evaluations(record.id, 'examples')
 
+    def get_run_curves(self, experiment_name: str, run_name: str) -> dict[str, list[list[Any]]]:
+        """Values measured while training: for each name a list of [step, epoch, value].
+
+        Step is None for values of a whole epoch; a value that is no finite number is None.
+        """
+        record = self._record(experiment_name, run_name)
+        curves: dict[str, list[list[Any]]] = {}
+        for measured in self._workspace.runs.read_metrics(record.id):
+            value = measured.value if math.isfinite(measured.value) else None
+            curves.setdefault(measured.name, []).append([measured.step, measured.epoch, value])
+        return curves
+
+    def share_run(self, experiment_name: str, run_name: str, public: bool) -> dict:
+        """Show a run, its log, metrics and artifact to all users of a server, or stop that."""
+        record = self._record(experiment_name, run_name)
+        self._workspace.runs.set_public(record.id, public)
+        return self.get_run(experiment_name, run_name)
+
     # experiments
 
     def create_experiment(self, name: str, description: str = '') -> dict:
@@ -251,7 +315,7 @@ class LocalClient:
         Raises:
             ConflictError: the name is taken.
         """
-        return self._workspace.runs.create_experiment(name, description, self._owner)
+        return self._workspace.runs.create_experiment(name, description)
 
     def get_experiment(self, name: str) -> dict:
         """Name, status, description, created_at, owner and num_runs of an experiment."""
@@ -309,15 +373,28 @@ class LocalClient:
         return self._workspace.settle(record)
 
 
-_clients: dict[tuple[int, Settings], LocalClient] = {}
+_clients: dict[tuple[int, Settings, Login | None], Client] = {}
 _clients_lock = threading.Lock()
 
 
-def get_client() -> Client:
-    """The client for what the environment says now; the same one as long as it says the same."""
-    # By process too: a forked child must not use its parent's database connections.
-    key = (os.getpid(), Settings.from_environment())
+def get_client(token: str | None = None) -> Client:
+    """The client for what the environment says now; the same one as long as it says the same.
+
+    After a login it is that of the server, otherwise that of this machine.
+
+    Args:
+        token: for the server, in place of that of the login; this machine needs none.
+    """
+    settings = Settings.from_environment()
+    login = read_login(settings.home)
+    if login is not None and token:
+        login = replace(login, token=token)
+    # By process too: a forked child must not use its parent's connections.
+    key = (os.getpid(), settings, login)
     with _clients_lock:
         if key not in _clients:
-            _clients[key] = LocalClient(key[1])
+            if login is None:
+                _clients[key] = LocalClient(settings)
+            else:
+                _clients[key] = RemoteClient(login.host, login.token, settings)
         return _clients[key]

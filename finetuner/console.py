@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from rich import box
@@ -13,6 +15,35 @@ from rich.table import Table
 from finetuner.significance import change_text
 
 console = Console()
+# smaller files are there before a bar could be read
+_LEAST_BYTES_OF_A_BAR = 4 << 20
+
+
+@contextmanager
+def transfer_progress(title: str, num_bytes: int) -> Iterator[Callable[[int], None]]:
+    """Show a bar on the terminal while a file travels; nothing where there is no terminal.
+
+    Args:
+        title: before the bar.
+        num_bytes: in all.
+
+    Yields:
+        A function that takes the number of bytes that are there.
+    """
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    columns = (TextColumn(escape(title)), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    hidden = num_bytes < _LEAST_BYTES_OF_A_BAR or not console.is_terminal
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=hidden) as progress:
+        task = progress.add_task('', total=num_bytes)
+        yield lambda there: progress.update(task, completed=there)
 
 
 def print_metrics(stage: str, metrics: Mapping[str, float]) -> None:
@@ -169,3 +200,14 @@ def print_layers(layers: Sequence[Any]) -> None:
 def _titled(title: str) -> Table:
     # A title wider than its table would be broken into lines.
     return Table(title=title, title_justify='left', min_width=len(title))
+
+
+def tell(found: dict[str, Any], as_json: bool, text: str) -> None:
+    """Print what a command did: as JSON for programs, or in words.
+
+    Args:
+        found: what programs read.
+        as_json: which of the two.
+        text: what people read.
+    """
+    print(json.dumps(found, indent=2) if as_json else text)

@@ -17,11 +17,19 @@ class Client(Protocol):
     `ConfigError` and `DataError` for bad arguments.
     """
 
-    def push_data(self, docs: Sequence[Document], name: str | None = None) -> str:
+    def push_data(
+        self, docs: Sequence[Document], name: str | None = None, public: bool = False
+    ) -> str:
         """Store Documents by content, under a name too when one is given; returns `sha256:...`."""
 
     def load_data(self, reference: str) -> Sequence[Document]:
         """Read stored Documents by `sha256:...` or by name."""
+
+    def list_data(self) -> list[dict]:
+        """Named data, newest first: name, data, num_documents, num_bytes, public, created_at."""
+
+    def forget_data(self, name: str) -> None:
+        """Forget a name; runs that were trained on the data keep it."""
 
     def fit(
         self, parameters: Mapping[str, Any], data: Mapping[str, Sequence[Document] | str]
@@ -70,6 +78,12 @@ class Client(Protocol):
 
     def get_run_examples(self, experiment_name: str, run_name: str) -> dict[str, dict[str, Any]]:
         """Results of example queries by stage, 'before' and 'after'."""
+
+    def get_run_curves(self, experiment_name: str, run_name: str) -> dict[str, list[list[Any]]]:
+        """Values measured while training: for each name a list of [step, epoch, value]."""
+
+    def share_run(self, experiment_name: str, run_name: str, public: bool) -> dict:
+        """Show a run, its log, metrics and artifact to all users of a server, or stop that."""
 
     def create_experiment(self, name: str, description: str = '') -> dict:
         """Create an experiment."""

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 from docarray import Document, DocumentArray
 from jina import Executor, requests
 
+from finetuner.config import Settings
 from finetuner.excepts import ConfigError, DataError, FinetunerError, unknown_name
+from finetuner.server.identity import PARAMETER, IdentitySeal
 from finetuner.server.parameters import Parameters
 from finetuner.uris import PicturePolicy
 
@@ -56,7 +58,8 @@ class FinetunerExecutor(Executor):
         Args:
             artifact: id of a run's artifact, its directory or zip, or the name of a pretrained
                 model.
-            token: kept for artifacts on other servers; artifacts of this machine need none.
+            token: for the server of `finetuner.login`, to fetch artifacts from; those of this
+                machine need none.
             batch_size: Documents embedded at a time.
             select_model: which model of an artifact that holds several.
             device: `cpu` or `cuda`; None takes a GPU where there is one.
@@ -76,6 +79,7 @@ class FinetunerExecutor(Executor):
         logging.getLogger('finetuner').setLevel(logging_level)
         self.token = token
         self.artifact = artifact
+        self._seal = IdentitySeal.of_home(Settings.from_environment().home)
         self._policy = PicturePolicy(
             uri_allow=(uri_allow,) if isinstance(uri_allow, str) else tuple(uri_allow or ())
         )
@@ -120,9 +124,12 @@ class FinetunerExecutor(Executor):
         batch_size = given.pop_whole_number('batch_size')
         return_contents = given.pop_flag('return_contents')
         on_error = given.pop_choice('on_error', ('mark', 'raise'))
+        # a gateway of ours says who asks; others take everybody for the machine's own user
+        sealed = parameters.get(PARAMETER)
+        owner = None if sealed is None else self._seal.open(sealed).user
         loop = asyncio.get_running_loop()
         failures = await loop.run_in_executor(
-            self._inference, self._embed, docs, artifact, batch_size
+            self._inference, self._embed, docs, artifact, batch_size, owner
         )
         if failures and (on_error == 'raise' or len(failures) == len(docs)):
             raise _all_in_one(failures)
@@ -163,15 +170,25 @@ class FinetunerExecutor(Executor):
             inference.shutdown(cancel_futures=True)
 
     def _embed(
-        self, docs: DocumentArray, artifact: str | None, batch_size: int | None
+        self,
+        docs: DocumentArray,
+        artifact: str | None,
+        batch_size: int | None,
+        owner: str | None,
     ) -> list[tuple[int, FinetunerError]]:
-        engine = self._engine_for(artifact)
+        engine = self._engine_for(artifact, owner)
         return engine.encode_documents(docs, batch_size or self._batch_size)
 
-    def _engine_for(self, artifact: str | None) -> 'InferenceEngine':
+    def _engine_for(self, artifact: str | None, owner: str | None) -> 'InferenceEngine':
         """The engine a request names; the least recently used beyond a few are let go."""
+        from finetuner.client import LocalClient, get_client
+
         if artifact is None or artifact == self.artifact:
             return self._engine
+        client = get_client(self.token)
+        if owner and isinstance(client, LocalClient) and ARTIFACT_ID.fullmatch(artifact):
+            # asked each time: what is loaded for one is not there for another
+            client.for_owner(owner).find_artifact(artifact)
         if artifact in self._others:
             self._others.move_to_end(artifact)
             return self._others[artifact]
@@ -204,7 +221,7 @@ class FinetunerExecutor(Executor):
                     f'{unknown_name("artifact", artifact, (*BACKBONES, *ALIASES))} Or give the id '
                     "of a finished run's artifact, 24 of the characters 0-9a-f"
                 )
-            place = get_client().find_artifact(artifact)
+            place = get_client(self.token).find_artifact(artifact)
         return load_engine(
             place,
             batch_size=self._batch_size,

@@ -11,6 +11,8 @@ _STATUS_OF = {
     excepts.RunPreparingError: 409,
     excepts.RunInProgressError: 409,
     excepts.RunFailedError: 409,
+    excepts.ForbiddenError: 403,
+    excepts.ServerError: 502,
     excepts.TrainingError: 500,
     excepts.FinetunerError: 422,
 }

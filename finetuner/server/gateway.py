@@ -16,13 +16,24 @@ from jina.serve.runtimes.servers.grpc import GRPCServer
 from jina.serve.runtimes.servers.http import HTTPServer
 from jina.types.request.data import DataRequest
 
-from finetuner.excepts import FinetunerError, NotFoundError, unknown_name
+from finetuner.config import Settings
+from finetuner.excepts import FinetunerError, ForbiddenError, NotFoundError, unknown_name
 from finetuner.server.errors import http_status, message_of_unexpected
 from finetuner.server.http import HttpServer
-from finetuner.server.security import DENIED, TokenCheck, refuse_open_server
+from finetuner.server.identity import PARAMETER, IdentitySeal
+from finetuner.server.security import (
+    DENIED,
+    FORBIDDEN,
+    TokenCheck,
+    current_identity,
+    refuse_open_server,
+)
+from finetuner.storage.tokens import Scope
 
 _OPEN_METHODS = ('/grpc.health.v1.Health/', '/jina.JinaGatewayDryRunRPC/')
 _JINAS_OWN = '_jina'
+# endpoints that change nothing; of others nothing is known
+_READING = ('/encode', '/runs', '/status', '/logs', '/metrics', '/examples', '/artifact')
 _NOT_FINITE = (
     'a tag or a parameter of the request is NaN or infinite: such numbers cannot be sent; mend or '
     'remove the Documents that hold one'
@@ -33,21 +44,23 @@ class Gateway(CompositeGateway):
     """Jina's composite gateway with our manners.
 
     In a Flow: `gateway: {uses: finetuner.server.gateway.Gateway, protocol: [grpc, http],
-    port: [51000, 51080]}`. With FINETUNER_TOKEN set, every request but health needs it.
+    port: [51000, 51080]}`. Where there are tokens, every request but health needs one.
 
     Raises:
         ConfigError: the Flow binds an address that others can reach, and no token is set.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, runs: bool = True, **kwargs: Any) -> None:
         """Let Jina build its servers, then take our places in them.
 
         Args:
+            runs: whether runs can be submitted and watched here: the REST API and the pages.
             kwargs: what Jina hands every gateway.
         """
         super().__init__(**kwargs)
         token = TokenCheck.from_environment()
         refuse_open_server(self.host, token)
+        self._seal = IdentitySeal.of_home(Settings.from_environment().home)
         for i, (server, arguments) in enumerate(
             zip(self.servers, self._server_kwargs, strict=True)
         ):
@@ -55,8 +68,9 @@ class Gateway(CompositeGateway):
                 ours = HttpServer(**arguments)
                 ours.token = token
                 ours.endpoints = self._endpoints
+                ours.has_runs = runs
                 self.servers[i] = ours
-            elif isinstance(server, GRPCServer) and token.required:
+            elif isinstance(server, GRPCServer):
                 others = server.grpc_tracing_server_interceptors or []
                 server.grpc_tracing_server_interceptors = [_TokenInterceptor(token), *others]
         # the one place that requests of either protocol pass through
@@ -79,8 +93,20 @@ class Gateway(CompositeGateway):
             known = await self._endpoints(header.target_executor)
             if endpoint not in known and DEFAULT not in known:
                 return _refuse(request, NotFoundError(unknown_name('endpoint', endpoint, known)))
+        identity = current_identity.get()
+        if identity is None and not endpoint.startswith(_JINAS_OWN):
+            return _refuse(request, ForbiddenError(DENIED))
+        if identity is not None:
+            needed: Scope = 'read' if endpoint in _READING else 'write'
+            if not identity.may(needed) and not endpoint.startswith(_JINAS_OWN):
+                message = FORBIDDEN.format(scope=identity.scope, needed=needed)
+                return _refuse(request, ForbiddenError(message))
+            request.parameters = {**request.parameters, PARAMETER: self._seal.seal(identity)}
         future, _ = send(request=request, return_type=return_type)
         answer = await future
+        if identity is not None:
+            # what is echoed back would let a reader of logs pass for this user
+            answer.parameters = {k: v for k, v in answer.parameters.items() if k != PARAMETER}
         if answer.header.status.code == jina_pb2.StatusProto.ERROR:
             self._strip(answer, endpoint, request_id)
         return answer
@@ -146,11 +172,14 @@ class _TokenInterceptor(grpc.aio.ServerInterceptor):
     ) -> grpc.RpcMethodHandler:
         """Hand the call on, or put a handler in its place that refuses."""
         handler = await continuation(handler_call_details)
-        given = dict(handler_call_details.invocation_metadata or ()).get('authorization')
-        is_open = handler_call_details.method.startswith(_OPEN_METHODS)
-        if handler is None or is_open or self._token.admits(given):
+        if handler is None or handler_call_details.method.startswith(_OPEN_METHODS):
             return handler
-        return _refusing(handler)
+        given = dict(handler_call_details.invocation_metadata or ()).get('authorization')
+        identity = await asyncio.to_thread(self._token.identify, given)
+        if identity is None:
+            return _refusing(handler)
+        current_identity.set(identity)
+        return handler
 
 
 def _refusing(handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:

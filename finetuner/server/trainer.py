@@ -11,29 +11,22 @@ from typing import Any
 from docarray import Document, DocumentArray
 from jina import Executor, requests
 
+from finetuner.client import LocalClient
 from finetuner.config import RunConfig, Settings
-from finetuner.data.contents import content_of, positions_text
-from finetuner.excepts import ConfigError, DataError, NotFoundError, unknown_name
-from finetuner.models.zoo import ALIASES, BACKBONES, DEFAULT_BACKBONE
+from finetuner.excepts import ConfigError, DataError, ForbiddenError
+from finetuner.runs.dispatcher import DRAIN_SECONDS, MAX_RETRIES, Dispatcher
+from finetuner.runs.launching import ProcessLauncher, WorkerLimits
 from finetuner.runs.states import ENDED
+from finetuner.runs.workspace import Workspace
+from finetuner.server.admission import refuse_paths, refuse_uris
+from finetuner.server.identity import PARAMETER, IdentitySeal
 from finetuner.server.parameters import Parameters
 from finetuner.server.uploads import Uploads
+from finetuner.storage.tokens import TokenStore
 
 _UPLOAD = ('total', 'upload')
 _RUN = ('run', 'experiment')
 _FIT = (*RunConfig.__fields__, *_UPLOAD, 'wait')
-# arguments of `wandb.init` that a request can give: none names a path, an address or a key
-_WANDB_ARGUMENTS = (
-    'project',
-    'entity',
-    'name',
-    'notes',
-    'tags',
-    'group',
-    'job_type',
-    'mode',
-    'config',
-)
 _POLL_SECONDS = 0.3
 # enough for requests that wait on a disk or the database; training is not done here
 _NUM_THREADS = 8
@@ -50,18 +43,35 @@ class TrainerExecutor(Executor):
     must not retry its requests (`retries: 0`).
     """
 
-    def __init__(self, upload_seconds: float = 600.0, **kwargs: Any) -> None:
-        """Open the run store.
+    def __init__(
+        self,
+        upload_seconds: float = 600.0,
+        num_workers: int = 1,
+        memory_mb: int | None = None,
+        num_threads: int | None = None,
+        drain_seconds: float = DRAIN_SECONDS,
+        **kwargs: Any,
+    ) -> None:
+        """Open the run store and begin to take runs from its queue.
 
         Args:
             upload_seconds: an upload is dropped when its next part does not come for so long.
+            num_workers: runs that are worked on at a time; others wait.
+            memory_mb: a run that takes more is ended.
+            num_threads: of each worker's computations; None for one a core.
+            drain_seconds: when the server ends, workers have so long to write a checkpoint.
             kwargs: what Jina hands every Executor.
         """
         super().__init__(**kwargs)
-        from finetuner.client import LocalClient
-
         settings = Settings.from_environment()
-        self._client = LocalClient(settings)
+        limits = WorkerLimits(memory_mb, num_threads)
+        launcher = ProcessLauncher(settings, limits=limits)
+        self._client = LocalClient(settings, max_retries=MAX_RETRIES)
+        self._seal = IdentitySeal.of_home(settings.home)
+        self._tokens = TokenStore(self._client.workspace.database)
+        self._dispatcher = Dispatcher(Workspace(settings, launcher=launcher), num_workers)
+        self._drain_seconds = drain_seconds
+        self._dispatcher.start()
         self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix='trainer')
         self._uploads = Uploads(settings.home / 'uploads', upload_seconds, self._threads)
 
@@ -83,31 +93,33 @@ class TrainerExecutor(Executor):
             ConflictError: the upload or the run's name is taken.
             NotFoundError: no data or artifact of that name.
         """
+        client = self._client_of(parameters)
         given = Parameters(parameters, _FIT, self.metas.name)
         total = given.pop_whole_number('total')
         upload = given.pop_text('upload')
         wait = given.pop_flag('wait')
         name = given.pop_text('train_data')
         RunConfig.from_parameters({**given.values, 'train_data': name or 'in the request'})
-        _refuse_paths(given.values)
+        refuse_paths(given.values)
         if name is not None:
             if len(docs) or upload is not None:
                 raise ConfigError(
                     f'Documents came as well as train_data={name!r}: send one of the two'
                 )
-            return await self._start({**given.values, 'train_data': name}, {}, wait)
+            return await self._start(client, {**given.values, 'train_data': name}, {}, wait)
         if not len(docs):
             raise DataError(
                 'there is nothing to train on: send labelled Documents, or name data that was '
                 'pushed to /data with the parameter train_data'
             )
-        _refuse_uris(docs)
-        shared = {**given.values, 'wait': wait}
+        refuse_uris(docs)
+        # another user's upload of the same name is another upload
+        shared = {**given.values, 'wait': wait, 'owner': client.workspace.owner}
         collected = await self._uploads.collect('/fit', docs, total, upload, shared)
         if collected is None:
             return DocumentArray()
         try:
-            return await self._start(given.values, {'train_data': collected}, wait)
+            return await self._start(client, given.values, {'train_data': collected}, wait)
         except Exception:
             self._uploads.forget(upload)  # the mended request may use the same id
             raise
@@ -130,17 +142,19 @@ class TrainerExecutor(Executor):
             ConfigError: a parameter is unknown, missing or out of range.
             DataError: the Documents cannot be kept.
         """
+        client = self._client_of(parameters)
         given = Parameters(parameters, ('name', *_UPLOAD), self.metas.name)
         name = given.pop_needed_text('name')
         total = given.pop_whole_number('total')
         upload = given.pop_text('upload')
         if not len(docs):
             raise DataError('there is no Document to keep')
-        _refuse_uris(docs)
-        collected = await self._uploads.collect('/data', docs, total, upload, {'name': name})
+        refuse_uris(docs)
+        shared = {'name': name, 'owner': client.workspace.owner}
+        collected = await self._uploads.collect('/data', docs, total, upload, shared)
         if collected is None:
             return DocumentArray()
-        reference = await self._in_thread(self._client.push_data, collected, name)
+        reference = await self._in_thread(client.push_data, collected, name)
         return _answer({'name': name, 'data': reference, 'total': len(collected)})
 
     @requests(on='/runs')
@@ -153,11 +167,12 @@ class TrainerExecutor(Executor):
         Returns:
             One Document a run, its tags as of `/status`.
         """
+        client = self._client_of(parameters)
         given = Parameters(parameters, ('experiment', 'page', 'size'), self.metas.name)
         experiment = given.pop_text('experiment')
         page = given.pop_whole_number('page', 1)
         size = given.pop_whole_number('size', 50)
-        found = await self._in_thread(self._client.list_runs, experiment, page, size)
+        found = await self._in_thread(client.list_runs, experiment, page, size)
         return DocumentArray([Document(tags=_run_tags(run)) for run in found])
 
     @requests(on='/status')
@@ -171,7 +186,7 @@ class TrainerExecutor(Executor):
             One Document with the tags run, experiment, status, details, artifact_id, progress
             and the run's times, description and config.
         """
-        run = await self._about_run(parameters, self._client.get_run)
+        run = await self._about_run(parameters, LocalClient.get_run)
         return _answer(_run_tags(run))
 
     @requests(on='/logs')
@@ -186,13 +201,14 @@ class TrainerExecutor(Executor):
             One Document: its text is the lines, its tags run, experiment, status, last, and
             ended (whether no more will come).
         """
+        client = self._client_of(parameters)
         given = Parameters(parameters, (*_RUN, 'after'), self.metas.name)
         run_name = given.pop_needed_text('run')
         experiment = given.pop_text('experiment', 'default')
         after = given.pop_whole_number('after', 0, minimum=0)
         # the state first: lines written between the two reads are not missed
-        run = await self._in_thread(self._client.get_run, experiment, run_name)
-        lines = await self._in_thread(self._client.read_run_logs, experiment, run_name, after)
+        run = await self._in_thread(client.get_run, experiment, run_name)
+        lines = await self._in_thread(client.read_run_logs, experiment, run_name, after)
         tags = {
             'run': run_name,
             'experiment': experiment,
@@ -213,7 +229,7 @@ class TrainerExecutor(Executor):
         Returns:
             One Document with the tags before, after and p_value, each a metric's value by its name.
         """
-        return _answer(await self._about_run(parameters, self._client.get_run_metrics))
+        return _answer(await self._about_run(parameters, LocalClient.get_run_metrics))
 
     @requests(on='/examples')
     async def examples(self, parameters: dict[str, Any], **_: Any) -> DocumentArray:
@@ -225,7 +241,7 @@ class TrainerExecutor(Executor):
         Returns:
             One Document with the tags before and after.
         """
-        return _answer(await self._about_run(parameters, self._client.get_run_examples))
+        return _answer(await self._about_run(parameters, LocalClient.get_run_examples))
 
     @requests(on='/artifact')
     async def artifact(self, parameters: dict[str, Any], **_: Any) -> DocumentArray:
@@ -237,17 +253,18 @@ class TrainerExecutor(Executor):
         Returns:
             One Document: its blob is the zip, its tags artifact_id and file_name.
         """
+        client = self._client_of(parameters)
         given = Parameters(parameters, (*_RUN, 'artifact_id'), self.metas.name)
         artifact_id = given.pop_text('artifact_id')
         name = artifact_id
         if artifact_id is None:
             name = given.pop_needed_text('run')
             experiment = given.pop_text('experiment', 'default')
-            run = await self._in_thread(self._client.get_run, experiment, name)
+            run = await self._in_thread(client.get_run, experiment, name)
             artifact_id = run['artifact_id']
         elif 'run' in given.values:
             raise ConfigError('give run or artifact_id, not both')
-        archive, content = await self._in_thread(self._zip, artifact_id, name)
+        archive, content = await self._in_thread(_zip, client, artifact_id, name)
         tags = {'artifact_id': artifact_id, 'file_name': archive}
         return DocumentArray([Document(blob=content, mime_type='application/zip', tags=tags)])
 
@@ -261,7 +278,7 @@ class TrainerExecutor(Executor):
         Returns:
             One Document with the tags of `/status`.
         """
-        return _answer(_run_tags(await self._about_run(parameters, self._client.cancel_run)))
+        return _answer(_run_tags(await self._about_run(parameters, LocalClient.cancel_run)))
 
     @requests(on='/resume')
     async def resume(self, parameters: dict[str, Any], **_: Any) -> DocumentArray:
@@ -276,7 +293,7 @@ class TrainerExecutor(Executor):
         Raises:
             ConflictError: the run is going, or has finished.
         """
-        return _answer(_run_tags(await self._about_run(parameters, self._client.resume_run)))
+        return _answer(_run_tags(await self._about_run(parameters, LocalClient.resume_run)))
 
     @requests(on='/delete')
     async def delete(self, parameters: dict[str, Any], **_: Any) -> DocumentArray:
@@ -288,45 +305,62 @@ class TrainerExecutor(Executor):
         Returns:
             One Document with the tags run, experiment and deleted.
         """
+        client = self._client_of(parameters)
         given = Parameters(parameters, _RUN, self.metas.name)
         run, experiment = given.pop_needed_text('run'), given.pop_text('experiment', 'default')
-        await self._in_thread(self._client.delete_run, experiment, run)
+        await self._in_thread(client.delete_run, experiment, run)
         return _answer({'run': run, 'experiment': experiment, 'deleted': True})
 
     def close(self) -> None:
-        """End the workers this server started, and drop what was not uploaded in full."""
+        """Have runs that are going written to checkpoints and queued, for the next server."""
         if not hasattr(self, '_uploads'):  # the constructor failed
             return
-        from finetuner.runs.processes import stop_workers
-
         self._uploads.close()
-        stop_workers()
+        self._dispatcher.drain(self._drain_seconds)
+        self._dispatcher.workspace.close()
         self._threads.shutdown(cancel_futures=True)
         self._client.close()
 
+    def _client_of(self, parameters: dict[str, Any]) -> LocalClient:
+        """The client of whoever asks.
+
+        Raises:
+            ForbiddenError: the request came past the gateway, where tokens are checked.
+        """
+        sealed = parameters.get(PARAMETER)
+        if sealed is not None:
+            return self._client.for_owner(self._seal.open(sealed).user)
+        if self._tokens.any():
+            raise ForbiddenError('this Executor takes requests through its gateway only')
+        return self._client
+
     async def _start(
-        self, parameters: dict[str, Any], data: dict[str, Any], wait: bool
+        self, client: LocalClient, parameters: dict[str, Any], data: dict[str, Any], wait: bool
     ) -> DocumentArray:
-        run = await self._in_thread(self._client.fit, parameters, data)
+        run = await self._in_thread(client.fit, parameters, data)
         while wait and run['status'] not in ENDED:
             await asyncio.sleep(_POLL_SECONDS)
-            run = await self._in_thread(self._client.get_run, run['experiment_name'], run['name'])
+            run = await self._in_thread(client.get_run, run['experiment_name'], run['name'])
         tags = _run_tags(run)
         names = ('run', 'experiment', 'status', 'artifact_id', 'details')
         return _answer({name: tags[name] for name in names if tags[name]})
 
-    async def _about_run(self, parameters: dict[str, Any], read: Callable[[str, str], Any]) -> Any:
+    async def _about_run(
+        self, parameters: dict[str, Any], read: Callable[[LocalClient, str, str], Any]
+    ) -> Any:
+        client = self._client_of(parameters)
         given = Parameters(parameters, _RUN, self.metas.name)
         run, experiment = given.pop_needed_text('run'), given.pop_text('experiment', 'default')
-        return await self._in_thread(read, experiment, run)
-
-    def _zip(self, artifact_id: str, name: str) -> tuple[str, bytes]:
-        with tempfile.TemporaryDirectory() as folder:
-            archive = Path(self._client.download_artifact(artifact_id, folder, name))
-            return archive.name, archive.read_bytes()
+        return await self._in_thread(read, client, experiment, run)
 
     async def _in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+
+
+def _zip(client: LocalClient, artifact_id: str, name: str) -> tuple[str, bytes]:
+    with tempfile.TemporaryDirectory() as folder:
+        archive = Path(client.download_artifact(artifact_id, folder, name))
+        return archive.name, archive.read_bytes()
 
 
 def _answer(tags: dict[str, Any]) -> DocumentArray:
@@ -337,53 +371,3 @@ def _run_tags(run: dict[str, Any]) -> dict[str, Any]:
     """A run as tags, under the words that `run` and `experiment` parameters use."""
     others = {key: run[key] for key in run if key not in ('name', 'experiment_name')}
     return {'run': run['name'], 'experiment': run['experiment_name'], **others}
-
-
-def _refuse_paths(parameters: dict[str, Any]) -> None:
-    """A request names no file of this machine, and has it download nothing but what it lists."""
-    model = parameters.get('model', DEFAULT_BACKBONE)
-    if model not in BACKBONES and model not in ALIASES:
-        raise ConfigError(unknown_name('model', model, (*BACKBONES, *ALIASES)))
-    weights = (parameters.get('model_options') or {}).get('weights', 'pretrained')
-    if weights not in ('pretrained', 'none'):
-        raise ConfigError(
-            f'model_options.weights is {weights!r}: a server reads no file that a request names; '
-            "use 'pretrained' or 'none', or model_artifact to go on from an earlier run"
-        )
-    artifact = parameters.get('model_artifact')
-    if artifact is not None and not (len(artifact) == 24 and artifact.isalnum()):
-        raise NotFoundError(
-            f'model_artifact {artifact!r} is not the id of an artifact: 24 of the characters '
-            '0-9a-f, such as the tag artifact_id of a run'
-        )
-    for callback in parameters.get('callbacks') or ():
-        options = callback.get('options') or {}
-        if options.get('log_dir') is not None:
-            raise ConfigError(
-                f'log_dir is {options["log_dir"]!r}: a server writes to no place that a request '
-                'names; leave it out'
-            )
-        for name in options.get('wandb_args') or ():
-            if name not in _WANDB_ARGUMENTS:
-                raise ConfigError(
-                    f'wandb_args: a request cannot give {name!r}; it can give '
-                    f'{", ".join(_WANDB_ARGUMENTS)}'
-                )
-
-
-def _refuse_uris(docs: DocumentArray) -> None:
-    """A request has this machine open no address; a uri beside other content is dropped."""
-    refused = []
-    for position, doc in enumerate(docs):
-        for part in DocumentArray([doc]).traverse_flat('r,c,m'):
-            if not part.uri or part.uri.startswith('data:'):
-                continue
-            if content_of(part) is part.uri:
-                refused.append(position)
-                break
-            part.pop('uri')
-    if refused:
-        raise DataError(
-            f'{positions_text(refused)}: a server opens no uri: send the content itself in `blob` '
-            '(finetuner.server.fit_request reads local files, doc.load_uri_to_blob() anything)'
-        )
