@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from finetuner.console import tell
 from finetuner.excepts import ConfigError, DataError
 
 if TYPE_CHECKING:
     from finetuner.data.csv import CSVOptions
 
 app = typer.Typer(
-    help='Look at training data: what it holds, and what is wrong with it.',
+    help='Look at training data, what it holds and what is wrong with it; keep it under a name.',
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -41,6 +42,7 @@ _Dialect = Annotated[
     str | None,
     typer.Option(help='CSV: auto, excel, excel-tab or unix.', show_default='auto'),
 ]
+_Json = Annotated[bool, typer.Option('--json', help='As JSON, for programs.')]
 _Size = Annotated[int | None, typer.Option(help='CSV: most rows read.', show_default='all')]
 
 
@@ -89,6 +91,94 @@ def sheet(
         options = _csv_options(file, labeled, encoding, dialect, size)
         save_contact_sheet(open_documents(file, options), picture, columns, rows, tile, seed)
     typer.echo(f'{picture} is written.')
+
+
+@app.command()
+def push(
+    file: _File,
+    name: Annotated[str, typer.Argument(help='What `fit` and `pull` then know it by.')],
+    labeled: _Labeled = None,
+    encoding: _Encoding = None,
+    dialect: _Dialect = None,
+    size: _Size = None,
+    public: Annotated[bool, typer.Option('--public', help='For other users too.')] = False,
+    as_json: _Json = False,
+) -> None:
+    """Keep training data under a name, here or on the server of the login."""
+    with _exit_codes():
+        from finetuner.client import get_client
+        from finetuner.data.sources import open_documents
+
+        options = _csv_options(file, labeled, encoding, dialect, size)
+        reference = get_client().push_data(open_documents(file, options), name, public)
+    tell({'name': name, 'data': reference}, as_json, f'{name}: {reference}')
+
+
+@app.command()
+def pull(
+    name: Annotated[str, typer.Argument(help='Of pushed data, or sha256:...')],
+    file: Annotated[Path, typer.Argument(help='To be written: .docs')],
+    as_json: _Json = False,
+) -> None:
+    """Write pushed data into a file, which `fit` and `check` read."""
+    with _exit_codes():
+        from finetuner.client import get_client
+        from finetuner.data.stored.storing import save_documents
+
+        docs = get_client().load_data(name)
+        save_documents(docs, file)
+    found = {'path': str(file), 'num_documents': len(docs)}
+    tell(found, as_json, f'{file}: {len(docs)} Documents')
+
+
+@app.command('list')
+def list_data(as_json: _Json = False) -> None:
+    """List pushed data, newest first."""
+    import json
+
+    from finetuner.client import get_client
+
+    found = get_client().list_data()
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    for each in found:
+        times = each['created_at'][:16].replace('T', ' ')
+        typer.echo(
+            f'{times}  {each["num_documents"]:>9,}  {each["num_bytes"]:>14,} B  {each["name"]}'
+        )
+
+
+@app.command()
+def forget(
+    name: Annotated[str, typer.Argument(help='Of pushed data.')], as_json: _Json = False
+) -> None:
+    """Forget a name; runs that were trained on the data keep it."""
+    with _exit_codes():
+        from finetuner.client import get_client
+
+        get_client().forget_data(name)
+    tell({'name': name}, as_json, f'{name} is forgotten')
+
+
+@app.command()
+def clean(
+    hours: Annotated[float, typer.Option(min=0, help='What is newer stays.')] = 24.0,
+    dry_run: Annotated[bool, typer.Option('--dry-run', help='Delete nothing.')] = False,
+    as_json: _Json = False,
+) -> None:
+    """Delete data of this machine that no name and no run refers to any more."""
+    with _exit_codes():
+        from finetuner.config import Settings
+        from finetuner.runs.garbage import collect_garbage
+        from finetuner.runs.workspace import Workspace
+
+        workspace = Workspace(Settings.from_environment())
+        found = collect_garbage(workspace, hours * 3600, dry_run)
+        workspace.close()
+    what = f'{len(found.data)} data sets and {len(found.unfinished)} unfinished pieces'
+    done = 'would be deleted' if dry_run else 'are deleted'
+    tell(vars(found), as_json, f'{what}, {found.num_bytes:,} bytes, {done}')
 
 
 def _csv_options(

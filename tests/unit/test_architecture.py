@@ -26,8 +26,8 @@ LAYERS = (
      'onnx_export'),
     ('model_spec', 'artifact_files', 'artifact', 'engines', 'inference'),
     ('runs', 'collections', 'columns'),
-    ('protocol', 'client', 'run', 'experiment'),
-    ('fitting', 'api', 'cli', 'data_cli', 'server', '__init__'),
+    ('protocol', 'logins', 'transport', 'remote', 'client', 'run', 'experiment'),
+    ('fitting', 'account', 'api', 'cli', 'runs_cli', 'server_cli', 'data_cli', 'server', '__init__'),
 )  # fmt: skip
 # what training may know beside itself
 BELOW_TRAINING = {
@@ -38,7 +38,7 @@ HEAVY = (
     'torch', 'torchvision', 'transformers', 'onnxruntime', 'onnx', 'accelerate', 'jina', 'fastapi',
     'sqlalchemy', 'alembic', 'cv2', 'faiss', 'matplotlib', 'PIL', 'pytorch_metric_learning',
     'simplejpeg', 'fsspec', 'scipy', 'sklearn', 'pandas', 'pyarrow', 'tokenizers',
-    'ranx', 'numba', 'wandb', 'tensorboard',
+    'ranx', 'numba', 'wandb', 'tensorboard', 'httpx',
 )  # fmt: skip
 
 
