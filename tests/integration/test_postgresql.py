@@ -1,0 +1,157 @@
+"""The run store on a real PostgreSQL server: tables, claims, owners, garbage, and an outage."""
+
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from finetuner.config import RunConfig, Settings
+from finetuner.excepts import ConfigError, ConflictError
+from finetuner.runs.dispatcher import Dispatcher
+from finetuner.runs.launching import ProcessLauncher
+from finetuner.runs.processes import stop_workers
+from finetuner.runs.records import ProcessMark
+from finetuner.runs.store import RunStore
+from finetuner.runs.workspace import Workspace
+from finetuner.storage.database import Base, open_database
+from finetuner.storage.tokens import Identity, TokenStore
+from tests.integration.test_faults import WORKER
+from tests.postgresql import INSTALLED, REASON, postgresql
+from tests.unit import test_garbage
+
+pytestmark = pytest.mark.skipif(not INSTALLED, reason=REASON)
+
+ROOT = Path(__file__).parents[2]
+MARK = ProcessMark(1, 'a server')
+
+
+@pytest.fixture(scope='module')
+def server():
+    with postgresql() as running:
+        yield running
+
+
+@pytest.fixture
+def url(server, request):
+    name = ''.join(c for c in request.node.name.lower() if c.isalnum())[:50]
+    return server.create_database(name)
+
+
+@pytest.fixture
+def settings(url, tmp_path):
+    return Settings(tmp_path / 'home', url, str(tmp_path / 'home' / 'artifacts'))
+
+
+def submit(store, name, **parameters):
+    return store.create_run(RunConfig(train_data='x', **parameters), name, MARK, 'host', 3)
+
+
+def test_migrations_make_what_the_tables_declare(url):
+    database = open_database(url)
+    with database.engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+    database.close()
+
+
+def test_many_open_a_new_database_at_once(url):
+    with ThreadPoolExecutor(6) as pool:
+        for database in pool.map(lambda _: open_database(url), range(6)):
+            database.close()
+
+
+def test_each_run_is_claimed_once_by_many_processes(url):
+    store = RunStore(open_database(url))
+    expected = {submit(store, f'run {i}').id for i in range(60)}
+    code = f"""
+from finetuner.runs.processes import this_process
+from finetuner.runs.store import RunStore
+from finetuner.storage.database import open_database
+store = RunStore(open_database({url!r}))
+while run := store.claim(this_process(), 'host'):
+    print(run.id)
+"""
+    workers = [
+        subprocess.Popen([sys.executable, '-c', code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    claimed = [int(line) for worker in workers for line in worker.communicate()[0].split()]
+    assert len(claimed) == 60
+    assert set(claimed) == expected
+
+
+def test_claims_do_not_wait_for_each_other(url):
+    """One that is being claimed is passed over, not waited for."""
+    store = RunStore(open_database(url))
+    first, second = submit(store, 'first'), submit(store, 'second')
+    from sqlalchemy import select
+
+    from finetuner.runs.tables import RunRow
+
+    with store._database.session() as session:
+        session.execute(select(RunRow).where(RunRow.id == first.id).with_for_update(of=RunRow))
+        began = time.monotonic()
+        with ThreadPoolExecutor(1) as pool:
+            claimed = pool.submit(store.claim, MARK, 'host').result(timeout=10)
+        assert time.monotonic() - began < 2
+    assert claimed.id == second.id
+
+
+def test_owners_and_tokens(url):
+    database = open_database(url)
+    alice, bob = RunStore(database, 'alice'), RunStore(database, 'bob')
+    mine = submit(alice, 'run')
+    assert submit(bob, 'run').id != mine.id
+    with pytest.raises(ConflictError):
+        submit(alice, 'run')
+    assert bob.find_by_artifact(mine.artifact_id) is None
+    tokens = TokenStore(database)
+    secret, _ = tokens.create('alice', 'read')
+    assert tokens.identify(secret) == Identity('alice', 'read')
+
+
+def test_garbage_is_not_what_is_being_used(settings, monkeypatch):
+    monkeypatch.setattr(test_garbage, 'Settings', lambda *_: settings)
+    test_garbage.test_data_that_is_being_used_is_not_taken_away(settings.home.parent)
+
+
+def test_runs_survive_a_server_that_is_gone_for_30_seconds(server, settings, tmp_path):
+    script = tmp_path / 'worker.py'
+    script.write_text(WORKER)
+    launcher = ProcessLauncher(settings, (sys.executable, str(script)))
+    workspace = Workspace(settings, launcher=launcher)
+    runs = [
+        workspace.start_run(RunConfig(train_data='x', run_name=f'run {i}'), 3) for i in range(3)
+    ]
+    dispatcher = Dispatcher(workspace, num_workers=1)
+    dispatcher.start()
+    deadline = time.monotonic() + 30
+    while workspace.runs.read_run(runs[0].id).status != 'STARTED':
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    server.stop()
+    time.sleep(30)
+    server.start()
+    deadline = time.monotonic() + 90
+    while any((now := workspace.runs.read_run(run.id)).is_going for run in runs):
+        assert time.monotonic() < deadline, now
+        time.sleep(0.2)
+    dispatcher.drain(1)
+    stop_workers(grace=0.5)
+    for run in runs:
+        ended = workspace.runs.read_run(run.id)
+        assert ended.status == 'FINISHED', ended
+        lines = [line for _, line in workspace.runs.read_log_lines(run.id)]
+        steps = [line.rpartition(' ')[2] for line in lines if ' step ' in line]
+        assert steps == [str(i) for i in range(1, 41)], lines
+        assert ended.retries == 0
+    workspace.close()
+
+
+def test_a_server_that_is_not_there_is_said_so(tmp_path):
+    with pytest.raises(ConfigError, match=r'cannot open the database postgresql.*127\.0\.0\.1'):
+        open_database('postgresql://tests:secret@127.0.0.1:9/nothing')
