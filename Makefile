@@ -15,8 +15,8 @@ PEERS ?=
 demo: $(INSTALLED)  ## fine-tune on the emoji pictures and serve the result
 	$(BIN)/python examples/demo.py
 
-test: $(INSTALLED)  ## run the tests
-	$(BIN)/python -m pytest
+test: $(INSTALLED)  ## run the tests, three files at a time: many of them wait for servers
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 serve: $(INSTALLED)  ## serve /fit and /encode until interrupted; FLOW=... for another Flow
 	$(BIN)/finetuner serve $(FLOW)
@@ -33,6 +33,7 @@ bench: bench-peers  ## compare training with that of others, then speed with pla
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/content_cache.py
 	$(BIN)/python benchmarks/linear_probe.py
+	$(BIN)/python benchmarks/pages.py
 
 bench-peers: $(INSTALLED) $(PEERS_INSTALLED)  ## train side by side with others: one table
 	$(BIN)/python benchmarks/peers.py $(PEERS)

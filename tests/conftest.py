@@ -47,6 +47,17 @@ def _refuse(host: object) -> None:
         raise NetworkUsedError(f'tests stay on this machine, and this one calls {host!r}')
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Reports travel between processes as UTF-8, which lone surrogates that a test prints are not."""
+    report = yield
+    report.sections = [
+        (title, text.encode('utf-8', 'backslashreplace').decode())
+        for title, text in report.sections
+    ]
+    return report
+
+
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
     """Let a test reach loopback addresses and Unix sockets, nothing else."""
@@ -77,8 +88,8 @@ def finetuner_home(tmp_path_factory, monkeypatch):
     """Keep each test's runs, data and artifacts in a folder that is thrown away."""
     home = tmp_path_factory.mktemp('home')
     monkeypatch.setenv('FINETUNER_HOME', str(home))
-    for name in ('FINETUNER_DATABASE_URL', 'FINETUNER_ARTIFACTS_URL', 'FINETUNER_TOKEN'):
-        monkeypatch.delenv(name, raising=False)
+    for name in ('DATABASE_URL', 'ARTIFACTS_URL', 'TOKEN', 'HOST', 'GATEWAY_KEY'):
+        monkeypatch.delenv(f'FINETUNER_{name}', raising=False)
     return home
 
 

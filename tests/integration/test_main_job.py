@@ -268,10 +268,10 @@ def two_runs():
     script = subprocess.Popen(
         [sys.executable, '-c', SCRIPT], env=environment, stdout=subprocess.PIPE, text=True
     )
+    assert script.stdout.readline().strip() in ('CREATED', 'STARTED')
     ours = finetuner.fit(train_data=load_emoji('train')[:40], run_name='ours', **QUICK)
-    output, _ = script.communicate(timeout=60)
+    script.communicate(timeout=60)
     assert script.returncode == 0
-    assert output.split()[-1] in ('CREATED', 'STARTED')
     runs = [ours, finetuner.get_run('of-a-script')]
     for run in runs:
         for _ in run.stream_logs():
