@@ -12,6 +12,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -268,7 +269,46 @@ def test_a_disk_that_is_full_while_the_artifact_is_written(workspace):
     assert ended[0].status == 'FAILED'
     assert 'File too large' in ended[0].details
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 1 << 20
-    TABLE.append(('no room for the artifact', 1, 'FAILED with the reason, nothing half written'))
+    TABLE.append(
+        ('an artifact larger than allowed', 1, 'FAILED with the reason, nothing half written')
+    )
+
+
+# in a view of the file system of its own, where artifacts lie on a disk of 1 MB
+ON_A_SMALL_DISK = ('unshare', '-rm', 'sh', '-c')
+MOUNT = 'mount -t tmpfs -o size=1m tmpfs'
+
+
+def has_small_disks():
+    place = tempfile.mkdtemp()
+    tried = [*ON_A_SMALL_DISK, f'{MOUNT} {place}']
+    try:
+        return subprocess.run(tried, stderr=subprocess.DEVNULL, check=False).returncode == 0
+    except FileNotFoundError:
+        return False
+    finally:
+        os.rmdir(place)
+
+
+@pytest.mark.skipif(
+    not has_small_disks(), reason='this machine lets nobody mount a small disk to be filled'
+)
+def test_a_full_disk_while_the_artifact_is_written(settings, script):
+    place = settings.home / 'artifacts'
+    place.mkdir(parents=True)
+    go_on = f'{MOUNT} {place} && exec "$0" "$@"'
+    launcher = ProcessLauncher(settings, (*ON_A_SMALL_DISK, go_on, sys.executable, str(script)))
+    workspace = Workspace(settings, launcher=launcher)
+    run = submit(workspace, 'full')
+    dispatcher = Dispatcher(workspace)
+    dispatcher.start()
+    ended = wait(workspace, [run])
+    dispatcher.drain(1)
+    check_whole(workspace, ended)
+    workspace.close()
+    assert ended[0].status == 'FAILED'
+    assert 'No space left on device' in ended[0].details
+    TABLE.append(('full disk', 1, 'FAILED with the reason, nothing half written'))
 
 
 def test_a_database_that_is_locked_for_30_seconds(workspace):
