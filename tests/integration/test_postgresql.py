@@ -1,4 +1,7 @@
-"""The run store on a real PostgreSQL server: tables, claims, owners, garbage, and an outage."""
+"""The run store on a real PostgreSQL server: tables, claims, owners and garbage.
+
+What an outage of the server does is in `test_faults.py`.
+"""
 
 import subprocess
 import sys
@@ -12,15 +15,10 @@ from alembic.migration import MigrationContext
 
 from finetuner.config import RunConfig, Settings
 from finetuner.excepts import ConfigError, ConflictError
-from finetuner.runs.dispatcher import Dispatcher
-from finetuner.runs.launching import ProcessLauncher
-from finetuner.runs.processes import stop_workers
 from finetuner.runs.records import ProcessMark
 from finetuner.runs.store import RunStore
-from finetuner.runs.workspace import Workspace
 from finetuner.storage.database import Base, open_database
 from finetuner.storage.tokens import Identity, TokenStore
-from tests.integration.test_faults import WORKER
 from tests.postgresql import INSTALLED, REASON, postgresql
 from tests.unit import test_garbage
 
@@ -117,39 +115,6 @@ def test_owners_and_tokens(url):
 def test_garbage_is_not_what_is_being_used(settings, monkeypatch):
     monkeypatch.setattr(test_garbage, 'Settings', lambda *_: settings)
     test_garbage.test_data_that_is_being_used_is_not_taken_away(settings.home.parent)
-
-
-def test_runs_survive_a_server_that_is_gone_for_30_seconds(server, settings, tmp_path):
-    script = tmp_path / 'worker.py'
-    script.write_text(WORKER)
-    launcher = ProcessLauncher(settings, (sys.executable, str(script)))
-    workspace = Workspace(settings, launcher=launcher)
-    runs = [
-        workspace.start_run(RunConfig(train_data='x', run_name=f'run {i}'), 3) for i in range(3)
-    ]
-    dispatcher = Dispatcher(workspace, num_workers=1)
-    dispatcher.start()
-    deadline = time.monotonic() + 30
-    while workspace.runs.read_run(runs[0].id).status != 'STARTED':
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    server.stop()
-    time.sleep(30)
-    server.start()
-    deadline = time.monotonic() + 90
-    while any((now := workspace.runs.read_run(run.id)).is_going for run in runs):
-        assert time.monotonic() < deadline, now
-        time.sleep(0.2)
-    dispatcher.drain(1)
-    stop_workers(grace=0.5)
-    for run in runs:
-        ended = workspace.runs.read_run(run.id)
-        assert ended.status == 'FINISHED', ended
-        lines = [line for _, line in workspace.runs.read_log_lines(run.id)]
-        steps = [line.rpartition(' ')[2] for line in lines if ' step ' in line]
-        assert steps == [str(i) for i in range(1, 41)], lines
-        assert ended.retries == 0
-    workspace.close()
 
 
 def test_a_server_that_is_not_there_is_said_so(tmp_path):
