@@ -23,6 +23,9 @@ from finetuner.server import FinetunerExecutor, data_request, fit_request
 from tests.integration.serving import REPOSITORY, Server, serve
 from tests.scripts import run_script
 
+# training takes two minutes by itself, and longer beside other tests
+pytestmark = pytest.mark.timeout(900)
+
 MODEL = 'efficientnet-lite0'
 NUM_CONCEPTS, NUM_TEST_CONCEPTS = 120, 250
 # as `examples/demo.py`, on smaller pictures of fewer concepts, from which less can be learned
