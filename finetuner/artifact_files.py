@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import zipfile
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -96,6 +97,12 @@ def zip_artifact(directory: Path, path: Path) -> Path:
             archive.write(directory / name, f'{path.stem}/{name}')
     partial.rename(path)
     return path
+
+
+def archive_name(run_name: str, artifact_id: str) -> str:
+    """File name of the zip of a run's artifact: its name, without what no file name should have."""
+    name = re.sub(r'[^\w.\- ]', '_', run_name).lstrip('.') or artifact_id
+    return f'{name}.zip'
 
 
 def hash_file(path: Path) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from docarray import Document
 
+from finetuner.artifact_files import archive_name
 from finetuner.config import Settings
 from finetuner.excepts import ServerError
 from finetuner.runs.submission import NOT_STORED_YET, REFERENCE, build_config, collect_data
@@ -218,8 +219,7 @@ class RemoteClient:
         from finetuner.artifact import zip_artifact
 
         source = self.find_artifact(artifact_id)
-        file_name = re.sub(r'[^\w.\- ]', '_', run_name).lstrip('.') or artifact_id
-        return str(zip_artifact(source, Path(directory) / f'{file_name}.zip'))
+        return str(zip_artifact(source, Path(directory) / archive_name(run_name, artifact_id)))
 
     def _upload(self, docs: Sequence[Document], keep_ids: bool = False) -> str:
         from finetuner.data.stored.storing import save_documents

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -191,11 +192,10 @@ class Transport:
         from finetuner.artifact_files import verify_files
 
         if directory.is_dir():
-            try:
+            # what was changed since is fetched again
+            with contextlib.suppress(ArtifactError):
                 verify_files(directory)
                 return directory
-            except ArtifactError:
-                pass  # changed since: what is not right is fetched again
         for file in files:
             if Path(file['path']).is_absolute() or '..' in Path(file['path']).parts:
                 raise ArtifactError(f'the server names a file {file["path"]!r}')

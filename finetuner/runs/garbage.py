@@ -22,12 +22,12 @@ from sqlalchemy.orm import Session
 
 from finetuner.excepts import ConfigError
 from finetuner.runs.records import now
+from finetuner.runs.submission import REFERENCE
 from finetuner.runs.tables import DatasetRow, HoldingRow, RunRow
 from finetuner.runs.workspace import Workspace
 
 KEPT_SECONDS = 24 * 3600.0
 _DATA = re.compile(r'([0-9a-f]{64})\.docs')
-_REFERENCE = re.compile(r'sha256:([0-9a-f]{64})')
 # what is being written has these names until it is whole
 _UNFINISHED = ('.push-*', '.staging-*')
 
@@ -115,7 +115,7 @@ def _is_needed(session: Session, sha256: str) -> bool:
 
 
 def _references(config: object) -> set[str]:
-    return set(_REFERENCE.findall(str(config)))
+    return set(REFERENCE.findall(str(config)))
 
 
 def _left_over(workspace: Workspace, seconds: float) -> Iterator[tuple[Path, int]]:

@@ -11,7 +11,6 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from sqlalchemy import Select, delete, func, select, update
-from sqlalchemy.engine import Result
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -31,7 +30,7 @@ from finetuner.runs.records import (
 )
 from finetuner.runs.states import CREATED, GOING, WAITING
 from finetuner.runs.tables import DatasetRow, ExperimentRow, HoldingRow, RunRow
-from finetuner.runs.transitions import RunTransitions
+from finetuner.runs.transitions import RunTransitions, changed_rows
 from finetuner.storage.database import Database
 
 
@@ -88,7 +87,7 @@ class RunStore(RunTransitions):
         mine = (ExperimentRow.owner == self.owner, ExperimentRow.name == name)
         empty = delete(ExperimentRow).where(*mine, ~has_runs)
         with self._database.session() as session:
-            if _count(session.execute(empty)) == 0:
+            if changed_rows(session.execute(empty)) == 0:
                 raise ConflictError(f'experiment {name!r} is gone already, or got a new run')
 
     # runs
@@ -205,7 +204,7 @@ class RunStore(RunTransitions):
         """Delete an ended run with all that was written about it; False when it is going."""
         with self._database.session() as session:
             ended = delete(RunRow).where(RunRow.id == run_id, RunRow.status.not_in(GOING))
-            return _count(session.execute(ended)) == 1
+            return changed_rows(session.execute(ended)) == 1
 
     # names of pushed data
 
@@ -346,7 +345,3 @@ def _taken(message: str) -> Iterator[None]:
         yield
     except IntegrityError as error:
         raise ConflictError(message) from error
-
-
-def _count(result: Result[Any]) -> int:
-    return int(result.rowcount)  # type: ignore[attr-defined]

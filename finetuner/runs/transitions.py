@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import func, insert, select, update
 from sqlalchemy.engine import Result
 
 from finetuner.runs.history import RunHistory
@@ -48,7 +48,7 @@ class RunTransitions(RunHistory):
         query = update(RunRow).where(RunRow.id == run_id, RunRow.status == CREATED)
         query = query.where(RunRow.queue.is_distinct_from(WAITING))
         with self._database.session() as session:
-            return _count(session.execute(query.values(values))) == 1
+            return changed_rows(session.execute(query.values(values))) == 1
 
     def reopen(
         self, run_id: int, launcher: ProcessMark, host: str, queue: str | None = None
@@ -181,11 +181,12 @@ class RunTransitions(RunHistory):
 
     def count_waiting(self, before: int | None = None) -> int:
         """How many runs wait, or how many wait longer than the run of this number."""
-        query = select(RunRow.id).where(RunRow.status == CREATED, RunRow.queue == WAITING)
+        query = select(func.count(RunRow.id))
+        query = query.where(RunRow.status == CREATED, RunRow.queue == WAITING)
         if before is not None:
             query = query.where(RunRow.id < before)
         with self._database.reader() as session:
-            return len(session.scalars(query).all())
+            return session.scalars(query).one()
 
     def _change(
         self,
@@ -197,11 +198,11 @@ class RunTransitions(RunHistory):
         changed = update(RunRow).where(RunRow.id == run_id, RunRow.status.in_(allowed_from))
         changed = _seen(changed, None, worker)
         with self._database.session() as session:
-            return _count(session.execute(changed.values(values))) == 1
+            return changed_rows(session.execute(changed.values(values))) == 1
 
     def _change_and_log(self, changed: Any, run_id: int, level: str, message: str) -> bool:
         with self._database.session() as session:
-            if _count(session.execute(changed)) == 0:
+            if changed_rows(session.execute(changed)) == 0:
                 return False
             session.execute(insert(LogLineRow), log_rows(run_id, [LogLine(now(), level, message)]))
             return True
@@ -219,5 +220,6 @@ def _seen(query: Any, seen: RunRecord | None, worker: ProcessMark | None) -> Any
     return query
 
 
-def _count(result: Result[Any]) -> int:
+def changed_rows(result: Result[Any]) -> int:
+    """How many rows a statement changed or deleted."""
     return int(result.rowcount)  # type: ignore[attr-defined]

@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from docarray import Document, DocumentArray
 
+from finetuner.artifact_files import archive_name
 from finetuner.config import RunConfig, Settings
 from finetuner.data.contents import copy_document, is_local_file, nested_documents
 from finetuner.data.stored.files import StoredDocuments
@@ -193,8 +194,7 @@ class Workspace:
         from finetuner.artifact import zip_artifact
 
         source = self.find_artifact(artifact_id)
-        file_name = re.sub(r'[^\w.\- ]', '_', run_name).lstrip('.') or artifact_id
-        return str(zip_artifact(source, directory / f'{file_name}.zip'))
+        return str(zip_artifact(source, directory / archive_name(run_name, artifact_id)))
 
     # runs
 

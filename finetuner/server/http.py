@@ -128,12 +128,15 @@ class _DoorMiddleware:
             denied.headers['www-authenticate'] = 'Bearer'
             await denied(scope, receive, send)
             return
-        if identity is not None and not self._token.required and is_rebound(headers.get('host')):
+        if is_rebound(headers.get('host')) and not await asyncio.to_thread(self._is_required):
             message = f'this server is on this machine alone, and is not {headers["host"]!r}'
             await _error('ForbiddenError', message, 403)(scope, receive, send)
             return
         current_identity.set(identity)
         await self._app(scope, receive, send)
+
+    def _is_required(self) -> bool:
+        return self._token.required
 
 
 def _authorization(headers: Headers) -> str | None:

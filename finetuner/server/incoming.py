@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from finetuner.artifact_files import hash_file
 from finetuner.data.stored.files import StoredDocuments
 from finetuner.excepts import ConfigError, ConflictError, DataError
 from finetuner.server.admission import refuse_uris
@@ -124,7 +125,7 @@ class IncomingData:
 
     def _finish(self, workspace: Workspace, path: Path, sha256: str) -> None:
         try:
-            if _hash(path) != sha256:
+            if hash_file(path) != sha256:
                 raise DataError(
                     'the data has another hash than announced: it changed on its way; send it again'
                 )
@@ -152,8 +153,3 @@ class IncomingData:
                     logger.warning('an upload that nobody went on with was dropped: %s', path.name)
             except FileNotFoundError:
                 continue  # finished meanwhile
-
-
-def _hash(path: Path) -> str:
-    with path.open('rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()

@@ -19,7 +19,7 @@ from starlette.background import BackgroundTask
 from finetuner.client import LocalClient
 from finetuner.excepts import ConfigError, FinetunerError, NotFoundError
 from finetuner.models.zoo import BACKBONES, DEFAULT_BACKBONE
-from finetuner.runs.states import GOING
+from finetuner.runs.states import CREATED, GOING
 from finetuner.server.admission import refuse_paths
 from finetuner.server.errors import http_status
 from finetuner.server.exploring import Explorer
@@ -209,7 +209,10 @@ def _add_run(router: APIRouter, reads: Any) -> None:
         lines = client.read_run_logs(experiment, run)
         examples = page_examples(client, found, own)
         takes_text, takes_pictures = contents_of_run(found)
-        number = client.workspace.runs.get_run(experiment, run).id
+        ahead = 0
+        if found['status'] == CREATED:
+            number = client.workspace.runs.get_run(experiment, run).id
+            ahead = client.workspace.runs.count_waiting(number)
         return render(
             request,
             'run.html',
@@ -217,7 +220,7 @@ def _add_run(router: APIRouter, reads: Any) -> None:
             own=own,
             query=run_query(found, None if own else owner),
             going=found['status'] in GOING,
-            ahead=client.workspace.runs.count_waiting(number),
+            ahead=ahead,
             metrics=metric_rows(found, client.get_run_metrics(experiment, run)),
             examples=examples,
             explorable=own,

@@ -59,6 +59,7 @@ def build_router(
 
     reads, writes = Depends(reader), Depends(writer)
     _add_runs(router, reads, writes)
+    _add_run(router, reads, writes)
     _add_run_history(router, reads, is_closing)
     _add_experiments(router, reads, writes)
     add_artifacts(router, reads)
@@ -100,6 +101,8 @@ def _add_runs(router: APIRouter, reads: Any, writes: Any) -> None:
         client.delete_runs(experiment)
         return Response(status_code=204)
 
+
+def _add_run(router: APIRouter, reads: Any, writes: Any) -> None:
     @router.get('/run', tags=['runs'])
     def get_run(run: Name, experiment: Name = 'default', client: LocalClient = reads) -> Any:
         """Everything about a run but its log and metrics."""

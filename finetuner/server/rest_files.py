@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -137,14 +138,12 @@ def add_data(router: APIRouter, reads: Any, writes: Any, incoming: IncomingData)
 async def _pieces(request: Request) -> AsyncIterator[bytes]:
     """The body in pieces of a few MB, the last one also when the connection breaks."""
     gathered = bytearray()
-    try:
+    with contextlib.suppress(ClientDisconnect):
         async for chunk in request.stream():
             gathered += chunk
             if len(gathered) >= _PIECE_BYTES:
                 yield bytes(gathered)
                 gathered.clear()
-    except ClientDisconnect:
-        pass
     if gathered:
         yield bytes(gathered)
 
