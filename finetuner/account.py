@@ -1,4 +1,4 @@
-"""Which server runs go to, and data kept there, or here, under a name."""
+"""Which server runs go to, and data and artifacts kept there, or here, under a name."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from finetuner.console import console
 from finetuner.excepts import ConfigError
 from finetuner.logins import TOKEN_VARIABLE, Login, delete_login, read_login, save_login
 from finetuner.remote import RemoteClient
+from finetuner.run import Run
 
 
 def login(
@@ -90,3 +91,41 @@ def pull_data(name: str) -> DocumentArray:
         NotFoundError: nothing of that name; the nearest are given.
     """
     return DocumentArray(get_client().load_data(name))
+
+
+def set_alias(alias: str, run_or_artifact: Run | str) -> dict:
+    """Give an artifact a name, for `get_model(alias)` and whatever else takes an artifact.
+
+    Args:
+        alias: `name@label`, such as `emoji@production`; one that is there moves. The label
+            `latest` needs nobody to set it: `emoji@latest` is the model of the newest finished
+            run of the experiment `emoji`.
+        run_or_artifact: a finished run, the id of an artifact, or another alias of it.
+
+    Returns:
+        alias, artifact_id, the run and experiment it comes from, updated_at.
+
+    Raises:
+        ConfigError: it is no alias, or its label is `latest`.
+        NotFoundError: the artifact is not there, or may not be read.
+        RunInProgressError: the run has not ended.
+        RunFailedError: the run failed.
+    """
+    artifact = run_or_artifact
+    return get_client().set_alias(
+        alias, artifact.artifact_id if isinstance(artifact, Run) else artifact
+    )
+
+
+def list_aliases() -> list[dict]:
+    """The aliases that were set, by name: alias, artifact_id, run, experiment, updated_at."""
+    return get_client().list_aliases()
+
+
+def delete_alias(alias: str) -> None:
+    """Forget an alias; its artifact stays.
+
+    Raises:
+        NotFoundError: there is none of that name; the nearest are given.
+    """
+    get_client().delete_alias(alias)

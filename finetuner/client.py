@@ -9,12 +9,12 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from docarray import Document
 
 from finetuner.config import Settings
+from finetuner.local_artifacts import LocalArtifacts
 from finetuner.logins import Login, read_login
 from finetuner.names import random_run_name
 from finetuner.protocol import Client
@@ -37,7 +37,7 @@ __all__ = ['Client', 'LocalClient', 'callback_parameters', 'get_client', 'opened
 POLL_SECONDS = 0.3
 
 
-class LocalClient:
+class LocalClient(LocalArtifacts):
     """A client on this machine's run store; runs are worker processes of their own.
 
     Args:
@@ -154,10 +154,11 @@ class LocalClient:
 
         given = collect_data(parameters, data)
         draft = build_config(parameters, dict.fromkeys(given, NOT_STORED_YET))
+        # a name stands for what it stands for now
+        draft = self._workspace.settle_artifact(draft)
         run_name = draft.run_name or random_run_name()
         self._workspace.runs.check_run_name(draft.experiment_name, run_name)
         resolved = self._workspace.resolve_artifact(draft)
-        # a name stands for what it stands for now
         given = {
             key: self._workspace.data_reference(value) if isinstance(value, str) else value
             for key, value in given.items()
@@ -171,7 +172,8 @@ class LocalClient:
             key: value if isinstance(value, str) else self._workspace.push_data(value)
             for key, value in given.items()
         }
-        config = build_config({**parameters, 'run_name': run_name, **settled}, references)
+        settled |= {'run_name': run_name, 'model_artifact': draft.model_artifact}
+        config = build_config({**parameters, **settled}, references)
         return self._workspace.start_run(config, self._max_retries).shown()
 
     def get_run(self, experiment_name: str, run_name: str) -> dict:
@@ -203,15 +205,15 @@ class LocalClient:
         """Delete an ended run with its artifact, log and metrics.
 
         Raises:
-            ConflictError: the run is still going.
+            ConflictError: the run is still going, or an alias names its artifact.
         """
         self._workspace.delete_runs([self._record(experiment_name, run_name)])
 
     def delete_runs(self, experiment_name: str | None = None) -> None:
-        """Delete all runs, of one experiment or of all; none when any is still going.
+        """Delete all runs, of one experiment or of all, or none of them.
 
         Raises:
-            ConflictError: a run is still going.
+            ConflictError: a run is still going, or an alias names an artifact of theirs.
         """
         self._workspace.delete_runs(self._workspace.all_runs(experiment_name))
 
@@ -329,7 +331,7 @@ class LocalClient:
         """Delete an experiment and all its runs; returns what it was.
 
         Raises:
-            ConflictError: one of its runs is still going.
+            ConflictError: one of its runs is still going, or an alias names an artifact of theirs.
         """
         experiment = self.get_experiment(name)
         self.delete_runs(name)
@@ -340,33 +342,10 @@ class LocalClient:
         """Delete all experiments and all runs; returns what they were.
 
         Raises:
-            ConflictError: a run is still going.
+            ConflictError: a run is still going, or an alias names an artifact.
         """
         self.delete_runs()
         return [self.delete_experiment(name) for name in self._workspace.runs.experiment_names()]
-
-    # artifacts
-
-    def find_artifact(self, artifact_id: str) -> Path:
-        """Local directory of a finished run's artifact.
-
-        Raises:
-            NotFoundError: there is no such artifact, and why as far as that is known.
-        """
-        return self._workspace.find_artifact(artifact_id)
-
-    def download_artifact(self, artifact_id: str, directory: str | Path, run_name: str) -> str:
-        """Write an artifact as `<directory>/<run_name>.zip`.
-
-        Args:
-            artifact_id: 24 hex characters.
-            directory: made when it is not there.
-            run_name: names the archive; characters no file name should have become '_'.
-
-        Returns:
-            The archive's path.
-        """
-        return self._workspace.zip_artifact(artifact_id, Path(directory), run_name)
 
     def _record(self, experiment_name: str, run_name: str) -> RunRecord:
         record = self._workspace.runs.get_run(experiment_name, run_name)

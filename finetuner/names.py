@@ -1,6 +1,9 @@
-"""Names for runs that were given none."""
+"""Names for runs that were given none, and the two forms in which artifacts are named."""
 
+import re
 import secrets
+
+ARTIFACT_ID = re.compile(r'[0-9a-f]{24}')
 
 _QUALITIES = (
     'amber', 'ample', 'bold', 'brisk', 'calm', 'clear', 'copper', 'crisp', 'dapper', 'early',
@@ -16,6 +19,12 @@ _THINGS = (
     'larch', 'lark', 'lichen', 'maple', 'marten', 'meadow', 'opal', 'orchard', 'otter', 'pebble',
     'plover', 'quartz', 'reed', 'ridge', 'rowan', 'sparrow', 'thistle', 'tundra', 'walnut', 'willow',
 )  # fmt: skip
+
+
+def is_alias(name: str) -> bool:
+    """Whether something has the form of a name for an artifact, `name@label`."""
+    before, _, after = name.rpartition('@')
+    return bool(before and after)
 
 
 def random_run_name() -> str:

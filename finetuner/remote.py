@@ -7,12 +7,14 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from docarray import Document
 
 from finetuner.artifact_files import archive_name
 from finetuner.config import Settings
 from finetuner.excepts import ServerError
+from finetuner.names import is_alias
 from finetuner.runs.submission import NOT_STORED_YET, REFERENCE, build_config, collect_data
 from finetuner.transport import PATIENCE_SECONDS, Transport
 
@@ -208,6 +210,8 @@ class RemoteClient:
 
     def find_artifact(self, artifact_id: str) -> Path:
         """Local directory of an artifact, fetched when it is not there yet."""
+        # files of one artifact, though the alias move meanwhile
+        artifact_id = self._id_of(artifact_id)
         files = self._server.get('/artifact', artifact_id=artifact_id)
         directory = self._cache / 'artifacts' / artifact_id
         return self._server.fetch_files(
@@ -218,8 +222,28 @@ class RemoteClient:
         """Write an artifact as a zip archive into a directory; returns the archive's path."""
         from finetuner.artifact import zip_artifact
 
+        artifact_id = self._id_of(artifact_id)
         source = self.find_artifact(artifact_id)
         return str(zip_artifact(source, Path(directory) / archive_name(run_name, artifact_id)))
+
+    def resolve_artifact(self, name: str) -> str:
+        """The id of the artifact that a name stands for now; an id stands for itself."""
+        return self._server.get(_alias_path(name))['artifact_id']
+
+    def set_alias(self, alias: str, artifact_id: str) -> dict:
+        """Have an alias stand for an artifact; one that is there moves."""
+        return self._server.send('PUT', _alias_path(alias), json={'artifact_id': artifact_id})
+
+    def list_aliases(self) -> list[dict]:
+        """Aliases that were set, by name: alias, artifact_id, run, experiment, updated_at."""
+        return self._server.get('/aliases')
+
+    def delete_alias(self, alias: str) -> None:
+        """Forget an alias; its artifact stays."""
+        self._server.send('DELETE', _alias_path(alias))
+
+    def _id_of(self, artifact: str) -> str:
+        return self.resolve_artifact(artifact) if is_alias(artifact) else artifact
 
     def _upload(self, docs: Sequence[Document], keep_ids: bool = False) -> str:
         from finetuner.data.stored.storing import save_documents
@@ -230,6 +254,11 @@ class RemoteClient:
             sha256 = save_documents(_portable(docs, keep_ids), path)
             self._server.send_file(path, sha256)
         return f'sha256:{sha256}'
+
+
+def _alias_path(alias: str) -> str:
+    # it may hold anything, also what would lead elsewhere in an address
+    return f'/aliases/{quote(alias, safe="")}'
 
 
 def _portable(docs: Sequence[Document], keep_ids: bool) -> Iterator[Document]:

@@ -204,7 +204,7 @@ def artifact(
 
 
 def encode(
-    model: Annotated[str, typer.Argument(help='artifact id, directory or zip, or a model.')],
+    model: Annotated[str, typer.Argument(help='artifact id, alias, directory or zip, or a model.')],
     data: Annotated[Path, typer.Argument(exists=True, help='A .txt of lines, or as for fit.')],
     output: Annotated[Path, typer.Argument(help='.npy: embeddings; .docs: Documents.')],
     batch_size: Annotated[int, typer.Option(min=1)] = 32,

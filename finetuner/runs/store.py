@@ -6,7 +6,7 @@ Nothing here starts or ends a process; `runs.workspace` does, and tells the stor
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from finetuner.config import RunConfig
 from finetuner.excepts import ConfigError, ConflictError, NotFoundError, unknown_name
+from finetuner.runs.aliases import Aliases
 from finetuner.runs.records import (
     MAX_PAGE,
     ProcessMark,
@@ -40,6 +41,9 @@ class RunStore(RunTransitions):
     Names belong to an owner, who sees no others; numbers of runs and ids of artifacts are known to
     whom the owner told them.
 
+    Attributes:
+        aliases: names for artifacts.
+
     Args:
         database: where all is kept.
         owner: whose names these are; '' is this machine's own user.
@@ -50,6 +54,7 @@ class RunStore(RunTransitions):
         super().__init__(database)
         self.owner = owner
         self._only_public = only_public
+        self.aliases = Aliases(database, owner, only_public)
 
     # experiments
 
@@ -205,6 +210,25 @@ class RunStore(RunTransitions):
         with self._database.session() as session:
             ended = delete(RunRow).where(RunRow.id == run_id, RunRow.status.not_in(GOING))
             return changed_rows(session.execute(ended)) == 1
+
+    @contextmanager
+    def deletion(self, run: RunRecord) -> Iterator[None]:
+        """Delete an ended run after the caller has deleted its files; nobody names it meanwhile.
+
+        Raises:
+            ConflictError: an alias of the owner names its artifact.
+        """
+        with self._database.session() as session:
+            self.aliases.lock_artifact(session, run.artifact_id)
+            self.aliases.refuse_named(session, [run.artifact_id])
+            yield
+            ended = RunRow.status.not_in(GOING)
+            session.execute(delete(RunRow).where(RunRow.id == run.id, ended))
+
+    def refuse_named(self, runs: Sequence[RunRecord]) -> None:
+        """ConflictError when an alias of the owner names the artifact of one of these runs."""
+        with self._database.reader() as session:
+            self.aliases.refuse_named(session, [run.artifact_id for run in runs])
 
     # names of pushed data
 

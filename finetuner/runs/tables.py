@@ -1,4 +1,4 @@
-"""Tables of experiments, runs and pushed data.
+"""Tables of experiments, runs, pushed data and names for artifacts.
 
 A change here needs a new file in `storage/migrations/versions`; a test compares the two.
 """
@@ -44,6 +44,8 @@ class RunRow(Base):
         Unique('experiment_id', 'name'),
         Unique('artifact_id'),
         Index(None, 'status'),
+        # the newest run of an experiment that has finished
+        Index(None, 'experiment_id', 'status', 'finished_at'),
         {'sqlite_autoincrement': True},
     )
 
@@ -136,3 +138,19 @@ class HoldingRow(Base):
     owner: Mapped[str] = mapped_column(String(200), primary_key=True, default='')
     sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class AliasRow(Base):
+    """A name that an owner has given to an artifact: one of a run, or one that was brought here.
+
+    It does not refer to the run: that may be another owner's, who may delete it or stop sharing it.
+    """
+
+    __tablename__ = 'aliases'
+    __table_args__ = (Index(None, 'artifact_id'),)
+
+    owner: Mapped[str] = mapped_column(String(200), primary_key=True, default='')
+    name: Mapped[str] = mapped_column(String(200), primary_key=True)
+    label: Mapped[str] = mapped_column(String(200), primary_key=True)
+    artifact_id: Mapped[str] = mapped_column(String(24))
+    updated_at: Mapped[datetime] = mapped_column(UtcDateTime)

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import copy
-import re
+import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
 
-from docarray import Document, DocumentArray
+from docarray import Document
 
 from finetuner.artifact_files import archive_name
 from finetuner.config import RunConfig, Settings
-from finetuner.data.contents import copy_document, is_local_file, nested_documents
+from finetuner.data.contents import with_absolute_uris
 from finetuner.data.stored.files import StoredDocuments
 from finetuner.data.stored.storing import save_documents
 from finetuner.excepts import ConflictError, DataError, NotFoundError
-from finetuner.names import random_run_name
+from finetuner.names import ARTIFACT_ID, is_alias, random_run_name
 from finetuner.runs import processes, run_files
+from finetuner.runs.aliases import NamedArtifact
 from finetuner.runs.launching import Launcher, ProcessLauncher
 from finetuner.runs.records import RunRecord
-from finetuner.runs.states import CREATED, GOING, TAKEN, WAITING
+from finetuner.runs.states import CREATED, FINISHED, GOING, TAKEN, WAITING
 from finetuner.runs.store import RunStore
 from finetuner.runs.submission import REFERENCE
 from finetuner.storage.database import make_private_directory, open_database
@@ -34,7 +34,6 @@ from finetuner.training.epoch_directories import kept_epochs
 if TYPE_CHECKING:
     from finetuner.storage.database import Database
 
-_ARTIFACT_ID = re.compile(r'[0-9a-f]{24}')
 CANCELLED = 'cancelled'
 # between asking a worker to end and ending it: a cancelled run is gone within two seconds
 CANCEL_SECONDS = 1.2
@@ -106,7 +105,7 @@ class Workspace:
         self, docs: Sequence[Document], name: str | None = None, public: bool = False
     ) -> str:
         """Store Documents by content and, when given one, under a name; returns `sha256:<hex>`."""
-        absolute = (_with_absolute_uris(doc) for doc in docs)
+        absolute = (with_absolute_uris(doc) for doc in docs)
         make_private_directory(self.settings.home)
         with tempfile.TemporaryDirectory(prefix='.push-', dir=self.settings.home) as directory:
             path = Path(directory) / 'documents'
@@ -160,7 +159,12 @@ class Workspace:
 
     def find_artifact(self, artifact_id: str) -> Path:
         """Local directory of an artifact; NotFoundError says why there is none."""
-        if not _ARTIFACT_ID.fullmatch(artifact_id):
+        self._check_artifact(artifact_id)
+        return self.artifacts.local_path(artifact_id)
+
+    def _check_artifact(self, artifact_id: str) -> RunRecord | None:
+        """The run of an artifact that is there, None where no run made it."""
+        if not ARTIFACT_ID.fullmatch(artifact_id):
             raise NotFoundError(
                 f'{artifact_id!r} is no artifact: an artifact_id is 24 hex characters, '
                 'run.artifact_id has it'
@@ -168,7 +172,7 @@ class Workspace:
         run = self.runs.find_by_artifact(artifact_id)
         # the machine's own user may have brought artifacts here that no run made
         if (run is not None or not self.owner) and self.artifacts.exists(artifact_id):
-            return self.artifacts.local_path(artifact_id)
+            return run
         if run is None:
             raise NotFoundError(
                 f'there is no artifact {artifact_id!r} at {self.settings.artifacts_url}: its run '
@@ -179,6 +183,36 @@ class Workspace:
         raise NotFoundError(
             f'there is no artifact {artifact_id!r}: its run {run.name!r} is {run.status}{reason}'
         )
+
+    def name_artifact(self, name: str) -> NamedArtifact:
+        """What an alias stands for now, or an id itself; NotFoundError with the nearest aliases."""
+        if ARTIFACT_ID.fullmatch(name):
+            run = self.runs.find_by_artifact(name)
+            if run is None or run.status != FINISHED:
+                run = self._check_artifact(name)
+            if run is None:
+                return NamedArtifact(None, name, None, None, None)
+            return NamedArtifact(None, name, run.name, run.experiment_name, run.finished_at)
+        found = self.runs.aliases.find(name)
+        if found.run is None and (self.owner or not self.artifacts.exists(found.artifact_id)):
+            raise NotFoundError(
+                f'{name!r} stands for the artifact {found.artifact_id!r}, which is gone, or is not '
+                'shared any more: set it anew, or delete it'
+            )
+        return found
+
+    def set_alias(self, alias: str, artifact: str) -> NamedArtifact:
+        """Have an alias stand for an artifact, given by its id or by another alias."""
+        found = self.name_artifact(artifact)
+        return self.runs.aliases.set(alias, found.artifact_id, of_run=found.run is not None)
+
+    def settle_artifact(self, config: RunConfig) -> RunConfig:
+        """The config with the artifact that an alias stands for now in place of the alias."""
+        name = config.model_artifact
+        # an alias may be longer than any path, which pathlib's look at it would not take
+        if name is None or not is_alias(name) or os.path.exists(Path(name).expanduser()):
+            return config
+        return config.copy(update={'model_artifact': self.name_artifact(name).artifact_id})
 
     def resolve_artifact(self, config: RunConfig) -> RunConfig:
         """The config with the path of the artifact it goes on from in place of its id."""
@@ -301,7 +335,11 @@ class Workspace:
         return runs
 
     def delete_runs(self, runs: Iterable[RunRecord]) -> None:
-        """Delete runs with their artifacts; ConflictError, and none deleted, when one is going."""
+        """Delete runs with their artifacts.
+
+        Raises:
+            ConflictError: one is going, or its artifact has a name; then none is deleted.
+        """
         settled = [self.settle(run) for run in runs]
         going = [run for run in settled if run.is_going]
         if going:
@@ -310,9 +348,10 @@ class Workspace:
                 f'{names} {"is" if len(going) == 1 else "are"} still going: cancel first, '
                 'then delete'
             )
+        self.runs.refuse_named(settled)
         for run in settled:
-            self.artifacts.delete(run.artifact_id)
-            self.runs.delete_run(run.id)
+            with self.runs.deletion(run):
+                self.artifacts.delete(run.artifact_id)
             directory = processes.run_directory(self.settings, run.id)
             shutil.rmtree(directory, ignore_errors=True)
 
@@ -337,30 +376,3 @@ class Workspace:
             details += f'; so did {run.retries} before it'
         if self.runs.mark_failed(run.id, details, seen=run):
             self.artifacts.delete(run.artifact_id)
-
-
-def _with_absolute_uris(doc: Document) -> Document:
-    """The Document itself, or a copy where relative paths stand: a worker may start elsewhere."""
-    path = _relative_path(doc.uri) if doc.uri else None
-    inner = {name: nested_documents(doc, name) for name in ('matches', 'chunks')}
-    mended = {name: [_with_absolute_uris(d) for d in docs] for name, docs in inner.items()}
-    changed = [
-        n for n in inner if any(a is not b for a, b in zip(inner[n], mended[n], strict=True))
-    ]
-    if path is None and not changed:
-        return doc
-    twin = copy_document(doc)
-    if path is not None:
-        twin.uri = str(path.absolute())
-    for name in changed:
-        setattr(twin, name, DocumentArray(mended[name]))
-    return twin
-
-
-def _relative_path(uri: str) -> Path | None:
-    """The relative path that a uri is, None when it is anything else."""
-    if not is_local_file(uri):
-        return None
-    text = unquote(urlsplit(uri).path) if uri[:5].lower() == 'file:' else uri
-    path = Path(text)
-    return None if path.is_absolute() or text.startswith('~') else path

@@ -218,6 +218,7 @@ def _add_run(router: APIRouter, reads: Any) -> None:
             'run.html',
             run=found,
             own=own,
+            aliases=client.workspace.runs.aliases.list_of(found['artifact_id']),
             query=run_query(found, None if own else owner),
             going=found['status'] in GOING,
             ahead=ahead,

@@ -18,9 +18,9 @@ from finetuner.client import LocalClient
 from finetuner.config import RunConfig
 from finetuner.excepts import NotFoundError
 from finetuner.runs.states import ENDED
-from finetuner.server.admission import refuse_paths
+from finetuner.server.admission import fit_requested, refuse_paths
 from finetuner.server.incoming import IncomingData
-from finetuner.server.rest_files import add_artifacts, add_data, add_tokens
+from finetuner.server.rest_files import add_aliases, add_artifacts, add_data, add_tokens
 from finetuner.server.rest_schema import (
     ExperimentRequest,
     FitRequest,
@@ -63,6 +63,7 @@ def build_router(
     _add_run_history(router, reads, is_closing)
     _add_experiments(router, reads, writes)
     add_artifacts(router, reads)
+    add_aliases(router, reads, writes)
     add_data(router, reads, writes, incoming)
     add_tokens(router, lambda: TokenStore(client.workspace.database))
     return router
@@ -81,7 +82,7 @@ def _add_runs(router: APIRouter, reads: Any, writes: Any) -> None:
         placed = {'train_data': 'stored', **body.parameters}
         RunConfig.from_parameters(placed)
         refuse_paths(body.parameters)
-        return client.fit(body.parameters, body.data)
+        return fit_requested(client, body.parameters, body.data)
 
     @router.get('/runs', tags=['runs'])
     def list_runs(

@@ -57,6 +57,12 @@ class ShareRequest(_Body):
     public: bool
 
 
+class AliasRequest(_Body):
+    """What an alias shall stand for: the id of an artifact, or another alias of it."""
+
+    artifact_id: str
+
+
 class TokenRequest(_Body):
     """A new token."""
 

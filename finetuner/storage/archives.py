@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import lzma
 import stat
 import zipfile
 import zlib
@@ -17,10 +16,16 @@ MAX_BYTES = 8 * 1024**3
 MAX_FILES = 64
 # of data: pictures in a folder for each class
 MAX_DATA_FILES = 1_000_000
+# what unpacks to less may be any share of air; what is more is at most so many times its zip
+FREE_BYTES = 256 * 1024**2
+MAX_RATIO = 100
+# the others take memory that the zip chooses
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 # folders in a folder: a tower's, and in it those of its modules
 MAX_DEPTH = 2
-# RuntimeError is an encrypted member (and, as NotImplementedError, an unknown compression)
-_UNREADABLE = (zipfile.BadZipFile, EOFError, OSError, RuntimeError, zlib.error, lzma.LZMAError)
+# RuntimeError is an encrypted member (and, as NotImplementedError, an unknown compression),
+# ValueError a name that is no UTF-8
+_UNREADABLE = (zipfile.BadZipFile, EOFError, OSError, RuntimeError, ValueError, zlib.error)
 
 
 def unzip(path: Path, target: Path) -> None:
@@ -60,7 +65,8 @@ def _opened(path: Path, max_files: int) -> Iterator[tuple[zipfile.ZipFile, list[
     try:
         with zipfile.ZipFile(path) as archive:
             members = [m for m in archive.infolist() if not m.filename.endswith('/')]
-            _check_members(path.name, members, max_files)
+            _check_size(path, members, max_files)
+            _check_members(path.name, members)
             yield archive, members
     except _UNREADABLE as error:
         raise ArtifactError(f'{path.name} cannot be unzipped: {error}') from error
@@ -77,17 +83,41 @@ def _write(
             _copy_at_most(source, file, member.file_size)
 
 
-def _check_members(name: str, members: list[zipfile.ZipInfo], max_files: int) -> None:
-    if len(members) > max_files or sum(member.file_size for member in members) > MAX_BYTES:
+def _check_size(path: Path, members: list[zipfile.ZipInfo], max_files: int) -> None:
+    num_bytes = sum(member.file_size for member in members)
+    if len(members) > max_files or num_bytes > MAX_BYTES:
         raise ArtifactError(
-            f'{name} holds more than {max_files:,} files or {MAX_BYTES // 1024**3} GiB'
+            f'{path.name} holds more than {max_files:,} files or {MAX_BYTES // 1024**3} GiB'
         )
+    if num_bytes > max(FREE_BYTES, MAX_RATIO * path.stat().st_size):
+        raise ArtifactError(
+            f'{path.name} is refused: it would unpack to {num_bytes:,} bytes, more than '
+            f'{MAX_RATIO} times its size'
+        )
+
+
+def _check_members(name: str, members: list[zipfile.ZipInfo]) -> None:
+    seen: set[tuple[str, ...]] = set()
     for member in members:
         parts = _parts(member)
-        if not parts or '..' in parts or member.filename.startswith(('/', '\\')) or ':' in parts[0]:
-            raise ArtifactError(f'{name} is refused: path {member.filename!r} leaves it')
-        if stat.S_ISLNK(member.external_attr >> 16):
-            raise ArtifactError(f'{name} is refused: {member.filename!r} is a link')
+        told = repr(member.filename)
+        kind = stat.S_IFMT(member.external_attr >> 16)
+        leaves = '..' in parts or member.filename.startswith(('/', '\\'))
+        if not parts or leaves or any(':' in part for part in parts):
+            raise ArtifactError(f'{name} is refused: path {told} leaves it')
+        if kind == stat.S_IFLNK:
+            raise ArtifactError(f'{name} is refused: {told} is a link')
+        if kind not in (0, stat.S_IFREG):
+            raise ArtifactError(f'{name} is refused: {told} is no plain file')
+        if member.compress_type not in _COMPRESSIONS:
+            raise ArtifactError(
+                f'{name} is refused: {told} is compressed in a way other than deflate, which all '
+                'zip programs know'
+            )
+        if parts in seen:
+            # which of them counts would depend on who reads the zip
+            raise ArtifactError(f'{name} is refused: {told} is in it more than once')
+        seen.add(parts)
 
 
 def _root(name: str, members: list[zipfile.ZipInfo]) -> tuple[str, ...]:

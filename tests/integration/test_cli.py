@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from finetuner.cli import app
-from finetuner.excepts import ConfigError, FinetunerError, NotFoundError
+from finetuner.excepts import ConfigError, ConflictError, FinetunerError, NotFoundError
 from tests.conftest import make_picture_docs
 
 runner = CliRunner()
@@ -105,6 +105,28 @@ def test_its_model_is_fetched_and_used(finished, pictures, tmp_path):
         call('encode', path, pictures, 'vectors.txt')
     with pytest.raises(ConfigError, match='name=value'):
         call('fit', 'efficientnet-lite0', pictures, '--set', 'epochs')
+
+
+def test_its_model_has_a_name(finished, pictures):
+    told = json.loads(call('alias', 'set', 'default@production', finished, '--json'))
+    assert (told['alias'], told['run']) == ('default@production', finished)
+    listed = json.loads(call('alias', 'list', '--json'))
+    assert listed == [told]
+    out = call('alias', 'set', 'other@v1', 'default@latest')
+    assert out.strip() == f'other@v1 is {told["artifact_id"]}, the model of run by hand of default'
+    call('alias', 'set', 'other@v2', finished, '--experiment', 'default')
+    call('alias', 'set', 'other@v3', told['artifact_id'])
+    assert 'other@v3' in call('alias', 'list')
+    call('encode', 'other@v3', pictures, 'vectors.npy')
+    with pytest.raises(ConflictError, match="'default@production', 'other@v1'"):
+        call('delete', finished, '--yes')
+    with pytest.raises(NotFoundError, match="unknown experiment 'other'"):
+        call('alias', 'set', 'other@v1', 'by foot')
+    for alias in ('other@v1', 'other@v2', 'other@v3'):
+        assert 'is forgotten' in call('alias', 'delete', alias)
+    gone = json.loads(call('alias', 'delete', 'default@production', '--json'))
+    assert gone == {'alias': 'default@production'}
+    assert json.loads(call('alias', 'list', '--json')) == []
 
 
 def test_data_is_kept_listed_fetched_and_forgotten(pictures):

@@ -210,6 +210,21 @@ def test_what_users_write_stays_text(alice, server, tokens, finished):
     assert '<script>alert' not in missing.text
 
 
+def test_the_names_of_a_model_are_shown(alice, server, tokens, finished):
+    client = RemoteClient(server.url, tokens['alice'])
+    client.set_alias(f'{EVIL}@v1', 'default@latest')
+    page = alice.get('/ui/run', params=finished)
+    read(page)
+    assert 'Its model is &lt;script&gt;' in page.text
+    assert '@v1, default@latest</p>' in page.text
+    refused = alice.post('/ui/run/delete', params=finished)
+    read(refused, 409)
+    assert 'still needed' in refused.text
+    client.delete_alias(f'{EVIL}@v1')
+    assert 'Its model is default@latest</p>' in alice.get('/ui/run', params=finished).text
+    client.close()
+
+
 def test_a_model_is_downloaded_as_a_zip(alice, finished):
     answer = alice.get('/ui/artifact', params=finished)
     assert answer.content[:2] == b'PK'

@@ -1,10 +1,8 @@
-"""The run store on a real PostgreSQL server: tables, claims, owners and garbage.
+"""The run store on a real PostgreSQL server: tables, claims, owners, names for artifacts and garbage.
 
 What an outage of the server does is in `test_faults.py`.
 """
 
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +19,8 @@ from finetuner.storage.database import Base, open_database
 from finetuner.storage.tokens import Identity, TokenStore
 from tests.postgresql import INSTALLED, REASON, postgresql
 from tests.unit import test_garbage
+from tests.unit.alias_cases import CASES
+from tests.unit.test_run_queue import claimed_by_processes
 
 pytestmark = pytest.mark.skipif(not INSTALLED, reason=REASON)
 
@@ -65,19 +65,7 @@ def test_many_open_a_new_database_at_once(url):
 def test_each_run_is_claimed_once_by_many_processes(url):
     store = RunStore(open_database(url))
     expected = {submit(store, f'run {i}').id for i in range(60)}
-    code = f"""
-from finetuner.runs.processes import this_process
-from finetuner.runs.store import RunStore
-from finetuner.storage.database import open_database
-store = RunStore(open_database({url!r}))
-while run := store.claim(this_process(), 'host'):
-    print(run.id)
-"""
-    workers = [
-        subprocess.Popen([sys.executable, '-c', code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-        for _ in range(4)
-    ]
-    claimed = [int(line) for worker in workers for line in worker.communicate()[0].split()]
+    claimed = claimed_by_processes(url, 4)
     assert len(claimed) == 60
     assert set(claimed) == expected
 
@@ -110,6 +98,13 @@ def test_owners_and_tokens(url):
     tokens = TokenStore(database)
     secret, _ = tokens.create('alice', 'read')
     assert tokens.identify(secret) == Identity('alice', 'read')
+
+
+@pytest.mark.parametrize('case', CASES, ids=lambda case: case.__name__)
+def test_names_for_artifacts(case, url):
+    database = open_database(url)
+    case(database)
+    database.close()
 
 
 def test_garbage_is_not_what_is_being_used(settings, monkeypatch):

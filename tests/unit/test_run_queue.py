@@ -91,9 +91,8 @@ def test_many_servers_claim_each_run_once(url):
     assert set(claimed) == expected
 
 
-def test_processes_claim_each_run_once(url):
-    store = RunStore(open_database(url))
-    expected = {_submit(store, f'run {i}').id for i in range(20)}
+def claimed_by_processes(url, num_processes):
+    """Numbers of the runs that so many processes take at the same time, as each says it."""
     code = f"""
 from finetuner.runs.processes import this_process
 from finetuner.runs.store import RunStore
@@ -104,9 +103,15 @@ while run := store.claim(this_process(), 'host'):
 """
     workers = [
         subprocess.Popen([sys.executable, '-c', code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-        for _ in range(3)
+        for _ in range(num_processes)
     ]
-    claimed = [int(line) for worker in workers for line in worker.communicate()[0].split()]
+    return [int(line) for worker in workers for line in worker.communicate()[0].split()]
+
+
+def test_processes_claim_each_run_once(url):
+    store = RunStore(open_database(url))
+    expected = {_submit(store, f'run {i}').id for i in range(20)}
+    claimed = claimed_by_processes(url, 3)
     assert len(claimed) == 20
     assert set(claimed) == expected
 
