@@ -3,7 +3,16 @@
 from docarray import Document, DocumentArray
 
 from finetuner import callback
-from finetuner.account import get_token, login, logout, pull_data, push_data
+from finetuner.account import (
+    delete_alias,
+    get_token,
+    list_aliases,
+    login,
+    logout,
+    pull_data,
+    push_data,
+    set_alias,
+)
 from finetuner.api import (
     build_model,
     cos_sim,
@@ -42,6 +51,7 @@ __all__ = [
     'create_experiment',
     'create_run',
     'create_training_run',
+    'delete_alias',
     'delete_experiment',
     'delete_experiments',
     'delete_run',
@@ -55,6 +65,7 @@ __all__ = [
     'get_model',
     'get_run',
     'get_token',
+    'list_aliases',
     'list_callbacks',
     'list_experiments',
     'list_model_options',
@@ -65,4 +76,5 @@ __all__ = [
     'pull_data',
     'push_data',
     'save',
+    'set_alias',
 ]

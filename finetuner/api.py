@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import re
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from finetuner.experiment import Experiment
 from finetuner.fitting import fit
 from finetuner.models.description import describe_backbones
 from finetuner.models.zoo import BACKBONES
+from finetuner.names import ARTIFACT_ID, is_alias
 from finetuner.run import Run
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from finetuner.inference import InferenceEngine
 
 create_run = create_training_run = fit
-_ARTIFACT_ID = re.compile(r'[0-9a-f]{24}')
 
 
 def list_callbacks() -> dict[str, type]:
@@ -199,7 +199,8 @@ def get_model(
     """Load a fine-tuned model.
 
     Args:
-        artifact: `run.artifact_id`, or the path of an artifact directory or its zip.
+        artifact: `run.artifact_id`, an alias such as `emoji@latest`, or the path of an artifact
+            directory or its zip.
         token: for the server of the login; artifacts of this machine need none.
         batch_size: inputs embedded at a time.
         select_model: of an artifact of texts and pictures, `clip-text` or `clip-vision`; None
@@ -213,7 +214,7 @@ def get_model(
 
     Raises:
         ArtifactError: there is none, or it is damaged.
-        NotFoundError: no artifact of that id.
+        NotFoundError: no artifact of that id or alias.
         ConfigError: an argument is out of range.
     """
     from finetuner.inference import load_engine
@@ -222,18 +223,19 @@ def get_model(
 
 
 def find_artifact(artifact: str | Path, token: str | None = None) -> Path:
-    """The path of an artifact given by its id or by its path.
+    """The path of an artifact given by its id, by an alias or by its path.
 
     Args:
-        artifact: fetched from the server of the login when it is an id and not there yet.
+        artifact: fetched from the server of the login when it is no path and not there yet.
         token: for that server, in place of the login's.
 
     Raises:
-        NotFoundError: no artifact of that id.
+        NotFoundError: no artifact of that id or alias.
     """
-    path = Path(artifact).expanduser()
-    if not path.exists() and _ARTIFACT_ID.fullmatch(str(artifact)):
-        return get_client(token).find_artifact(str(artifact))
+    path, name = Path(artifact).expanduser(), str(artifact)
+    # an alias may be longer than any path, which pathlib's look at it would not take
+    if (ARTIFACT_ID.fullmatch(name) or is_alias(name)) and not os.path.exists(path):
+        return get_client(token).find_artifact(name)
     return path
 
 

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
 import os
-import platform
 import tempfile
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetuner.artifact_check import check_files
 from finetuner.artifact_files import (
-    SCHEMA_VERSION,
     WEIGHTS,
     hash_file,
     read_manifest,
     verify_files,
+    write_manifest,
     zip_artifact,
 )
 from finetuner.excepts import ArtifactError, ConfigError
 from finetuner.inputs import InputReader, ModelInputs, build_reader
-from finetuner.model_spec import MANIFEST, ModelSpec, TrainingRecord, model_card
+from finetuner.model_spec import ModelSpec, TrainingRecord, model_card
 from finetuner.models.backbones import (
     TEXT_TOWER,
     TOKENIZER,
@@ -35,6 +33,7 @@ from finetuner.models.backbones import (
 from finetuner.models.catalogue import clip_vision_backbone, towers_backbone
 from finetuner.models.zoo import encoder_backbone, get_backbone
 from finetuner.onnx_export import export_onnx
+from finetuner.precision_record import INT8, PrecisionRecord
 from finetuner.storage.archives import unzip
 from finetuner.uris import DEFAULT_POLICY, PicturePolicy
 
@@ -44,6 +43,9 @@ if TYPE_CHECKING:
     from finetuner.inference import InferenceEngine
     from finetuner.models.embedding_model import EmbeddingModel
     from finetuner.models.text_image import TextImageModel
+
+# from where the graph of each model lies and what it is, `''` being the only one, to what is taken
+ChoosePrecision = Callable[[Mapping[str, tuple[Path, ModelSpec]]], Mapping[str, PrecisionRecord]]
 
 __all__ = [
     'Artifact',
@@ -59,18 +61,10 @@ __all__ = [
 logger = logging.getLogger('finetuner.artifact')
 
 ONNX = 'model.onnx'
+INT8_ONNX = 'model.int8.onnx'
 CARD = 'README.md'
 # of a tower that transformers builds
 CONFIG = 'config.json'
-_PACKAGES = (
-    'finetuner',
-    'torch',
-    'torchvision',
-    'transformers',
-    'onnxruntime',
-    'pytorch-metric-learning',
-    'numpy',
-)
 
 
 class Artifact:
@@ -83,6 +77,9 @@ class Artifact:
         self.directory = directory
         self.manifest = manifest
         self.spec = ModelSpec.from_json(manifest.get('model') or {})
+        self.precision = PrecisionRecord.from_json(manifest.get('precision'))
+        if self.precision and self.precision.needs_int8 and INT8_ONNX not in manifest['files']:
+            raise ArtifactError(f'the artifact is incomplete: {INT8_ONNX} is missing')
         self._keep = keep  # an unzipped artifact lives as long as this object
 
     def tower(self, name: str) -> Artifact:
@@ -92,15 +89,47 @@ class Artifact:
             name: one of `TOWERS`.
 
         Raises:
-            ArtifactError: its description is missing.
+            ArtifactError: its description is missing, or names files that the artifact does not.
         """
-        # its files are among those whose hashes were compared
-        return Artifact(self.directory / name, read_manifest(self.directory / name), self._keep)
+        manifest = read_manifest(self.directory / name)
+        unknown = [file for file in manifest['files'] if f'{name}/{file}' not in self._files]
+        if unknown:
+            # only of those of the whole were the hashes compared
+            raise ArtifactError(f'{name} names {unknown[0]!r}, which the artifact does not')
+        return Artifact(self.directory / name, manifest, self._keep)
+
+    @property
+    def _files(self) -> dict[str, str]:
+        return self.manifest['files']
 
     @property
     def onnx_path(self) -> Path | None:
         """The ONNX graph, None when it was not exported."""
-        return self.directory / ONNX if ONNX in self.manifest['files'] else None
+        return self.directory / ONNX if ONNX in self._files else None
+
+    def graph(self, precision: str) -> Path:
+        """The exported graph.
+
+        Args:
+            precision: of `fp32` and `int8`.
+
+        Raises:
+            ArtifactError: there is none of that precision; says how to get it.
+        """
+        name = INT8_ONNX if precision == INT8 else ONNX
+        if name in self.manifest['files']:
+            return self.directory / name
+        if precision == INT8:
+            lost = ''
+            if self.precision and self.precision.asked == 'auto':
+                lost = f' ({self.precision.reason})'
+            raise ArtifactError(
+                f"the artifact has no int8 graph{lost}: train with export_precision='int8', or "
+                "take precision='auto' or 'fp32'"
+            )
+        raise ArtifactError(
+            'the artifact has no ONNX graph: train with to_onnx=True, or pass is_onnx=False'
+        )
 
     @property
     def metrics(self) -> dict[str, dict[str, float]]:
@@ -209,6 +238,7 @@ def save_artifact(
     onnx_inputs: ModelInputs | None = None,
     onnx_required: bool = False,
     backbone: Backbone | None = None,
+    choose_precision: ChoosePrecision | None = None,
 ) -> None:
     """Write a complete artifact; the manifest comes last, so a broken-off one is none.
 
@@ -221,6 +251,7 @@ def save_artifact(
             compared with torch on them. Of two towers, a batch under the name of each.
         onnx_required: fail when the export does, instead of leaving the graph out.
         backbone: of two towers: that of the model.
+        choose_precision: adds graphs of other precisions, and says which is to be taken.
 
     Raises:
         ArtifactError: the directory holds something already, or the required export failed.
@@ -229,50 +260,31 @@ def save_artifact(
 
     if directory.exists() and any(directory.iterdir()):
         raise ArtifactError(f'{directory.name} is not empty: an artifact takes a new directory')
-    directory.mkdir(parents=True, exist_ok=True)
     record = record or TrainingRecord()
     model = model.eval().cpu()
     # it opens without PEFT, and what is exported is what is saved
     merge_lora(model)
+    towers: dict[str, ModelSpec] = {}
+    models: dict[str, Any] = {'': model}
+    inputs: Any = {'': onnx_inputs}
     if isinstance(backbone, TextImageBackbone):
-        towers: Any = model.towers
-        given: Any = onnx_inputs or {}
-        for name, tower_spec in spec.tower_specs(backbone).items():
-            place = directory / name
-            save_artifact(place, towers[name], tower_spec, record, given.get(name), onnx_required)
+        towers = spec.tower_specs(backbone)
+        models, inputs = dict(model.towers.items()), onnx_inputs or {}  # type: ignore[union-attr, operator]
     elif isinstance(spec.inputs, TextImageSpec):
         raise TypeError('the backbone says what the towers of a model of texts and pictures are')
-    else:
-        _save_weights(model, spec, directory)  # type: ignore[arg-type]
-        if onnx_inputs is not None:
-            _export(model, directory, onnx_inputs, onnx_required)
-    (directory / CARD).write_text(model_card(spec, record), encoding='utf-8')
-    _write_manifest(directory, spec, record)
-
-
-def _write_manifest(directory: Path, spec: ModelSpec, record: TrainingRecord) -> None:
-    """Name every file in the directory with its hash."""
-    manifest = {
-        'schema_version': SCHEMA_VERSION,
-        'model': spec.to_json(),
-        'config': record.config,
-        'metrics': record.metrics,
-        'parent': record.parent,
-        'data': (record.config or {}).get('train_data'),
-        'num_documents': record.num_documents,
-        'versions': {'python': platform.python_version(), **_versions()},
-        'files': {
-            path.relative_to(directory).as_posix(): hash_file(path)
-            for path in sorted(directory.rglob('*'))
-            if path.is_file()
-        },
-    }
-    partial = directory / f'.{MANIFEST}'
-    with partial.open('w', encoding='utf-8') as file:
-        json.dump(manifest, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.rename(directory / MANIFEST)
+    specs = towers or {'': spec}
+    for name, its_spec in specs.items():
+        (directory / name).mkdir(parents=True, exist_ok=True)
+        _save_weights(models[name], its_spec, directory / name)
+        if inputs.get(name) is not None:
+            _export(models[name], directory / name, inputs[name], onnx_required)
+    chosen: Mapping[str, PrecisionRecord] = {}
+    if choose_precision is not None:
+        chosen = choose_precision({name: (directory / name, each) for name, each in specs.items()})
+    for name, its_spec in {**towers, '': spec}.items():
+        place, precision = directory / name, chosen.get(name)
+        (place / CARD).write_text(model_card(its_spec, record, precision), encoding='utf-8')
+        write_manifest(place, its_spec, record, precision)
 
 
 def _export(
@@ -314,19 +326,27 @@ def load_artifact(path: str | Path) -> Artifact:
             the zip holds what does not belong there.
     """
     source = Path(path).expanduser()
-    keep = None
     if source.is_file():
         keep = tempfile.TemporaryDirectory(prefix='finetuner-artifact-')
-        directory = Path(keep.name)
-        unzip(source, directory)
-    elif source.is_dir():
-        directory = source
-    else:
+        try:
+            unzip(source, Path(keep.name))
+            return _verified(Path(keep.name), keep)
+        except BaseException:
+            # now, and not when nobody looks at the error any more
+            keep.cleanup()
+            raise
+    if not source.is_dir():
         raise ArtifactError(
             f'no artifact at {str(path)!r}: give the artifact_id of a finished run, or the path '
             'of an artifact directory or its zip'
         )
-    return Artifact(directory, verify_files(directory), keep)
+    return _verified(source, None)
+
+
+def _verified(directory: Path, keep: tempfile.TemporaryDirectory | None) -> Artifact:
+    manifest = verify_files(directory)
+    check_files(directory, manifest['files'])
+    return Artifact(directory, manifest, keep)
 
 
 def save_model(model: torch.nn.Module | InferenceEngine, path: Path) -> None:
@@ -357,11 +377,3 @@ def save_model(model: torch.nn.Module | InferenceEngine, path: Path) -> None:
     if network is None:
         raise ArtifactError('a model run by ONNX Runtime is not saved again: copy its artifact')
     save_artifact(path, network, model.spec)
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in _PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import platform
 import re
 import zipfile
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from finetuner.excepts import ArtifactError
-from finetuner.model_spec import MANIFEST
+from finetuner.model_spec import MANIFEST, ModelSpec, TrainingRecord
+from finetuner.precision_record import PrecisionRecord
 from finetuner.storage.archives import MAX_DEPTH
 
 SCHEMA_VERSION = 1
 WEIGHTS = 'model.safetensors'
+_PACKAGES = (
+    'finetuner',
+    'torch',
+    'torchvision',
+    'transformers',
+    'onnxruntime',
+    'openvino',
+    'pytorch-metric-learning',
+    'numpy',
+)
 
 
 def verify_files(directory: Path) -> dict[str, Any]:
@@ -56,7 +70,8 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     if not path.is_file() or path.is_symlink():
         raise ArtifactError(f'{directory.name!r} is no artifact: it has no {MANIFEST}')
     try:
-        manifest = json.loads(path.read_text(encoding='utf-8'))
+        text = path.read_text(encoding='utf-8')
+        manifest = json.loads(text, object_pairs_hook=_without_doubles)
         schema, manifest['files'] = manifest['schema_version'], dict(manifest['files'])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ArtifactError(
@@ -68,6 +83,49 @@ def read_manifest(directory: Path) -> dict[str, Any]:
             'update finetuner'
         )
     return manifest
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; which of two values under one name counts depends on who reads it."""
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise ValueError('a name stands twice in one object')
+    return values
+
+
+def write_manifest(
+    directory: Path, spec: ModelSpec, record: TrainingRecord, precision: PrecisionRecord | None
+) -> None:
+    """Say what an artifact is, and name every file in it with its hash.
+
+    Args:
+        directory: of the artifact, with all its other files.
+        spec: what the model is.
+        record: where it comes from.
+        precision: that it is to run in; None says nothing of it.
+    """
+    manifest = {
+        'schema_version': SCHEMA_VERSION,
+        'model': spec.to_json(),
+        'config': record.config,
+        'metrics': record.metrics,
+        'precision': precision and precision.to_json(),
+        'parent': record.parent,
+        'data': (record.config or {}).get('train_data'),
+        'num_documents': record.num_documents,
+        'versions': {'python': platform.python_version(), **_versions()},
+        'files': {
+            path.relative_to(directory).as_posix(): hash_file(path)
+            for path in sorted(directory.rglob('*'))
+            if path.is_file()
+        },
+    }
+    partial = directory / f'.{MANIFEST}'
+    with partial.open('w', encoding='utf-8') as file:
+        json.dump(manifest, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.rename(directory / MANIFEST)
 
 
 def _is_plain_name(name: str) -> bool:
@@ -109,3 +167,11 @@ def hash_file(path: Path) -> str:
     """SHA-256 of a file, in hex."""
     with path.open('rb') as file:
         return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found

@@ -133,6 +133,8 @@ class RunConfig(BaseModel):
     precision: Literal['auto', 'fp32', 'bf16', 'fp16'] = 'auto'
     compile_model: bool = False
     checkpoint_seconds: float = Field(300.0, gt=0.0)
+    export_precision: Literal['fp32', 'int8', 'auto'] = 'fp32'
+    max_recall_loss: float = Field(0.01, ge=0.0, lt=1.0)
 
     class Config:
         """Frozen, nothing unknown."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from docarray import DocumentArray
+from docarray import Document, DocumentArray
 
 from finetuner.artifact import ModelSpec
 from finetuner.config import whole_number
@@ -40,11 +41,17 @@ class InferenceEngine(abc.ABC):
         reader: makes its inputs of Documents.
         dimension: length of its embeddings.
         device: `cpu` or `cuda`.
-        is_onnx: whether ONNX Runtime runs it.
+        engine: name of what runs it, such as `torch` or `onnx`.
+        precision: what it computes in, such as `fp32`.
+        is_onnx: whether it runs the exported graph.
+        num_bytes: of the weights or the graph that it loaded.
         batch_size: inputs embedded at a time unless told otherwise.
     """
 
+    engine = 'torch'
+    precision = 'fp32'
     is_onnx = False
+    num_bytes = 0
 
     def __init__(self, spec: ModelSpec, reader: InputReader, device: str, batch_size: int) -> None:
         """Keep what all engines share."""
@@ -66,6 +73,14 @@ class InferenceEngine(abc.ABC):
         Returns:
             float32 `[n, dimension]`.
         """
+
+    def engine_for(self, doc: Document) -> InferenceEngine:
+        """The engine of one model that embeds a Document: of two towers, the one it is for."""
+        return self
+
+    def warm_up(self) -> None:
+        """Embed something made up, so that the first that is asked for takes no longer."""
+        self.embed(self.reader.example())
 
     def encode_documents(
         self, docs: DocumentArray, batch_size: int | None = None
@@ -109,7 +124,7 @@ class InferenceEngine(abc.ABC):
         """Inputs of so many Documents, the next always being read while one lot is used."""
         lot = batch_size * self.reader.batches_at_once
         starts = range(0, len(docs), lot)
-        with ThreadPoolExecutor(min(_MAX_DECODERS, _num_cores(), lot)) as pool:
+        with ThreadPoolExecutor(min(_MAX_DECODERS, num_cores(), lot)) as pool:
 
             def submit(start: int) -> list[Future[Any | ContentError]]:
                 positions = range(start, min(start + lot, len(docs)))
@@ -138,10 +153,47 @@ class TorchEngine(InferenceEngine):
         reader: InputReader,
         device: str = 'cpu',
         batch_size: int = 32,
+        precision: str = 'fp32',
+        compile_backend: str | Callable[..., Any] | None = None,
     ) -> None:
-        """Move the model to the device, in evaluation mode."""
+        """Move the model to the device, in evaluation mode.
+
+        Args:
+            model: the embedding model.
+            spec: how it is built.
+            reader: makes its inputs of Documents.
+            device: `cpu` or `cuda`.
+            batch_size: inputs embedded at a time.
+            precision: `fp32`; on a GPU also `fp16` or `bf16`, which torch then computes in where it
+                keeps what they lose small.
+            compile_backend: of `torch.compile`, such as `inductor`: compile the model, here and now,
+                which takes a minute or more; None does not.
+
+        Raises:
+            ConfigError: it cannot be compiled.
+        """
         super().__init__(spec, reader, device, batch_size)
+        self.precision = precision
         self.model = model.to(device).eval()
+        self._run: Callable[[Any], Any] = self.model
+        held = (*self.model.parameters(), *self.model.buffers())
+        self.num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in held)
+        if compile_backend is not None:
+            self.engine = 'torch-compiled'
+            self._compile(compile_backend)
+
+    def _compile(self, backend: str | Callable[..., Any]) -> None:
+        import torch
+
+        # one program for all batches, whatever their size
+        self._run = torch.compile(self.model, dynamic=True, backend=backend)
+        try:
+            self.warm_up()
+        except RuntimeError as error:
+            reason = ' '.join(str(error).split())[:300]
+            raise ConfigError(
+                f"torch cannot compile {self.name}: {reason}. Take engine='torch'"
+            ) from error
 
     def embed(self, inputs: ModelInputs) -> np.ndarray:
         """Embed a batch; see `InferenceEngine.embed`."""
@@ -150,18 +202,27 @@ class TorchEngine(InferenceEngine):
         def moved(array: np.ndarray) -> torch.Tensor:
             return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
 
-        with torch.inference_mode():
+        with torch.inference_mode(), self._autocast():
             tensors: Any = (
                 {name: moved(array) for name, array in inputs.items()}
                 if isinstance(inputs, Mapping)
                 else moved(inputs)
             )
-            return self.model(tensors).float().cpu().numpy()
+            return self._run(tensors).float().cpu().numpy()
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        import torch
+
+        kinds = {'fp16': torch.float16, 'bf16': torch.bfloat16}
+        if self.precision not in kinds:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device, kinds[self.precision])
 
 
 class OnnxEngine(InferenceEngine):
     """Runs an exported graph in ONNX Runtime."""
 
+    engine = 'onnx'
     is_onnx = True
 
     def __init__(
@@ -172,6 +233,7 @@ class OnnxEngine(InferenceEngine):
         device: str = 'cpu',
         batch_size: int = 32,
         num_threads: int | None = None,
+        precision: str = 'fp32',
     ) -> None:
         """Load the graph.
 
@@ -182,6 +244,7 @@ class OnnxEngine(InferenceEngine):
             device: `cpu` or `cuda`; the latter needs onnxruntime-gpu.
             batch_size: inputs embedded at a time.
             num_threads: of one operator; None lets ONNX Runtime choose.
+            precision: that the graph was written in.
 
         Raises:
             ArtifactError: ONNX Runtime cannot load the graph.
@@ -190,6 +253,7 @@ class OnnxEngine(InferenceEngine):
         import onnxruntime
 
         super().__init__(spec, reader, device, batch_size)
+        self.precision = precision
         providers = ['CPUExecutionProvider']
         if device == 'cuda':
             if 'CUDAExecutionProvider' not in onnxruntime.get_available_providers():
@@ -211,6 +275,7 @@ class OnnxEngine(InferenceEngine):
         except Exception as error:
             raise ArtifactError(f'ONNX Runtime cannot load the graph: {error}') from error
         self._input = self._session.get_inputs()[0].name
+        self.num_bytes = len(graph) if isinstance(graph, bytes) else graph.stat().st_size
 
     def embed(self, inputs: ModelInputs) -> np.ndarray:
         """Embed a batch; see `InferenceEngine.embed`."""
@@ -224,6 +289,7 @@ class TextImageEngine(InferenceEngine):
 
     Attributes:
         towers: the engines under the names of `TOWERS`.
+        engine: the names of both, with a `/` between them where they differ; so `precision`.
     """
 
     def __init__(self, towers: Mapping[str, InferenceEngine], spec: ModelSpec) -> None:
@@ -237,12 +303,24 @@ class TextImageEngine(InferenceEngine):
         reader = TextImageReader(text.reader, vision.reader)  # type: ignore[arg-type]
         super().__init__(spec, reader, text.device, text.batch_size)
         self.towers = dict(towers)
+        self.engine = '/'.join(dict.fromkeys([text.engine, vision.engine]))
+        self.precision = '/'.join(dict.fromkeys([text.precision, vision.precision]))
         self.is_onnx = text.is_onnx and vision.is_onnx
+        self.num_bytes = text.num_bytes + vision.num_bytes
 
     def embed(self, inputs: ModelInputs) -> np.ndarray:
         """Embed a batch of texts, or one of pictures; see `InferenceEngine.embed`."""
         name = TEXT_TOWER if isinstance(inputs, Mapping) else VISION_TOWER
         return self.towers[name].embed(inputs)
+
+    def engine_for(self, doc: Document) -> InferenceEngine:
+        """That of texts for a Document with a text, unless its `modality` is `image`."""
+        return self.towers[TEXT_TOWER if is_text(doc) else VISION_TOWER]
+
+    def warm_up(self) -> None:
+        """Warm up both towers."""
+        for tower in self.towers.values():
+            tower.warm_up()
 
     def encode_documents(
         self, docs: DocumentArray, batch_size: int | None = None
@@ -278,6 +356,7 @@ def at_least_one(name: str, number: Any) -> int:
     return whole
 
 
-def _num_cores() -> int:
+def num_cores() -> int:
+    """Cores that this process may use."""
     affinity = getattr(os, 'sched_getaffinity', None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1

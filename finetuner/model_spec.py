@@ -19,9 +19,12 @@ from finetuner.models.backbones import (
     TextSpec,
 )
 from finetuner.models.options import PICTURE_POOLERS, PicturePooler
+from finetuner.precision_record import PrecisionRecord, precision_lines
 from finetuner.significance import p_value_text
 
 MANIFEST = 'artifact.json'
+# room is made for it before the weights are looked at
+_MAX_DIMENSION = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -87,19 +90,21 @@ class ModelSpec:
             ArtifactError: a field is missing or of the wrong kind.
         """
         try:
-            dimension = int(values['dimension'])
-            if dimension < 1:
-                raise ValueError('dimension is out of range')
+            dimension, output_dim = int(values['dimension']), values['output_dim']
+            output_dim = None if output_dim is None else int(output_dim)
+            sizes = (dimension, dimension if output_dim is None else output_dim)
+            if not all(1 <= size <= _MAX_DIMENSION for size in sizes):
+                raise ValueError('dimension or output_dim is out of range')
             return cls(
                 backbone=str(values['backbone']),
                 dimension=dimension,
                 inputs=_input_spec(values),
-                output_dim=None if values['output_dim'] is None else int(values['output_dim']),
+                output_dim=output_dim,
                 whitening=bool(values.get('whitening', False)),
                 matryoshka_dims=_lengths(values.get('matryoshka_dims', ()), dimension),
                 alignment=bool(values.get('alignment', False)),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ArtifactError(f'{MANIFEST} does not describe its model: {error!r}') from error
 
 
@@ -159,7 +164,9 @@ class TrainingRecord:
     num_documents: int | None = None
 
 
-def model_card(spec: ModelSpec, record: TrainingRecord) -> str:
+def model_card(
+    spec: ModelSpec, record: TrainingRecord, precision: PrecisionRecord | None = None
+) -> str:
     """The README of an artifact: what the model takes and gives, how it was trained, how it does."""
     config = record.config or {}
     lines = [f'# Embedding model from {spec.backbone}', '', *_usage(spec)]
@@ -172,6 +179,8 @@ def model_card(spec: ModelSpec, record: TrainingRecord) -> str:
         lines += ['', f'Trained on {record.num_documents} labelled Documents: {settings}.']
     if record.metrics:
         lines += ['', *_metrics_table(record.metrics)]
+    if precision is not None:
+        lines += ['', *precision_lines(precision)]
     return '\n'.join(lines) + '\n'
 
 

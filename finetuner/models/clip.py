@@ -96,7 +96,7 @@ def clip_text_layout(config: Any) -> tuple[TextSpec, int, int] | None:
 def _tower_config(folder: Path, name: str) -> Any:
     transformers = import_transformers()
     with as_config_error(folder.name):
-        config = transformers.AutoConfig.from_pretrained(folder)
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     config = getattr(config, name, config)
     if config.model_type not in (_TEXT, _VISION):
         raise ConfigError(f'model {folder.name!r} is a {config.model_type}, and no CLIP')

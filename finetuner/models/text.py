@@ -146,8 +146,10 @@ def build_transformer(layout: TextLayout, pretrained: bool = True) -> Any:
     auto = transformers.AutoModelForTextEncoding if known else transformers.AutoModel
     with quiet(transformers), as_config_error(layout.folder.name):
         if pretrained:
-            return auto.from_pretrained(layout.transformer, dtype=torch.float32)
-        return auto.from_config(config, dtype=torch.float32)
+            return auto.from_pretrained(
+                layout.transformer, dtype=torch.float32, trust_remote_code=False
+            )
+        return auto.from_config(config, dtype=torch.float32, trust_remote_code=False)
 
 
 def save_text_model(model: EmbeddingModel, spec: TextSpec, folder: Path) -> None:

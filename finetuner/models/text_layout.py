@@ -156,7 +156,7 @@ def load_tokenizer(folder: Path) -> Any:
             f'model {folder.name!r} has no tokenizer: it holds none of {", ".join(_VOCABULARIES)}'
         )
     with quiet(transformers), as_config_error(folder.name):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(place)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     if not getattr(tokenizer, 'is_fast', False):
         raise ConfigError(
             f'model {folder.name!r} has no fast tokenizer, which is needed: save one as '
@@ -187,7 +187,7 @@ def load_config(folder: Path) -> Any:
         )
     transformers = import_transformers()
     with as_config_error(folder.name):
-        config = transformers.AutoConfig.from_pretrained(folder)
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if not getattr(config, 'hidden_size', None) and config.model_type != 'clip':
         raise ConfigError(
             f'model {folder.name!r} is no text encoder: its config has no hidden_size'

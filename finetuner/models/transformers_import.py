@@ -41,12 +41,22 @@ def as_config_error(name: str) -> Iterator[None]:
     Raises:
         ConfigError: instead of what transformers raised.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
     logger = logging.getLogger('finetuner.models')
     try:
         yield
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        RuntimeError,
+        KeyError,
+        ImportError,
+        SafetensorError,
+        StrictDataclassError,
+    ) as error:
         logger.debug('Loading %s failed', name, exc_info=True)
         reason = ' '.join(str(error).split())[:300]
         raise ConfigError(f'the transformer in {name!r} cannot be loaded: {reason}') from error

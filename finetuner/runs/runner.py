@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -14,11 +15,13 @@ from finetuner.config import RunConfig
 from finetuner.excepts import ContentError
 from finetuner.inputs import TextImageReader
 from finetuner.models.backbones import TOWERS, TextImageBackbone
+from finetuner.precision_record import FP32
 from finetuner.runs.choices import open_choices
 from finetuner.runs.feeding import build_feed
 from finetuner.runs.findings import Findings, NoFindings
 from finetuner.runs.plan import Plan, check_contents, make_plan
 from finetuner.runs.plan_log import log_plan
+from finetuner.runs.precision import choose_precisions
 from finetuner.runs.probing import probe_run
 from finetuner.runs.run_files import checkpoint_directory, epochs_directory
 from finetuner.runs.training_parts import (
@@ -154,7 +157,7 @@ def execute_run(
     known = findings or NoFindings()
     _train(plan, model, device, observer, report, known, checkpoints, epochs)
     logger.info('Writing the artifact')
-    _save(plan, model, record, artifact_directory)
+    _save(plan, model, record, artifact_directory, chooses=True)
 
 
 def data_references(config: RunConfig) -> dict[str, str]:
@@ -265,6 +268,7 @@ def _save(
     record: TrainingRecord,
     directory: Path,
     exports: bool = True,
+    chooses: bool = False,
 ) -> None:
     inputs: Any = None
     if exports and isinstance(plan.reader, TextImageReader):
@@ -282,6 +286,9 @@ def _save(
         onnx_inputs=inputs,
         onnx_required=plan.config.to_onnx,
         backbone=plan.backbone,
+        choose_precision=partial(choose_precisions, plan)
+        if chooses and plan.config.export_precision != FP32
+        else None,
     )
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import tempfile
 import zipfile
 
 import numpy as np
@@ -11,7 +12,6 @@ import torch
 from finetuner import artifact as artifacts
 from finetuner.artifact import (
     CARD,
-    MANIFEST,
     ONNX,
     WEIGHTS,
     ModelSpec,
@@ -24,6 +24,7 @@ from finetuner.artifact import (
 )
 from finetuner.excepts import ArtifactError
 from finetuner.inference import build_engine, load_engine
+from finetuner.model_spec import MANIFEST
 from finetuner.models.zoo import PictureSpec
 from tests.unit.tiny_artifacts import (
     NAME,
@@ -309,7 +310,7 @@ def test_weights_that_do_not_fit_the_description(directory):
 def test_files_that_are_no_models_though_their_hash_is_right(directory, name):
     (directory / name).write_bytes(b'nothing of the kind')
     rehash(directory, name)
-    with pytest.raises(ArtifactError, match=r'do not fit|cannot load the graph'):
+    with pytest.raises(ArtifactError, match=r'cannot be read|model.onnx is refused'):
         load_engine(directory, is_onnx=name == ONNX, device='cpu')
 
 
@@ -335,6 +336,25 @@ def test_zip_round_trip(original, tmp_path):
         assert torch.equal(found.build_model()(inputs), model(inputs))
     # the graph is there for as long as the artifact is
     assert load_engine(path, is_onnx=True, device='cpu').embed(pictures()).shape == (4, 16)
+
+
+def test_a_refused_zip_leaves_nothing_behind(original, tmp_path, monkeypatch):
+    place = tmp_path / 'temporary'
+    place.mkdir()
+    monkeypatch.setattr(tempfile, 'tempdir', str(place))
+    path = zip_artifact(original[0], tmp_path / 'mine.zip')
+    with zipfile.ZipFile(path, 'a') as archive:
+        archive.writestr('mine/../evil', b'x')
+    with pytest.raises(ArtifactError, match='leaves it') as caught:
+        load_artifact(path)
+    assert not list(place.iterdir())
+    with zipfile.ZipFile(path, 'w') as archive:
+        archive.writestr('mine/artifact.json', '{}')
+    with pytest.raises(ArtifactError, match='cannot be read') as also:
+        load_artifact(path)
+    assert not list(place.iterdir())
+    assert caught
+    assert also
 
 
 def test_only_an_intact_artifact_is_zipped(directory, tmp_path):

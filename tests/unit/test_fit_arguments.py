@@ -24,6 +24,8 @@ ELSEWHERE = {
     'precision': 'test_precision.py',
     'compile_model': 'test_precision.py',
     'checkpoint_seconds': 'test_checkpointing.py',
+    'export_precision': 'test_export_precision.py',
+    'max_recall_loss': 'test_export_precision.py',
 }
 OF_BACKBONE = list(inspect.signature(fit_backbone).parameters)
 OF_MODULE = list(inspect.signature(fit_own_model).parameters)

@@ -9,6 +9,7 @@ from docarray import Document, DocumentArray
 
 import finetuner
 from finetuner.artifact import TrainingRecord, save_artifact
+from finetuner.engines import TorchEngine
 from finetuner.excepts import ArtifactError, ConfigError, DataError, PictureError
 from finetuner.images import load_picture
 from finetuner.inference import build_engine, load_engine
@@ -235,3 +236,152 @@ def test_pretrained_weights_tell_pictures_apart(pretrained):
     np.fill_diagonal(similarity, -2)
     labels = np.repeat(np.arange(4), 3)
     assert np.mean(labels[similarity.argmax(1)] == labels) == 1.0
+
+
+def test_an_engine_says_what_it_loaded_and_is_the_one_for_all_documents(engine, artifact):
+    name = 'onnx' if engine.is_onnx else 'torch'
+    assert (engine.engine, engine.precision) == (name, 'fp32')
+    file = artifact / ('model.onnx' if engine.is_onnx else 'model.safetensors')
+    # of weights, the file has a header and the state dict lacks mean and standard deviation
+    assert engine.num_bytes == pytest.approx(file.stat().st_size, rel=0.05)
+    assert engine.engine_for(Document(text='words')) is engine
+    assert engine.warm_up() is None
+
+
+def test_engines_by_name_agree(artifact, picture_docs):
+    expected = embeddings_of(load_engine(artifact, engine='torch'), picture_docs)
+    for name in ('onnx', 'openvino'):
+        engine = load_engine(artifact, engine=name)
+        assert (engine.engine, engine.is_onnx, engine.device) == (name, True, 'cpu')
+        assert engine.num_bytes == (artifact / 'model.onnx').stat().st_size
+        assert_same_vectors(embeddings_of(engine, picture_docs), expected)
+    pretrained = build_engine('efficientnet-lite0', {'input_size': SIZE}, engine='openvino')
+    assert (pretrained.engine, pretrained.precision) == ('openvino', 'fp32')
+
+
+@pytest.mark.parametrize('kind', ['pictures', 'texts'])
+def test_a_compiled_model_gives_the_same_for_batches_of_any_size(kind, tmp_path):
+    """With a backend that counts: the one of runs takes minutes to compile."""
+    graphs = []
+
+    def counting(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    if kind == 'texts':
+        from tests.unit.tiny_encoder import write_tiny_encoder
+
+        plain = build_engine(str(write_tiny_encoder(tmp_path)), device='cpu')
+        docs = [Document(text=' '.join(['red', 'dog'] * (n % 9 + 1))) for n in range(24)]
+    else:
+        plain = build_engine('efficientnet-lite0', {'input_size': SIZE}, device='cpu')
+        docs = make_picture_docs()[:24]
+    expected = embeddings_of(plain, docs)
+    engine = TorchEngine(plain.model, plain.spec, plain.reader, compile_backend=counting)
+    assert (engine.engine, engine.is_onnx) == ('torch-compiled', False)
+    assert graphs
+    for batch_size in (24, 1, 7):
+        assert_same_vectors(embeddings_of(engine, docs, batch_size), expected)
+    # not one program for every size
+    assert len(graphs) <= 4
+
+
+def test_a_model_that_cannot_be_compiled_says_so(artifact):
+    """No other engine takes its place unasked."""
+
+    def broken(graph, inputs):
+        raise OSError('no compiler of C++')
+
+    torch._dynamo.reset()
+    plain = load_engine(artifact, engine='torch', device='cpu')
+    with pytest.raises(ConfigError, match=r"torch cannot compile.*no compiler.*engine='torch'"):
+        TorchEngine(plain.model, plain.spec, plain.reader, compile_backend=broken)
+
+
+def test_two_openvino_engines_at_once(artifact, picture_docs):
+    from concurrent.futures import ThreadPoolExecutor
+
+    engines = [load_engine(artifact, engine='openvino', num_threads=1) for _ in range(2)]
+    engines.append(load_engine(artifact, engine='onnx'))
+    expected = embeddings_of(engines[2], picture_docs)
+    with ThreadPoolExecutor(6) as pool:
+        asked = [pool.submit(embeddings_of, engines[i % 3], picture_docs, 5) for i in range(12)]
+        for each in asked:
+            assert_same_vectors(each.result(), expected)
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'engine': 'opnvino'}, "unknown engine 'opnvino'.*did you mean 'openvino'"),
+        ({'engine': 'torch', 'is_onnx': True}, "engine='torch' and is_onnx=True contradict"),
+        ({'engine': 'openvino', 'is_onnx': False}, "engine='openvino' and is_onnx=False"),
+        ({'engine': 'torch', 'precision': 'int8'}, "precision='int8' is that of a graph"),
+        ({'is_onnx': False, 'precision': 'int8'}, 'which torch does not run'),
+        ({'engine': 'openvino', 'device': 'cuda'}, 'openvino is for CPUs'),
+        ({'precision': 'int8', 'device': 'cuda'}, 'int8 is for CPUs'),
+        ({'precision': 'fp16', 'device': 'cpu'}, "needs device='cuda'"),
+        ({'precision': 'bf16', 'device': 'cuda', 'engine': 'onnx'}, 'that of torch on a GPU'),
+        ({'precision': 'fp16', 'device': 'cuda', 'is_onnx': True}, 'that of torch on a GPU'),
+    ],
+)
+def test_engines_and_precisions_that_do_not_fit(artifact, options, message):
+    with pytest.raises(ConfigError, match=message):
+        load_engine(artifact, **options)
+
+
+def test_a_pretrained_model_has_no_int8():
+    with pytest.raises(ConfigError, match=r"no int8 graph.*export_precision='int8' or 'auto'"):
+        build_engine(NAME, {'weights': 'none'}, precision='int8')
+    with pytest.raises(ConfigError, match="unknown precision 'int9'"):
+        build_engine(NAME, {'weights': 'none'}, precision='int9')
+
+
+def test_openvino_that_is_not_installed(artifact):
+    """As where only the other extras are: `auto` goes without, and who asks is told how."""
+    import subprocess
+    import sys
+
+    code = f"""
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] == 'openvino':
+            raise ModuleNotFoundError(name)
+import importlib.util
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *a: None if name == 'openvino' else found(name, *a)
+sys.meta_path.insert(0, Absent())
+from finetuner.excepts import ConfigError
+from finetuner.inference import load_engine
+print(load_engine({str(artifact)!r}, device='cpu').engine)
+try:
+    load_engine({str(artifact)!r}, engine='openvino')
+except ConfigError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    first, second = done.stdout.splitlines()
+    assert first == 'onnx'
+    assert second.startswith("engine 'openvino' is not installed: pip install openvino")
+
+
+def test_openvino_tells_nobody(artifact, tmp_path):
+    """Its import writes an id for Google Analytics into the home directory, and sends it."""
+    import os
+    import subprocess
+    import sys
+
+    code = f"""
+import sys
+from finetuner.inference import load_engine
+load_engine({str(artifact)!r}, engine='openvino').warm_up()
+print('openvino' in sys.modules, 'openvino_telemetry' in sys.modules)
+"""
+    environment = {**os.environ, 'HOME': str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, check=True, env=environment
+    )
+    assert done.stdout.split() == ['True', 'False']
+    assert not (tmp_path / 'intel').exists()

@@ -211,6 +211,11 @@ def test_a_joined_model_learns_and_its_artifact_opens_everywhere(folders, tmp_pa
         *TOWERS,
         directory.name,
     }
+    pair = (Document(text='words'), Document(text='a caption', modality='image'))
+    assert [engine.engine_for(doc) for doc in pair] == [engine.towers[name] for name in TOWERS]
+    sizes = [(directory / name / 'model.onnx').stat().st_size for name in TOWERS]
+    assert engine.num_bytes == sum(sizes)
+    engine.warm_up()
     text, vision = (load_engine(directory, select_model=name) for name in TOWERS)
     vectors = finetuner.encode(text, TEXTS)
     again = SentenceTransformer(str(directory / TEXT_TOWER)).encode(TEXTS)
