@@ -40,6 +40,31 @@ class ForbiddenError(FinetunerError):
     """Whoever asks may not do this."""
 
 
+class TooLargeError(FinetunerError, ValueError):
+    """A request is larger than the server takes: in bytes, Documents, characters or tokens."""
+
+
+class TooManyRequestsError(FinetunerError):
+    """The server has as much to do as it may put off: ask again later.
+
+    Attributes:
+        retry_after: seconds after which asking again makes sense.
+    """
+
+    def __init__(self, message: str, retry_after: float = 1.0) -> None:
+        """Keep both; an Executor's error reaches its gateway as `args`, written as texts."""
+        super().__init__(message, retry_after)
+        self.retry_after = retry_after
+
+    def __str__(self) -> str:
+        """The message alone."""
+        return str(self.args[0])
+
+
+class DeadlineError(FinetunerError):
+    """The time that a request may take was over before its answer was there."""
+
+
 class ServerError(FinetunerError):
     """The server cannot be reached, or failed."""
 

@@ -16,6 +16,7 @@ its source, leaves here as `[size, size, 3]` uint8 RGB, made in the same way:
 
 import io
 import os
+import re
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,13 @@ if TYPE_CHECKING:
     from docarray import Document
 
 __all__ = ['PicturePolicy', 'load_picture', 'picture_of', 'read_uri']
+
+# Each goes through all pixels again. Encoders make ten of them; a hundred thousand fit into a file.
+_MAX_SCANS = 50
+_START_OF_SCAN = b'\xff\xda'
+_END_OF_IMAGE = 0xD9
+# what follows a scan: a marker that is neither a stuffed byte, nor a restart, nor filling
+_MARKER = re.compile(rb'\xff[^\x00\xff\xd0-\xd7]')
 
 # Pillow warns once for each odd TIFF or EXIF entry. What matters of it comes back as an error.
 warnings.filterwarnings('ignore', category=UserWarning, module=r'PIL\.TiffImagePlugin')
@@ -134,7 +142,13 @@ def _decode(data: bytes, size: int, policy: PicturePolicy) -> tuple[np.ndarray, 
             f'the picture has {width} x {height} = {width * height:,} pixels, more than the '
             f'{policy.max_pixels:,} allowed: make it smaller'
         )
-    if image.format in ('JPEG', 'MPO') and image.mode in ('L', 'RGB'):
+    is_jpeg = image.format in ('JPEG', 'MPO')
+    if is_jpeg and _num_scans(data) > _MAX_SCANS:
+        raise PictureError(
+            f'the picture is a JPEG of more than {_MAX_SCANS} scans, which takes far longer to '
+            'decode than any needs: save it anew'
+        )
+    if is_jpeg and image.mode in ('L', 'RGB'):
         pixels = _decode_jpeg(data, size)
         if pixels is not None:
             return pixels, _orientation(image)
@@ -182,6 +196,20 @@ def _open(data: bytes, policy: PicturePolicy) -> Image.Image:
     raise PictureError(
         f'not a picture, or too damaged to be one: its {len(data):,} bytes start with {data[:16]!r}'
     )
+
+
+def _num_scans(data: bytes) -> int:
+    """How many scans a JPEG has; those of pictures inside its notes do not count."""
+    if data.count(_START_OF_SCAN) <= _MAX_SCANS:
+        return 0
+    found = 0
+    # decoders, too, pass over what is no marker
+    marker = _MARKER.search(data, 2)
+    while marker and data[marker.start() + 1] != _END_OF_IMAGE:
+        at = marker.start()
+        found += data[at : at + 2] == _START_OF_SCAN
+        marker = _MARKER.search(data, at + 2 + int.from_bytes(data[at + 2 : at + 4], 'big'))
+    return found
 
 
 def _decode_jpeg(data: bytes, size: int) -> np.ndarray | None:

@@ -7,7 +7,9 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 from docarray import Document, DocumentArray
@@ -229,6 +231,33 @@ def copy_document(doc: Document) -> Document:
 def is_local_file(uri: str) -> bool:
     """Say whether a uri means a file of this machine, and not `https:`, `data:`, `s3:` ..."""
     return uri[:5].lower() == 'file:' or not _ELSEWHERE.match(uri)
+
+
+def with_absolute_uris(doc: Document) -> Document:
+    """The Document itself, or a copy where relative paths stand: a worker may start elsewhere."""
+    path = _relative_path(doc.uri) if doc.uri else None
+    inner = {name: nested_documents(doc, name) for name in ('matches', 'chunks')}
+    mended = {name: [with_absolute_uris(d) for d in docs] for name, docs in inner.items()}
+    changed = [
+        n for n in inner if any(a is not b for a, b in zip(inner[n], mended[n], strict=True))
+    ]
+    if path is None and not changed:
+        return doc
+    twin = copy_document(doc)
+    if path is not None:
+        twin.uri = str(path.absolute())
+    for name in changed:
+        setattr(twin, name, DocumentArray(mended[name]))
+    return twin
+
+
+def _relative_path(uri: str) -> Path | None:
+    """The relative path that a uri is, None when it is anything else."""
+    if not is_local_file(uri):
+        return None
+    text = unquote(urlsplit(uri).path) if uri[:5].lower() == 'file:' else uri
+    path = Path(text)
+    return None if path.is_absolute() or text.startswith('~') else path
 
 
 def load_contents(docs: Iterable[Document]) -> DocumentArray:

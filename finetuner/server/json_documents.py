@@ -9,20 +9,24 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from docarray import Document, DocumentArray
-from docarray.math.ndarray import to_list
+from docarray.math.ndarray import to_numpy_array
 
-from finetuner.excepts import ConfigError, DataError, unknown_name
+from finetuner.excepts import ConfigError, DataError, FinetunerError, unknown_name
 
 _TEXTS = ('id', 'text', 'uri', 'mime_type', 'modality', 'parent_id')
 _NUMBERS = ('weight', 'offset', 'granularity', 'adjacency')
 _ARRAYS = ('tensor', 'embedding')
 _NESTED = ('chunks', 'matches')
 _FIELDS = (*_TEXTS, *_NUMBERS, *_ARRAYS, *_NESTED, 'blob', 'tags')
+# protobuf reads no more than a hundred messages in one another, and an object of JSON takes three
+_MAX_DEPTH = 20
+_LARGEST = sys.float_info.max
 _IGNORED = ('location', 'evaluations', 'scores', '_metadata')  # Jina's client sends them
 _BODY_KEYS = (
     'data',
@@ -61,6 +65,7 @@ def read_body(raw: bytes) -> tuple[DocumentArray, dict[str, Any], str | None, st
     parameters = body.get('parameters') or {}
     if not isinstance(parameters, dict):
         raise ConfigError('`parameters` is not a JSON object')
+    _check_sendable(parameters, '`parameters`', ConfigError)
     endpoint = body.get('exec_endpoint') or body.get('execEndpoint')
     target = body.get('target_executor') or body.get('targetExecutor')
     for name, value in (('exec_endpoint', endpoint), ('target_executor', target)):
@@ -103,6 +108,8 @@ def _read_field(name: str, value: Any, position: str) -> Any:
     if name in _NESTED:
         if not isinstance(value, list):
             raise DataError(f'document {position}: {name!r} is not a list of Documents')
+        if position.count(f'.{name}[') >= _MAX_DEPTH:
+            raise DataError(f'document {position}: {name!r} nest more than {_MAX_DEPTH} deep')
         return [_read_document(part, f'{position}.{name}[{i}]') for i, part in enumerate(value)]
     if name in _ARRAYS:
         try:
@@ -119,6 +126,8 @@ def _read_field(name: str, value: Any, position: str) -> Any:
         expected = (int, float)
     if not isinstance(value, expected):
         raise DataError(f'document {position}: {name!r} is {str(value)[:60]!r}, of a wrong type')
+    if name == 'tags':
+        _check_sendable(value, f'document {position}: tags', DataError)
     if isinstance(value, str):
         try:
             value.encode('utf-8')
@@ -127,6 +136,21 @@ def _read_field(name: str, value: Any, position: str) -> Any:
                 f'document {position}: {name!r} holds half a character (a surrogate), which is no text'
             ) from error
     return value
+
+
+def _check_sendable(value: Any, what: str, error: type[FinetunerError]) -> None:
+    """Refuse what JSON can say, as Python reads it, and protobuf cannot."""
+    waiting = [(value, 0)]
+    while waiting:
+        one, depth = waiting.pop()
+        if depth > _MAX_DEPTH:
+            raise error(f'{what} nest more than {_MAX_DEPTH} deep')
+        if isinstance(one, dict):
+            waiting += [(inner, depth + 1) for inner in one.values()]
+        elif isinstance(one, list):
+            waiting += [(inner, depth + 1) for inner in one]
+        elif isinstance(one, int | float) and not -_LARGEST <= one <= _LARGEST:
+            raise error(f'{what} hold {str(one)[:30]}, which is no number that can be sent')
 
 
 def _read_blob(value: Any, position: str) -> bytes:
@@ -140,13 +164,13 @@ def _read_blob(value: Any, position: str) -> bytes:
 
 
 def write_documents(docs: DocumentArray) -> list[dict[str, Any]]:
-    """Turn Documents into JSON values, empty fields left out.
+    """Turn Documents into values that orjson writes, empty fields left out.
 
     Args:
         docs: the Documents of an answer.
 
     Returns:
-        One object a Document; arrays as lists, blobs as standard base64.
+        One object a Document; arrays as of numpy, blobs as standard base64.
     """
     return [_write_document(doc) for doc in docs]
 
@@ -160,7 +184,9 @@ def _write_document(doc: Document) -> dict[str, Any]:
         elif name in _NESTED:
             written[name] = write_documents(value)
         elif name in _ARRAYS:
-            written[name] = to_list(value)
+            written[name] = to_numpy_array(value)
         elif name in _TEXTS or name in _NUMBERS or name == 'tags':
             written[name] = value
+        elif name == 'scores':
+            written[name] = {key: {'value': score.value} for key, score in value.items()}
     return written

@@ -1,10 +1,11 @@
-"""The part of the REST API that carries files: artifacts and data in pieces that resume; tokens."""
+"""The part of the REST API that carries files, artifacts and data in pieces that resume, and names them; tokens."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from finetuner.excepts import ConfigError, NotFoundError
 from finetuner.model_spec import MANIFEST
 from finetuner.server.incoming import IncomingData
 from finetuner.server.rest_schema import (
+    AliasRequest,
     Name,
     NameRequest,
     TokenRequest,
@@ -59,6 +61,34 @@ def add_artifacts(router: APIRouter, reads: Any) -> None:
         if epoch not in kept:
             raise NotFoundError(f'no model of epoch {epoch} is kept: there are {list(kept)}')
         return _file(Path(kept[epoch]), path)
+
+
+def add_aliases(router: APIRouter, reads: Any, writes: Any) -> None:
+    """Routes that name artifacts; an alias may hold slashes, and stands at the end of its path."""
+
+    @router.get('/aliases', tags=['artifacts'])
+    def list_aliases(client: LocalClient = reads) -> list[dict[str, Any]]:
+        """The aliases that were set, in the order of their names."""
+        return client.list_aliases()
+
+    @router.get('/aliases/{alias:path}', tags=['artifacts'])
+    def find_alias(alias: str, client: LocalClient = reads) -> dict[str, Any]:
+        """What an alias stands for now; `name@latest` is the newest finished run of `name`.
+
+        In place of the alias the id of an artifact may stand, which is answered when it is there.
+        """
+        return asdict(client.workspace.name_artifact(alias))
+
+    @router.put('/aliases/{alias:path}', tags=['artifacts'])
+    def set_alias(body: AliasRequest, alias: str, client: LocalClient = writes) -> dict[str, Any]:
+        """Have an alias stand for an artifact; one that is there moves."""
+        return client.set_alias(alias, body.artifact_id)
+
+    @router.delete('/aliases/{alias:path}', status_code=204, tags=['artifacts'])
+    def delete_alias(alias: str, client: LocalClient = writes) -> Response:
+        """Forget an alias; its artifact stays."""
+        client.delete_alias(alias)
+        return Response(status_code=204)
 
 
 def _files(directory: Path) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import stat
 import struct
+import warnings
 import zipfile
 
 import pytest
@@ -58,7 +59,19 @@ def test_compressed_files_and_folder_entries(archive, target):
 
 @pytest.mark.parametrize(
     'name',
-    ['../evil', 'a/../../evil', '/etc/evil', '\\evil', 'a\\..\\evil', 'C:/evil', 'a/..', '', '.'],
+    [
+        '../evil',
+        'a/../../evil',
+        '/etc/evil',
+        '\\evil',
+        'a\\..\\evil',
+        'C:/evil',
+        'a/C:evil',
+        'a/x:y',
+        'a/..',
+        '',
+        '.',
+    ],
 )
 def test_paths_that_leave(archive, target, name):
     write(archive, {name: b'evil'})
@@ -134,9 +147,48 @@ def test_what_is_no_zip(archive, target):
         unzip(archive, target)
 
 
-@pytest.mark.parametrize('compression', [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
-def test_broken_data(archive, target, compression):
-    write(archive, {'a/x': bytes(range(256)) * 20}, compression)
+@pytest.mark.parametrize('compression', [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_other_compressions(archive, target, compression):
+    write(archive, {'a/x': bytes(100)}, compression)
+    with pytest.raises(ArtifactError, match=r"'a/x' is compressed in a way other than deflate"):
+        unzip(archive, target)
+    assert not list(target.iterdir())
+
+
+@pytest.mark.parametrize('kind', [stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK])
+def test_devices(archive, target, kind):
+    info = zipfile.ZipInfo('a/device')
+    info.external_attr = (kind | 0o666) << 16
+    with zipfile.ZipFile(archive, 'w') as zipped:
+        zipped.writestr(info, b'')
+    with pytest.raises(ArtifactError, match=r"'a/device' is no plain file"):
+        unzip(archive, target)
+    assert not list(target.iterdir())
+
+
+@pytest.mark.parametrize('other', ['a/x', 'a//x', 'a\\x', './a/x'])
+def test_one_file_twice(archive, target, other):
+    with zipfile.ZipFile(archive, 'w') as zipped:
+        for name in ('a/x', other):
+            info = zipfile.ZipInfo('x')
+            info.filename = name
+            with warnings.catch_warnings(action='ignore'):
+                zipped.writestr(info, b'')
+    with pytest.raises(ArtifactError, match='more than once'):
+        unzip(archive, target)
+    assert not list(target.iterdir())
+
+
+def test_mostly_air(archive, target, monkeypatch):
+    write(archive, {'a/x': bytes(2_000_000)}, zipfile.ZIP_DEFLATED)
+    unzip(archive, target)
+    monkeypatch.setattr(archives, 'FREE_BYTES', 1_000_000)
+    with pytest.raises(ArtifactError, match='2,000,000 bytes, more than 100 times its size'):
+        unzip(archive, target)
+
+
+def test_broken_data(archive, target):
+    write(archive, {'a/x': bytes(range(256)) * 20}, zipfile.ZIP_DEFLATED)
     data = bytearray(archive.read_bytes())
     data[44:54] = b'\xff' * 10
     archive.write_bytes(bytes(data))
@@ -151,6 +203,13 @@ def test_encrypted(archive, target):
     data[central_directory(data) + 8] |= 1
     archive.write_bytes(bytes(data))
     with pytest.raises(ArtifactError, match='encrypted'):
+        unzip(archive, target)
+
+
+def test_a_name_that_is_no_text(archive, target):
+    write(archive, {'a/ü': b'x'})
+    archive.write_bytes(archive.read_bytes().replace('ü'.encode(), b'\xff\xff'))
+    with pytest.raises(ArtifactError, match=r'given.zip cannot be unzipped'):
         unzip(archive, target)
 
 

@@ -356,3 +356,25 @@ def test_picture_of_obeys_the_policy(tmp_path):
     picture(8, 8).save(path)
     with pytest.raises(PictureError, match=r'Document 0: uri .* is not opened here'):
         picture_of(Document(uri=str(path)), 4, 0, PicturePolicy(uri_allow=()))
+
+
+def progressive(more=0, notes=b''):
+    """A progressive JPEG whose last scan comes so many times again."""
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(buffer, 'JPEG', progressive=True, comment=notes)
+    data = buffer.getvalue()
+    return data[:-2] + data[data.rindex(b'\xff\xda') : -2] * more + data[-2:]
+
+
+def test_a_jpeg_of_a_thousand_scans():
+    with pytest.raises(PictureError, match='JPEG of more than 50 scans'):
+        load_picture(progressive(1000), 16)
+    spread = progressive(1000).replace(b'\xff\xda', b'\x00\xff\xff\xda')
+    with pytest.raises(PictureError, match='JPEG of more than 50 scans'):
+        load_picture(spread, 16)
+    # which pictures inside it, or anything in its notes, may look like
+    notes = b'\xff\xda\x00\x0c' * 1000
+    assert np.array_equal(
+        load_picture(progressive(notes=notes), 16), load_picture(progressive(), 16)
+    )
