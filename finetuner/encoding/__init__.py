@@ -1,0 +1,1 @@
+"""Embedding for many at once: requests in batches, models in memory. Knows nothing of servers."""

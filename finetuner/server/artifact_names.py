@@ -1,0 +1,87 @@
+"""What the names of models stand for: artifacts by id, path or alias, and pretrained backbones."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from finetuner.client import Client, LocalClient, get_client
+from finetuner.engines import InferenceEngine
+from finetuner.excepts import ConfigError, unknown_name
+from finetuner.models.backbones import TextImageBackbone
+from finetuner.models.zoo import ALIASES, BACKBONES, get_backbone
+
+ARTIFACT_ID = re.compile('[0-9a-f]{24}')
+ALIAS_MARK = '@'
+
+
+class ArtifactNames:
+    """Finds and loads models by name.
+
+    Args:
+        default: what the service was started with: the only one that may be a path.
+        token: for the server of `finetuner.login`.
+    """
+
+    def __init__(self, default: str, token: str | None = None) -> None:
+        self._default = default
+        self._token = token
+
+    def resolve(self, name: str, owner: str | None = None) -> str:
+        """The key of a model: an artifact id, a backbone's name, or the path of the default.
+
+        Args:
+            name: what a request calls it.
+            owner: who asks; None for whoever started the service.
+
+        Raises:
+            ConfigError: it is no name of a model.
+            NotFoundError: there is no such artifact or alias, or it is not theirs.
+        """
+        if name in BACKBONES or name in ALIASES:
+            return name
+        if name == self._default and Path(name).expanduser().exists():
+            return name
+        client = self._client_of(owner)
+        if may_move(name):
+            return client.resolve_artifact(name)
+        if not ARTIFACT_ID.fullmatch(name):
+            raise ConfigError(
+                f'{unknown_name("artifact", name, (*BACKBONES, *ALIASES))} Or give the id of a '
+                "finished run's artifact, 24 of the characters 0-9a-f, or an alias of one such as "
+                "'emoji@latest'"
+            )
+        if owner or name == self._default:
+            # where nobody is told apart, a loaded model need not be looked for again
+            client.find_artifact(name)
+        return name
+
+    def load_engine(self, key: str, select_model: str | None, **options: Any) -> InferenceEngine:
+        """Load the model of a key.
+
+        Args:
+            key: as `resolve` gave it.
+            select_model: which model of a pretrained pair, or None.
+            options: further arguments of `finetuner.inference.load_engine`.
+
+        Raises:
+            FinetunerError: it cannot be loaded.
+        """
+        from finetuner.inference import build_engine, load_engine
+
+        if key in BACKBONES or key in ALIASES:
+            is_pair = isinstance(get_backbone(key), TextImageBackbone)
+            return build_engine(key, select_model=select_model if is_pair else None, **options)
+        if ARTIFACT_ID.fullmatch(key):
+            return load_engine(get_client(self._token).find_artifact(key), **options)
+        return load_engine(Path(key).expanduser(), **options)
+
+    def _client_of(self, owner: str | None) -> Client:
+        client = get_client(self._token)
+        return client.for_owner(owner) if owner and isinstance(client, LocalClient) else client
+
+
+def may_move(name: str) -> bool:
+    """Whether a name is an alias, which may stand for something else tomorrow."""
+    return ALIAS_MARK in name
