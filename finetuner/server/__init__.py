@@ -12,6 +12,7 @@ os.environ.setdefault('JINA_OPTOUT_TELEMETRY', '1')
 
 _HOMES = {
     'FinetunerExecutor': 'finetuner.server.encoder',
+    'IndexExecutor': 'finetuner.server.indexer',
     'TrainerExecutor': 'finetuner.server.trainer',
     'Gateway': 'finetuner.server.gateway',
     'data_request': 'finetuner.server.requests',

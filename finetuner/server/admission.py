@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from docarray import Document, DocumentArray
 
+from finetuner.client import LocalClient
 from finetuner.data.contents import content_of, positions_text
 from finetuner.excepts import ConfigError, DataError, NotFoundError, unknown_name
 from finetuner.models.zoo import ALIASES, BACKBONES, DEFAULT_BACKBONE
+from finetuner.names import ARTIFACT_ID, is_alias
 
 # arguments of `wandb.init` that a request can give: none names a path, an address or a key
 _WANDB_ARGUMENTS = (
@@ -37,10 +39,11 @@ def refuse_paths(parameters: dict[str, Any]) -> None:
             "use 'pretrained' or 'none', or model_artifact to go on from an earlier run"
         )
     artifact = parameters.get('model_artifact')
-    if artifact is not None and not (len(artifact) == 24 and artifact.isalnum()):
+    name = str(artifact)
+    if artifact is not None and not (ARTIFACT_ID.fullmatch(name) or is_alias(name)):
         raise NotFoundError(
             f'model_artifact {artifact!r} is not the id of an artifact: 24 of the characters '
-            '0-9a-f, such as the tag artifact_id of a run'
+            '0-9a-f, such as the tag artifact_id of a run; or an alias, such as emoji@latest'
         )
     for callback in parameters.get('callbacks') or ():
         options = callback.get('options') or {}
@@ -55,6 +58,23 @@ def refuse_paths(parameters: dict[str, Any]) -> None:
                     f'wandb_args: a request cannot give {name!r}; it can give '
                     f'{", ".join(_WANDB_ARGUMENTS)}'
                 )
+
+
+def fit_requested(
+    client: LocalClient, parameters: Mapping[str, Any], data: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Start a run that a request asks for, once `refuse_paths` has looked at it.
+
+    Args:
+        client: of whoever asks.
+        parameters: as `Client.fit` takes them.
+        data: as well.
+    """
+    artifact = parameters.get('model_artifact')
+    if isinstance(artifact, str) and is_alias(artifact):
+        # an alias here, also where a file of this machine has that name
+        parameters = {**parameters, 'model_artifact': client.resolve_artifact(artifact)}
+    return client.fit(parameters, data)
 
 
 def refuse_uris(docs: Iterable[Document]) -> None:

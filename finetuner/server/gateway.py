@@ -1,209 +1,197 @@
-"""The gateway in front of the Executors: gRPC and HTTP, tokens, and errors without stacks."""
+"""The gateway in front of the Executors: gRPC and HTTP, tokens, limits, and an orderly end."""
 
 from __future__ import annotations
 
 import asyncio
-import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+import tempfile
+import time
+from pathlib import Path
 from typing import Any
 
-import grpc
-from docarray import DocumentArray
-from jina.proto import jina_pb2
-from jina.serve.executors import __default_endpoint__ as DEFAULT
+from jina.parsers import set_gateway_parser
 from jina.serve.runtimes.gateway.composite import CompositeGateway
 from jina.serve.runtimes.servers.grpc import GRPCServer
 from jina.serve.runtimes.servers.http import HTTPServer
-from jina.types.request.data import DataRequest
 
 from finetuner.config import Settings
-from finetuner.excepts import FinetunerError, ForbiddenError, NotFoundError, unknown_name
-from finetuner.server.errors import http_status, message_of_unexpected
+from finetuner.excepts import ConfigError, unknown_name
+from finetuner.server import messages  # noqa: F401 - pickles are refused where it is imported
+from finetuner.server.access_log import AccessLog
+from finetuner.server.dispatch import Dispatcher
+from finetuner.server.grpc_door import GrpcDoor, TokenInterceptor
+from finetuner.server.grpc_guard import GrpcGuard
+from finetuner.server.health import HealthServicer, Readiness
 from finetuner.server.http import HttpServer
-from finetuner.server.identity import PARAMETER, IdentitySeal
-from finetuner.server.security import (
-    DENIED,
-    FORBIDDEN,
-    TokenCheck,
-    current_identity,
-    refuse_open_server,
-)
-from finetuner.storage.tokens import Scope
+from finetuner.server.http_door import Door
+from finetuner.server.identity import IdentitySeal
+from finetuner.server.journal import Journal
+from finetuner.server.limits import Limits, Slots
+from finetuner.server.security import TokenCheck, refuse_open_server
+from finetuner.server.telemetry import GatewayMetrics
 
-_OPEN_METHODS = ('/grpc.health.v1.Health/', '/jina.JinaGatewayDryRunRPC/')
-_JINAS_OWN = '_jina'
-# endpoints that change nothing; of others nothing is known
-_READING = ('/encode', '/runs', '/status', '/logs', '/metrics', '/examples', '/artifact')
-_NOT_FINITE = (
-    'a tag or a parameter of the request is NaN or infinite: such numbers cannot be sent; mend or '
-    'remove the Documents that hold one'
-)
+# what Jina hands over beside the options of its command line
+_OF_JINA = ('metas', 'requests', 'runtime_args', 'req_handler_cls', 'req_handler', 'is_cancel')
+_OPTIONS = ('runs', *Limits.__dataclass_fields__)
+# of the path of a Unix socket
+_MOST_PATH_BYTES = 100
+# what a finished answer needs to leave this process
+_FLUSH_SECONDS = 1.0
 
 
 class Gateway(CompositeGateway):
     """Jina's composite gateway with our manners.
 
     In a Flow: `gateway: {uses: finetuner.server.gateway.Gateway, protocol: [grpc, http],
-    port: [51000, 51080]}`. Where there are tokens, every request but health needs one.
+    port: [51000, 51080], uses_with: {max_documents: 1000}}`; docs/operations.md tells of the
+    options. Where there are tokens, every request but health needs one.
 
     Raises:
-        ConfigError: the Flow binds an address that others can reach, and no token is set.
+        ConfigError: the Flow binds an address that others can reach, and no token is set; or an
+            option is unknown or out of range.
     """
 
-    def __init__(self, runs: bool = True, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        runs: bool = True,
+        max_request_mb: float = Limits.max_request_mb,
+        max_documents: int = Limits.max_documents,
+        max_requests: int = Limits.max_requests,
+        request_seconds: float = Limits.request_seconds,
+        slow_client_seconds: float = Limits.slow_client_seconds,
+        drain_seconds: float = Limits.drain_seconds,
+        drain_limit_seconds: float = Limits.drain_limit_seconds,
+        **kwargs: Any,
+    ) -> None:
         """Let Jina build its servers, then take our places in them.
 
         Args:
             runs: whether runs can be submitted and watched here: the REST API and the pages.
+            max_request_mb: see `Limits`, as for all that follow.
+            max_documents: of one request.
+            max_requests: at the same time.
+            request_seconds: for embeddings and searches.
+            slow_client_seconds: for the head of an HTTP request.
+            drain_seconds: from the signal to end to the refusal of requests.
+            drain_limit_seconds: for those that still run then.
             kwargs: what Jina hands every gateway.
         """
+        _refuse_unknown(kwargs)
+        self._limits = Limits(
+            max_request_mb=max_request_mb,
+            max_documents=max_documents,
+            max_requests=max_requests,
+            request_seconds=request_seconds,
+            slow_client_seconds=slow_client_seconds,
+            drain_seconds=drain_seconds,
+            drain_limit_seconds=drain_limit_seconds,
+        )
         super().__init__(**kwargs)
         token = TokenCheck.from_environment()
         refuse_open_server(self.host, token)
-        self._seal = IdentitySeal.of_home(Settings.from_environment().home)
+        self._slots = Slots(self._limits.max_requests)
+        self._readiness = Readiness(self.streamer)
+        journal = Journal(GatewayMetrics(getattr(self, 'metrics_registry', None)), AccessLog())
+        dispatcher = Dispatcher(
+            self.streamer,
+            IdentitySeal.of_home(Settings.from_environment().home),
+            self._limits,
+            self._slots,
+            self.tracer,
+            self.logger,
+        )
+        GrpcDoor(dispatcher, journal).stand_in(self._request_handler)
+        # gRPC listens there, behind the guards
+        self._sockets = tempfile.TemporaryDirectory(prefix='finetuner-')
+        self._guarded: list[tuple[str, int, str]] = []
+        self._guards: list[GrpcGuard] = []
+        door = Door(token, self._limits, self._slots, self._readiness, journal, dispatcher, runs)
         for i, (server, arguments) in enumerate(
             zip(self.servers, self._server_kwargs, strict=True)
         ):
             if isinstance(server, HTTPServer):
-                ours = HttpServer(**arguments)
-                ours.token = token
-                ours.endpoints = self._endpoints
-                ours.has_runs = runs
-                self.servers[i] = ours
+                self.servers[i] = HttpServer.with_door(door, arguments)
             elif isinstance(server, GRPCServer):
-                others = server.grpc_tracing_server_interceptors or []
-                server.grpc_tracing_server_interceptors = [_TokenInterceptor(token), *others]
-        # the one place that requests of either protocol pass through
-        requests = self.streamer._streamer
-        requests._request_handler = self._watched(requests._request_handler)
+                self._equip(server, token)
 
-    def _watched(self, send: Callable[..., Any]) -> Callable[..., Any]:
-        def handle(request: DataRequest, return_type: Any) -> tuple[asyncio.Future, None]:
-            return asyncio.ensure_future(self._answer(send, request, return_type)), None
-
-        return handle
-
-    async def _answer(
-        self, send: Callable[..., Any], request: DataRequest, return_type: Any
-    ) -> DataRequest:
-        header = request.header
-        endpoint, request_id = header.exec_endpoint, header.request_id
-        if not endpoint.startswith(_JINAS_OWN):
-            # Jina passes Documents through where no Executor knows the endpoint
-            known = await self._endpoints(header.target_executor)
-            if endpoint not in known and DEFAULT not in known:
-                return _refuse(request, NotFoundError(unknown_name('endpoint', endpoint, known)))
-        identity = current_identity.get()
-        if identity is None and not endpoint.startswith(_JINAS_OWN):
-            return _refuse(request, ForbiddenError(DENIED))
-        if identity is not None:
-            needed: Scope = 'read' if endpoint in _READING else 'write'
-            if not identity.may(needed) and not endpoint.startswith(_JINAS_OWN):
-                message = FORBIDDEN.format(scope=identity.scope, needed=needed)
-                return _refuse(request, ForbiddenError(message))
-            request.parameters = {**request.parameters, PARAMETER: self._seal.seal(identity)}
-        future, _ = send(request=request, return_type=return_type)
-        answer = await future
-        if identity is not None:
-            # what is echoed back would let a reader of logs pass for this user
-            answer.parameters = {k: v for k, v in answer.parameters.items() if k != PARAMETER}
-        if answer.header.status.code == jina_pb2.StatusProto.ERROR:
-            self._strip(answer, endpoint, request_id)
-        return answer
-
-    async def _endpoints(self, target_executor: str = '') -> list[str]:
-        """Endpoints of the Executors whose names a pattern matches, in order of the alphabet."""
-        graph = self.streamer.topology_graph
-        await graph._get_all_endpoints(self.streamer._connection_pool)
-        try:
-            pattern = re.compile(target_executor)
-        except re.error:
-            return []
-        found = {
-            endpoint
-            for node in graph.all_nodes
-            if pattern.match(node.name)
-            for endpoint in node.endpoints or ()
-            if not endpoint.startswith(_JINAS_OWN)
+    def _equip(self, server: GRPCServer, token: TokenCheck) -> None:
+        others = server.grpc_tracing_server_interceptors or []
+        server.grpc_tracing_server_interceptors = [TokenInterceptor(token), *others]
+        server.health_servicer = HealthServicer(self._readiness)
+        server.grpc_server_options = {
+            **dict(server.grpc_server_options or {}),
+            'grpc.max_receive_message_length': self._limits.max_request_bytes,
+            # compressed messages are refused: gRPC unpacks before it looks, and a few kilobytes
+            # can be gigabytes
+            'grpc.compression_enabled_algorithms_bitset': 1,
         }
-        return sorted(found)
+        if not server.ssl_keyfile:  # what is encrypted only gRPC can read
+            self._guard(server)
 
-    def _strip(self, answer: DataRequest, endpoint: str, request_id: str) -> None:
-        """Leave of an Executor's error what a client may read."""
-        exception = answer.header.status.exception
-        arguments = list(exception.args)
-        if exception.name == 'ValueError' and 'Fail to serialize' in ''.join(arguments):
-            # protobuf's refusal to hand an Executor such a number, before our code sees the request
-            _fail(answer, 'DataError', _NOT_FINITE)
-        elif http_status(exception.name) is None:
-            self.logger.error(
-                f'request {request_id} to {endpoint} failed in {exception.executor}: '
-                f'{exception.name}({", ".join(arguments)})'
+    def _guard(self, server: GRPCServer) -> None:
+        arguments = server.runtime_args
+        path = str(Path(self._sockets.name) / f'{server.port}.sock')
+        if len(path.encode()) > _MOST_PATH_BYTES:
+            raise ConfigError(
+                f'a socket cannot be at {path!r}, which is longer than {_MOST_PATH_BYTES} bytes: '
+                'set TMPDIR to a shorter one'
             )
-            _fail(answer, 'InternalError', message_of_unexpected(request_id))
-        else:
-            _fail(answer, exception.name, arguments[0] if arguments else exception.name)
+        self._guarded.append((arguments.host, server.port, path))
+        arguments.host, arguments.port = 'unix', path
+
+    async def setup_server(self) -> None:
+        """Start the servers, and then what stands before them."""
+        await super().setup_server()
+        for host, port, path in self._guarded:
+            guard = GrpcGuard(self._limits.max_request_bytes, self._limits.too_large)
+            await guard.start(host, port, path)
+            self._guards.append(guard)
+
+    async def shutdown(self) -> None:
+        """End so that nobody who was let in notices: not ready, no new requests, wait, end."""
+        self._readiness.drain()
+        grpc_servers = [server for server in self.servers if isinstance(server, GRPCServer)]
+        for server in grpc_servers:
+            await server.health_servicer.enter_graceful_shutdown()
+        await asyncio.sleep(self._limits.drain_seconds)
+        self._slots.is_closed = True
+        for server in self.servers:
+            if isinstance(server, HttpServer):
+                server.end_streams()
+        for guard in self._guards:
+            await guard.refuse_new()
+        limit = self._limits.drain_limit_seconds
+        stopping = [
+            asyncio.create_task(server.server.stop(grace=limit))
+            for server in grpc_servers
+            if server.server is not None
+        ]
+        if not await self._run_out(stopping, limit):
+            self.logger.warning(
+                f'{self._slots.in_flight} requests did not end in {limit:g} s: they are cut off'
+            )
+        await super().shutdown()
+        for guard in self._guards:
+            await guard.close()
+        self._sockets.cleanup()
+
+    async def _run_out(self, stopping: list[asyncio.Task], seconds: float) -> bool:
+        """Wait for what runs; whether it ended in time.
+
+        A stream with no request in it, such as one that watches health, may stay open for ever.
+        """
+        until = time.monotonic() + seconds
+        while await self._slots.empty(until - time.monotonic()):
+            if not stopping:
+                return True
+            _, open_still = await asyncio.wait(stopping, timeout=_FLUSH_SECONDS)
+            if not open_still or not self._slots.in_flight:
+                return True
+        return False
 
 
-def _refuse(request: DataRequest, error: FinetunerError) -> DataRequest:
-    _fail(request, type(error).__name__, str(error))
-    return request
-
-
-def _fail(answer: DataRequest, name: str, message: str) -> None:
-    status = answer.header.status
-    status.Clear()
-    status.code = jina_pb2.StatusProto.ERROR
-    status.description = message
-    status.exception.name = name
-    answer.data.docs = DocumentArray()  # a failure need not carry megabytes back
-
-
-class _TokenInterceptor(grpc.aio.ServerInterceptor):
-    """Turns away gRPC calls without the token; health stays open."""
-
-    def __init__(self, token: TokenCheck) -> None:
-        self._token = token
-
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler:
-        """Hand the call on, or put a handler in its place that refuses."""
-        handler = await continuation(handler_call_details)
-        if handler is None or handler_call_details.method.startswith(_OPEN_METHODS):
-            return handler
-        given = dict(handler_call_details.invocation_metadata or ()).get('authorization')
-        identity = await asyncio.to_thread(self._token.identify, given)
-        if identity is None:
-            return _refusing(handler)
-        current_identity.set(identity)
-        return handler
-
-
-def _refusing(handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
-    async def refuse(_: Any, context: grpc.aio.ServicerContext) -> None:
-        await context.abort(grpc.StatusCode.UNAUTHENTICATED, DENIED)
-
-    async def refuse_stream(
-        messages: Any, context: grpc.aio.ServicerContext
-    ) -> AsyncIterator[None]:
-        # a client that is still sending when it is refused sees an internal error instead
-        if hasattr(messages, '__aiter__'):
-            async for _ in messages:
-                break
-        await context.abort(grpc.StatusCode.UNAUTHENTICATED, DENIED)
-        yield  # a generator is what gRPC expects here
-
-    coders = {
-        'request_deserializer': handler.request_deserializer,
-        'response_serializer': handler.response_serializer,
-    }
-    if handler.request_streaming and handler.response_streaming:
-        return grpc.stream_stream_rpc_method_handler(refuse_stream, **coders)
-    if handler.response_streaming:
-        return grpc.unary_stream_rpc_method_handler(refuse_stream, **coders)
-    if handler.request_streaming:
-        return grpc.stream_unary_rpc_method_handler(refuse, **coders)
-    return grpc.unary_unary_rpc_method_handler(refuse, **coders)
+def _refuse_unknown(given: dict[str, Any]) -> None:
+    """A misspelt option must not leave its limit as it was."""
+    known = {*vars(set_gateway_parser().parse_args([])), *_OPTIONS, *_OF_JINA}
+    for name in given:
+        if name not in known:
+            raise ConfigError(unknown_name('option of the gateway', name, _OPTIONS))

@@ -15,6 +15,7 @@ from docarray import Document, DocumentArray
 import finetuner
 from examples.emoji_data import load_emoji
 from finetuner.callback import EvaluationCallback, TrainingCheckpoint
+from finetuner.client import LocalClient
 from finetuner.config import Settings
 from finetuner.excepts import (
     ConfigError,
@@ -25,8 +26,10 @@ from finetuner.excepts import (
 )
 from finetuner.logins import read_login
 from finetuner.remote import RemoteClient
-from finetuner.server.http import _OPEN_PATHS, build_app
+from finetuner.server.http import build_app
+from finetuner.server.http_door import _OPEN_PATHS, Door
 from finetuner.server.json_documents import write_documents
+from finetuner.server.limits import Limits
 from finetuner.server.security import TokenCheck
 from finetuner.storage.database import open_database
 from finetuner.storage.tokens import TokenStore
@@ -65,6 +68,7 @@ def tokens(tmp_path_factory) -> dict[str, str]:
     made = {
         'alice': store.create('alice')[0],
         'bob': store.create('bob')[0],
+        'erin': store.create('erin')[0],
         'reader': store.create('alice', 'read')[0],
         'admin': store.create('root', 'admin')[0],
     }
@@ -82,7 +86,7 @@ def clients(server, tokens, tmp_path):
     """A client for each user, each on a machine of its own as it were."""
     made = {
         name: RemoteClient(server.url, tokens[name], Settings.from_environment(tmp_path / name))
-        for name in ('alice', 'bob', 'reader', 'admin')
+        for name in ('alice', 'bob', 'erin', 'reader', 'admin')
     }
     yield made
     for client in made.values():
@@ -498,7 +502,9 @@ def test_past_the_gateway_nobody_gets_in(server):
 def routes(server, tmp_path, monkeypatch):
     """Method and path of all routes: of the app's own table, and of the Executors' endpoints."""
     monkeypatch.setenv('FINETUNER_HOME', str(tmp_path / 'no server'))
-    app = build_app(SimpleNamespace(close=None), None, TokenCheck('x'), has_runs=True)
+    dispatcher = SimpleNamespace(endpoints=None)
+    door = Door(TokenCheck('x'), Limits(), None, None, None, dispatcher, has_runs=True)
+    app = build_app(door, SimpleNamespace(close=None))
     table = {(m, route.path) for route in app.routes for m in getattr(route, 'methods', None) or ()}
     schema = httpx.get(f'{server.url}/openapi.json').json()
     told = {(m.upper(), path) for path, found in schema['paths'].items() for m in found}
@@ -508,7 +514,9 @@ def routes(server, tmp_path, monkeypatch):
 def test_every_route_wants_a_token(server, tmp_path, monkeypatch):
     asked = set()
     for method, path in routes(server, tmp_path, monkeypatch):
-        if method in ('GET', 'HEAD') and path in ('/{path:path}', *_OPEN_PATHS):
+        if method in ('GET', 'HEAD') and path in (
+            '/{path:path}', *_OPEN_PATHS, '/health/live', '/health/ready',
+        ):  # fmt: skip
             continue
         address = server.url + re.sub(r'\{.*?\}', 'x', path)
         for headers in ({}, {'authorization': 'Bearer x'}, {'cookie': 'finetuner_token=x'}):
@@ -518,6 +526,8 @@ def test_every_route_wants_a_token(server, tmp_path, monkeypatch):
         asked.add((method, path))
     changing = {each for each in asked if each[0] not in ('GET', 'HEAD')}
     assert {('POST', '/ui/run/delete'), ('DELETE', '/api/v1/runs'), ('POST', '/fit')} <= changing
+    aliases = {(method, '/api/v1/aliases/{alias}') for method in ('GET', 'PUT', 'DELETE')}
+    assert {*aliases, ('GET', '/api/v1/aliases')} <= asked
     assert len(changing) > 30
 
 
@@ -525,8 +535,12 @@ def test_every_route_that_changes_something_wants_the_scope_for_it(
     server, tokens, tmp_path, monkeypatch
 ):
     """With a token to read, whatever the request says."""
-    everywhere = ('/login', '/ui/logout', '/ui/try')  # these change nothing of anybody's
-    reads = ('/encode', '/runs', '/status', '/logs', '/metrics', '/examples', '/artifact', '/post')
+    # these change nothing of anybody's
+    everywhere = ('/login', '/ui/logout', '/ui/try', '/v1/embeddings')
+    reads = (
+        '/encode', '/search', '/rank', '/info', '/ready', '/runs', '/status', '/logs', '/metrics', '/examples', '/artifact',
+        '/post',
+    )  # fmt: skip
     asked = 0
     for method, path in routes(server, tmp_path, monkeypatch):
         if method in ('GET', 'HEAD') or path in (*everywhere, *reads, '/{path:path}'):
@@ -615,6 +629,162 @@ def test_errors_are_the_ones_of_a_local_run(clients):
     answer = alice._server._http.get('/run')
     assert (answer.status_code, answer.json()['error']) == (422, 'ConfigError')
     assert 'run' in answer.json()['message']
+
+
+# names for artifacts
+
+
+def named_models(client) -> list:
+    """What a client is told of names for the model of its run `named`, moved about."""
+    artifact_id = ended(client, 'named', 'emoji')['artifact_id']
+
+    def plain(found):
+        if isinstance(found, list):
+            return [plain(each) for each in found]
+        if found is None:
+            return None
+        assert found.pop('updated_at') > '2024'
+        return {**found, 'artifact_id': found['artifact_id'] == artifact_id}
+
+    def refusal(ask, *arguments):
+        with pytest.raises((ConfigError, ConflictError, NotFoundError)) as caught:
+            ask(*arguments)
+        return type(caught.value).__name__, str(caught.value).replace(artifact_id, 'the id')
+
+    told = [client.resolve_artifact(name) == artifact_id for name in ('emoji@latest', artifact_id)]
+    told += [plain(client.set_alias('emoji@production', artifact_id))]
+    told += [plain(client.set_alias('emoji@production', 'emoji@latest'))]
+    for name in AWKWARD:
+        told += [plain(client.set_alias(f'{name}@{name}', artifact_id))]
+        told += [client.resolve_artifact(f'{name}@{name}') == artifact_id]
+    told += [plain(client.list_aliases())]
+    told += [client.find_artifact('emoji@production') == client.find_artifact(artifact_id)]
+    told += [
+        refusal(client.delete_run, 'emoji', 'named'),
+        refusal(client.delete_runs, 'emoji'),
+        refusal(client.delete_experiment, 'emoji'),
+        refusal(client.set_alias, 'emoji@latest', artifact_id),
+        refusal(client.set_alias, 'emoji', artifact_id),
+        refusal(client.set_alias, 'x' * 201 + '@v1', artifact_id),
+        refusal(client.set_alias, 'emoji@v1', '0' * 24)[0],
+        refusal(client.set_alias, 'emoji@v1', 'emoji@v2'),
+        refusal(client.delete_alias, 'emoji@productoin'),
+        refusal(client.find_artifact, 'emoji@productoin'),
+        refusal(client.resolve_artifact, 'emoij@latest'),
+        refusal(client.resolve_artifact, ''),
+        refusal(client.resolve_artifact, '0' * 24)[0],
+    ]
+    for name in AWKWARD:
+        told += [client.delete_alias(f'{name}@{name}')]
+    return [*told, client.delete_alias('emoji@production'), client.list_aliases()]
+
+
+def test_names_for_artifacts_are_the_same_here_and_there(clients, tmp_path):
+    # nobody else's names are known to her, and so suggested
+    erin = clients['erin']
+    here = LocalClient(Settings.from_environment(tmp_path / 'here'))
+    for client in (erin, here):
+        submit(client, 'named', experiment_name='emoji', epochs=1)
+    assert named_models(here) == named_models(erin)
+    here.close()
+
+
+def test_whatever_takes_an_artifact_takes_its_alias(server, tokens, clients, tmp_path, monkeypatch):
+    alice = clients['alice']
+    submit(alice, 'first', experiment_name='series', epochs=1)
+    first = ended(alice, 'first', 'series')['artifact_id']
+    monkeypatch.setenv('FINETUNER_HOME', str(tmp_path / 'home'))
+    monkeypatch.chdir(tmp_path)
+    finetuner.login(host=server.url, token=tokens['alice'])
+    run = finetuner.get_run('first', 'series')
+    assert finetuner.set_alias('series@production', run)['artifact_id'] == first
+    assert [each['alias'] for each in finetuner.list_aliases()] == ['series@production']
+    assert finetuner.get_model('series@latest').dimension == 1280
+    fetched = finetuner.api.find_artifact('series@production')
+    assert fetched.name == first
+    # what the name stood for is written down
+    going_on = {'model_artifact': 'series@latest', 'model_options': {}, 'epochs': 1}
+    assert (
+        submit(alice, 'second', experiment_name='series', **going_on)['config']['model_artifact']
+        == first
+    )
+    second = ended(alice, 'second', 'series')
+    assert second['status'] == 'FINISHED', second
+    assert alice.resolve_artifact('series@latest') == second['artifact_id']
+    assert alice.resolve_artifact('series@production') == first
+    # over Jina as well
+    answer = server.client('grpc').post(
+        '/fit',
+        make_picture_docs(4, 4),
+        parameters={
+            **QUICK,
+            **going_on,
+            'run_name': 'third',
+            'experiment_name': 'series',
+            'total': 16,
+        },
+        metadata=tuple(bearer(tokens['alice']).items()),
+        request_size=-1,
+    )
+    assert answer[0].tags['run'] == 'third'
+    third = ended(alice, 'third', 'series')
+    assert third['config']['model_artifact'] == second['artifact_id']
+    finetuner.delete_alias('series@production')
+    assert finetuner.list_aliases() == []
+
+
+def test_an_alias_in_a_request_is_no_path(server, clients):
+    """A file on the server that has the name of an alias is not opened."""
+    place = server.log.parent / 'home@tokens'
+    place.mkdir(exist_ok=True)
+    alice = clients['alice']
+    for name in (str(place), f'../{place.parent.name}/home@tokens'):
+        with pytest.raises(NotFoundError, match='unknown alias'):
+            submit(alice, 'no', model_artifact=name, model_options={})
+
+
+def test_names_for_artifacts_are_their_owners(server, tokens, clients):
+    alice, bob = clients['alice'], clients['bob']
+    submit(alice, 'mine', experiment_name='ours', epochs=1)
+    run = ended(alice, 'mine', 'ours')
+    alice.set_alias('ours@v1', run['artifact_id'])
+    assert clients['reader'].resolve_artifact('ours@v1') == run['artifact_id']
+    for ask in (
+        lambda: clients['reader'].set_alias('ours@v2', run['artifact_id']),
+        lambda: clients['reader'].delete_alias('ours@v1'),
+    ):
+        with pytest.raises(ForbiddenError, match="'read'"):
+            ask()
+
+    def theirs(name):
+        path = f'{API}/aliases/{name}' if name else f'{API}/aliases'
+        return httpx.get(
+            server.url + path, params={'owner': 'alice'}, headers=bearer(tokens['bob'])
+        )
+
+    for ask in (
+        lambda: bob.resolve_artifact('ours@v1'),
+        lambda: bob.resolve_artifact('ours@latest'),
+        lambda: bob.resolve_artifact(run['artifact_id']),
+        lambda: bob.set_alias('my@v1', run['artifact_id']),
+        lambda: bob.delete_alias('ours@v1'),
+    ):
+        with pytest.raises(NotFoundError) as caught:
+            ask()
+        assert 'did you mean' not in str(caught.value)
+    assert theirs('').json() == []
+    assert theirs('ours@latest').status_code == 404
+    alice.share_run('ours', 'mine', True)
+    assert theirs('').json()[0]['run'] == 'mine'
+    assert theirs('ours@latest').json()['artifact_id'] == run['artifact_id']
+    assert bob.set_alias('my@v1', run['artifact_id'])['experiment'] == 'ours'
+    assert bob.find_artifact('my@v1').name == run['artifact_id']
+    alice.share_run('ours', 'mine', False)
+    with pytest.raises(NotFoundError, match='not shared any more'):
+        bob.resolve_artifact('my@v1')
+    alice.delete_alias('ours@v1')
+    alice.delete_run('ours', 'mine')
+    bob.delete_alias('my@v1')
 
 
 # logs as they come

@@ -1,0 +1,213 @@
+"""The gRPC side of the gateway: who may come in, and requests one by one or in a stream."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+from jina.excepts import InternalNetworkError
+from jina.types.request.data import DataRequest, Response
+
+from finetuner.server.calls import ID_HEADER, Call, request_id_of
+from finetuner.server.dispatch import Dispatcher
+from finetuner.server.journal import Journal
+from finetuner.server.security import DENIED, TokenCheck, current_identity
+
+_OPEN_METHODS = ('/grpc.health.v1.Health/', '/jina.JinaGatewayDryRunRPC/')
+_MOST_AHEAD = 1_000
+_UNREACHABLE = 'an Executor is not reachable'
+_LATE = 'an Executor did not answer in time'
+
+
+class GrpcDoor:
+    """Takes the place of Jina's handlers of requests; those of health and of discovery stay.
+
+    Args:
+        dispatcher: that answers.
+        journal: that writes it down.
+    """
+
+    def __init__(self, dispatcher: Dispatcher, journal: Journal) -> None:
+        self._dispatcher = dispatcher
+        self._journal = journal
+
+    def stand_in(self, handler: Any) -> None:
+        """Take over the methods of Jina's request handler, which its servers are built from.
+
+        Args:
+            handler: a `GatewayRequestHandler`.
+        """
+        handler.process_single_data = self.process_single_data
+        handler.stream = handler.Call = self.stream
+        handler.stream_doc = self.stream_doc
+
+    async def process_single_data(self, request: DataRequest, context: Any = None) -> DataRequest:
+        """Answer one request."""
+        rpc = _Rpc(context)
+        try:
+            answer = await self._answer(request, rpc)
+        except InternalNetworkError as error:
+            await context.abort(*_network_error(error))
+        rpc.end()
+        return answer
+
+    async def stream(
+        self, messages: AsyncIterator[DataRequest], context: Any = None, *_: Any, **__: Any
+    ) -> AsyncIterator[DataRequest]:
+        """Answer requests as they come, each as soon as it can be, or in their order if asked to."""
+        rpc = _Rpc(context)
+        answered: asyncio.Queue[asyncio.Task | None] = asyncio.Queue()
+        ahead = asyncio.Semaphore(rpc.num_ahead)
+        reading = asyncio.create_task(self._read(messages, rpc, answered, ahead))
+        # also where the client goes away in the middle of a message
+        reading.add_done_callback(lambda _: answered.put_nowait(None))
+        try:
+            while (task := await answered.get()) is not None:
+                try:
+                    answer = await task
+                except InternalNetworkError as error:
+                    code, details = _network_error(error)
+                    context.set_code(code)
+                    context.set_details(details)
+                    answer = Response()
+                ahead.release()
+                yield answer
+            rpc.end()
+            await reading
+        finally:
+            reading.cancel()
+
+    async def stream_doc(self, _: Any, context: Any) -> AsyncIterator[None]:
+        """Refuse: Jina would hand the Document on with nobody's name on it."""
+        await context.abort(
+            grpc.StatusCode.UNIMPLEMENTED, 'this server streams no single Documents: use post()'
+        )
+        yield  # a generator is what gRPC expects here
+
+    async def _read(
+        self,
+        messages: AsyncIterator[DataRequest],
+        rpc: _Rpc,
+        answered: asyncio.Queue[asyncio.Task | None],
+        ahead: asyncio.Semaphore,
+    ) -> None:
+        running: set[asyncio.Task] = set()
+        async for message in messages:
+            await ahead.acquire()
+            task = asyncio.create_task(self._answer(message, rpc))
+            running.add(task)
+            task.add_done_callback(running.discard)
+            if rpc.in_order:
+                answered.put_nowait(task)
+            else:
+                task.add_done_callback(answered.put_nowait)
+        if running:
+            await asyncio.wait(running)
+
+    async def _answer(self, request: DataRequest, rpc: _Rpc) -> DataRequest:
+        call = rpc.next_call()
+        identity = current_identity.get()
+        call.user = identity.user if identity is not None else ''
+        try:
+            return await self._dispatcher.answer(request, call)
+        except InternalNetworkError as error:
+            call.status = 504 if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED else 503
+            raise
+        finally:
+            rpc.note(call)
+            self._journal.finish(call)
+
+
+class _Rpc:
+    """What the metadata of a call says, and what its trailing metadata will say."""
+
+    def __init__(self, context: grpc.aio.ServicerContext) -> None:
+        metadata = dict(context.invocation_metadata() or ())
+        self._context = context
+        self._id = request_id_of(metadata.get(ID_HEADER))
+        self._count = 0
+        self._retry_after: float | None = None
+        self.in_order = metadata.get('__results_in_order__') == 'true'
+        wanted = metadata.get('__prefetch__', '')
+        ahead = int(wanted) if wanted.isdecimal() and len(wanted) < 10 else _MOST_AHEAD
+        self.num_ahead = min(max(ahead, 1), _MOST_AHEAD)
+
+    def next_call(self) -> Call:
+        """The next request; the first has the id of the whole."""
+        self._count += 1
+        request_id = self._id if self._count == 1 else f'{self._id}.{self._count}'
+        return Call('grpc', request_id, self._context.time_remaining())
+
+    def note(self, call: Call) -> None:
+        """Remember when a request that was refused may come again."""
+        if call.retry_after is not None:
+            self._retry_after = max(call.retry_after, self._retry_after or 0.0)
+
+    def end(self) -> None:
+        """Tell the id, and when to come again."""
+        trailing = [(ID_HEADER, self._id)]
+        if self._retry_after is not None:
+            trailing.append(('retry-after', f'{self._retry_after:g}'))
+        self._context.set_trailing_metadata(tuple(trailing))
+
+
+def _network_error(error: InternalNetworkError) -> tuple[grpc.StatusCode, str]:
+    """What a client may know of it: no address of an Executor."""
+    waited = error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    return error.code(), _LATE if waited else _UNREACHABLE
+
+
+class TokenInterceptor(grpc.aio.ServerInterceptor):
+    """Turns away gRPC calls without the token; health stays open.
+
+    Args:
+        token: the check.
+    """
+
+    def __init__(self, token: TokenCheck) -> None:
+        self._token = token
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler:
+        """Hand the call on, or put a handler in its place that refuses."""
+        handler = await continuation(handler_call_details)
+        if handler is None or handler_call_details.method.startswith(_OPEN_METHODS):
+            return handler
+        given = dict(handler_call_details.invocation_metadata or ()).get('authorization')
+        identity = await self._token.identify_soon(given)
+        if identity is None:
+            return _refusing(handler)
+        current_identity.set(identity)
+        return handler
+
+
+def _refusing(handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
+    async def refuse(_: Any, context: grpc.aio.ServicerContext) -> None:
+        await context.abort(grpc.StatusCode.UNAUTHENTICATED, DENIED)
+
+    async def refuse_stream(
+        messages: Any, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[None]:
+        # a client that is still sending when it is refused sees an internal error instead
+        if hasattr(messages, '__aiter__'):
+            async for _ in messages:
+                break
+        await context.abort(grpc.StatusCode.UNAUTHENTICATED, DENIED)
+        yield  # a generator is what gRPC expects here
+
+    coders = {
+        'request_deserializer': handler.request_deserializer,
+        'response_serializer': handler.response_serializer,
+    }
+    if handler.request_streaming and handler.response_streaming:
+        return grpc.stream_stream_rpc_method_handler(refuse_stream, **coders)
+    if handler.response_streaming:
+        return grpc.unary_stream_rpc_method_handler(refuse_stream, **coders)
+    if handler.request_streaming:
+        return grpc.stream_unary_rpc_method_handler(refuse, **coders)
+    return grpc.unary_unary_rpc_method_handler(refuse, **coders)

@@ -1,0 +1,212 @@
+"""The HTTP door: ids, sizes, tokens and who is a stranger, before anything reads a body."""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from fastapi.responses import RedirectResponse
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request, cookie_parser
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from finetuner.excepts import FinetunerError
+from finetuner.server.calls import (
+    ID_HEADER,
+    TIMEOUT_HEADER,
+    Call,
+    current_call,
+    request_id_of,
+    seconds_of,
+)
+from finetuner.server.dispatch import Dispatcher
+from finetuner.server.health import Readiness
+from finetuner.server.http_errors import answer_of, error_answer
+from finetuner.server.journal import Journal
+from finetuner.server.limits import Limits, Slots
+from finetuner.server.pages import COOKIE
+from finetuner.server.security import (
+    DENIED,
+    TokenCheck,
+    current_identity,
+    is_foreign,
+    is_rebound,
+)
+from finetuner.server.tracing import parent_of
+
+_OPEN_BELOW = ('/static/', '/swagger/', '/health/')
+_OPEN_PATHS = ('/', '/login', '/dry_run', '/docs', '/redoc', '/openapi.json')
+# these go to the disk as they come
+_UPLOADS = ('/api/v1/uploads', '/ui/data')
+
+
+@dataclass(frozen=True)
+class Door:
+    """What the HTTP side of the gateway is handed.
+
+    Attributes:
+        token: checked on every path but health and documentation.
+        limits: of requests.
+        slots: for requests being answered.
+        readiness: whether the Executors can answer.
+        journal: of requests.
+        dispatcher: that answers.
+        has_runs: whether runs can be submitted and watched here.
+    """
+
+    token: TokenCheck
+    limits: Limits
+    slots: Slots
+    readiness: Readiness
+    journal: Journal
+    dispatcher: Dispatcher
+    has_runs: bool
+
+
+class CallMiddleware:
+    """Outermost: gives a request its id, and writes it down when it is answered.
+
+    Args:
+        app: all the rest.
+        door: of the gateway.
+        traces: whether clients' spans are of interest.
+    """
+
+    def __init__(self, app: ASGIApp, door: Door, traces: bool) -> None:
+        self._app = app
+        self._door = door
+        self._traces = traces
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope['type'] != 'http':
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        call = Call('http', request_id_of(headers.get(ID_HEADER)))
+        if self._traces:
+            call.parent = parent_of(headers)
+        current_call.set(call)
+        has_answer = False
+
+        async def send_on(message: Message) -> None:
+            nonlocal has_answer
+            if message['type'] == 'http.response.start':
+                has_answer = True
+                call.status = message['status']
+                answered = MutableHeaders(scope=message)
+                answered[ID_HEADER] = call.request_id
+                if self._door.slots.is_closed:
+                    answered['connection'] = 'close'
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_on)
+        finally:
+            if not has_answer:
+                call.status = 499  # as nginx has it: the client went away
+            self._door.journal.finish(call, scope['path'])
+
+
+class DoorMiddleware:
+    """Turns away who has no token, pages of other servers, and what is too large.
+
+    Args:
+        app: all the rest.
+        door: of the gateway.
+    """
+
+    def __init__(self, app: ASGIApp, door: Door) -> None:
+        self._app = app
+        self._door = door
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let one request in, or not."""
+        if scope['type'] != 'http':
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        refusal = await self._refusal(scope, headers)
+        if refusal is not None:
+            await refusal(scope, receive, send)
+            return
+        if scope['method'] not in ('GET', 'HEAD'):
+            receive = self._bounded(scope['path'], headers, receive)
+        await self._app(scope, receive, send)
+
+    async def _refusal(self, scope: Scope, headers: Headers) -> ASGIApp | None:
+        looks = scope['method'] in ('GET', 'HEAD')
+        has_pages = self._door.has_runs
+        path = scope['path']
+        if not looks and is_foreign(headers.get('origin'), headers.get('host')):
+            message = f'a page of {headers["origin"]} may not send requests to this server'
+            return error_answer('ForbiddenError', message, 403, path)
+        is_open = looks and (path in _OPEN_PATHS or path.startswith(_OPEN_BELOW))
+        # its answer to a wrong token is 401 as well
+        is_open = is_open or (has_pages and path == '/login')
+        token = self._door.token
+        identity = await token.identify_soon(_authorization(headers))
+        if identity is None and not is_open:
+            if has_pages and looks and 'text/html' in headers.get('accept', ''):
+                return RedirectResponse('/login', 303)
+            denied = error_answer('Unauthorized', DENIED, 401, path)
+            denied.headers['www-authenticate'] = 'Bearer'
+            return denied
+        if is_rebound(headers.get('host')) and not await token.required_soon():
+            message = f'this server is on this machine alone, and is not {headers["host"]!r}'
+            return error_answer('ForbiddenError', message, 403, path)
+        current_identity.set(identity)
+        call = current_call.get()
+        try:
+            if call is not None:
+                call.user = identity.user if identity is not None else ''
+                call.seconds = seconds_of(headers.get(TIMEOUT_HEADER))
+            length = headers.get('content-length', '')
+            if length.isdecimal() and path not in _UPLOADS:
+                self._door.limits.check_bytes(int(length[:20]))
+        except FinetunerError as error:
+            return answer_of(error, path)
+        return None
+
+    def _bounded(self, path: str, headers: Headers, receive: Receive) -> Receive:
+        """Count what comes, where the client does not say how much it will be."""
+        is_known = 'content-length' in headers and 'transfer-encoding' not in headers
+        if is_known or path in _UPLOADS:
+            return receive
+        num_bytes = 0
+
+        async def counted() -> Message:
+            nonlocal num_bytes
+            message = await receive()
+            num_bytes += len(message.get('body', b''))
+            self._door.limits.check_bytes(num_bytes)
+            return message
+
+        return counted
+
+
+def _authorization(headers: Headers) -> str | None:
+    """The header of that name, or what a browser that logged in sends in its place."""
+    given = headers.get('authorization')
+    if given is not None:
+        return given
+    token = cookie_parser(headers['cookie']).get(COOKIE) if 'cookie' in headers else None
+    return None if token is None else f'Bearer {token}'
+
+
+@contextlib.contextmanager
+def call_of(request: Request, door: Door) -> Iterator[Call]:
+    """The call of a request, with a place among those being answered."""
+    call = current_call.get()
+    if call is None:
+        call = Call('http', request_id_of(request.headers.get(ID_HEADER)))
+    with door.slots.taken_for(call):
+        yield call
+
+
+def id_of_failure() -> str:
+    """The id under which the log tells of a failure."""
+    call = current_call.get()
+    return uuid.uuid4().hex if call is None else call.request_id

@@ -1,0 +1,148 @@
+"""What a request over gRPC holds, read from its bytes: Documents are counted, not opened.
+
+Few bytes of protobuf can make many objects: two make an empty Document, six an entry of a tag. So
+what makes them is counted before anything is built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from finetuner.excepts import ConfigError, DataError, TooLargeError
+
+# numbers of fields in jina.proto and docarray.proto
+_PARAMETERS, _DATA = 2, 4
+_DOCS, _DOCS_BYTES = 1, 2
+_NESTED = (14, 15)  # chunks, matches
+_MAPS = (17, 18, 19, 20)  # tags, scores, evaluations, _metadata
+_VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
+
+_NESTED_A_DOCUMENT = 10
+_MAX_MAP_BYTES = 8 << 20
+_MAX_PARAMETER_BYTES = 4 << 20
+_MAX_FIELDS = 10_000
+_NO_REQUEST = 'the message is no DataRequest of Jina'
+
+
+def count_documents(raw: bytes, most: int) -> int:
+    """Count the Documents of a `DataRequestProto`, those within others aside.
+
+    Args:
+        raw: the message as it came.
+        most: of which more need not be counted.
+
+    Returns:
+        The count, or some number above `most`.
+
+    Raises:
+        ConfigError: the bytes are no such message.
+        DataError: the Documents are in the field `docs_bytes`, which Jina unpickles.
+        TooLargeError: parameters, tags or Documents within others are too many.
+    """
+    count = 0
+    nested: list[memoryview] = []
+    map_bytes = 0
+    try:
+        for docs in _document_arrays(memoryview(raw)):
+            for field, doc in _parts(docs):
+                if field != _DOCS:
+                    continue
+                count += 1
+                if count > most:
+                    return count
+                map_bytes += _look_into(doc, nested)
+        left = _NESTED_A_DOCUMENT * most
+        while nested:
+            map_bytes += _look_into(nested.pop(), nested)
+            left -= 1
+            if left < len(nested):
+                raise TooLargeError(
+                    f'the chunks and matches of the Documents are more than {most:,} times '
+                    f'{_NESTED_A_DOCUMENT}: send the Documents in parts'
+                )
+            _check_maps(map_bytes)
+    except (IndexError, OverflowError) as error:
+        raise ConfigError(f'{_NO_REQUEST}: its bytes are cut off or mixed up') from error
+    _check_maps(map_bytes)
+    return count
+
+
+def _check_maps(num_bytes: int) -> None:
+    if num_bytes > _MAX_MAP_BYTES:
+        raise TooLargeError(
+            f'the tags of the Documents take more than {_MAX_MAP_BYTES >> 20} MiB: send them in '
+            'parts, or keep contents in text, blob or tensor'
+        )
+
+
+def _document_arrays(message: memoryview) -> Iterator[memoryview]:
+    """The arrays of Documents in a request: one, but the wire allows more, which are joined."""
+    num_fields = 0
+    for number, data in _parts(message):
+        num_fields += 1
+        if number == _PARAMETERS and len(data) > _MAX_PARAMETER_BYTES:
+            raise TooLargeError(
+                f'the parameters take {len(data):,} bytes: at most {_MAX_PARAMETER_BYTES:,} are '
+                'taken'
+            )
+        if number == _DATA:
+            for kind, docs in _parts(data):
+                num_fields += 1
+                if kind == _DOCS_BYTES:
+                    raise DataError(
+                        'the Documents are pickled (`docs_bytes`): this server opens no pickle; '
+                        'send them as protobuf, as jina.Client does'
+                    )
+                if kind == _DOCS:
+                    yield docs
+        if num_fields > _MAX_FIELDS:
+            raise ConfigError(f'{_NO_REQUEST}: it has more than {_MAX_FIELDS:,} fields')
+
+
+def _look_into(doc: memoryview, nested: list[memoryview]) -> int:
+    """Note the Documents within one, and count the bytes of its maps."""
+    map_bytes = 0
+    for field, value in _parts(doc):
+        if field in _NESTED:
+            nested.append(value)
+        elif field in _MAPS:
+            map_bytes += len(value)
+    return map_bytes
+
+
+def _parts(view: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """The delimited fields of a message, with their numbers; all others are skipped."""
+    position, end = 0, len(view)
+    while position < end:
+        key, position = _varint(view, position)
+        kind = key & 7
+        if kind == _DELIMITED:
+            length, position = _varint(view, position)
+            if length > end - position:
+                raise IndexError
+            yield key >> 3, view[position : position + length]
+            position += length
+        elif kind == _VARINT:
+            _, position = _varint(view, position)
+        elif kind == _FIXED64:
+            position += 8
+        elif kind == _FIXED32:
+            position += 4
+        else:
+            raise ConfigError(f'{_NO_REQUEST}: it has a field of kind {kind}')
+
+
+def _varint(view: memoryview, position: int) -> tuple[int, int]:
+    byte = view[position]
+    if byte < 0x80:
+        return byte, position + 1
+    value = shift = 0
+    while True:
+        byte = view[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+        shift += 7
+        if shift > 63:
+            raise OverflowError

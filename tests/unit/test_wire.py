@@ -1,0 +1,99 @@
+"""Counting Documents in the bytes of a request, without opening any."""
+
+import contextlib
+
+import numpy as np
+import pytest
+from docarray import Document, DocumentArray
+from hypothesis import given
+from hypothesis import strategies as st
+from jina.types.request.data import DataRequest
+
+from finetuner.excepts import ConfigError, FinetunerError, TooLargeError
+from finetuner.server.wire import count_documents
+
+
+def message(docs: DocumentArray, **parameters) -> bytes:
+    request = DataRequest()
+    request.header.exec_endpoint = '/encode'
+    request.parameters = parameters
+    request.data.docs = docs
+    return request.proto.SerializeToString()
+
+
+@pytest.mark.parametrize('count', [0, 1, 3, 200])
+def test_all_kinds_of_documents_are_counted(count):
+    kinds = [
+        lambda: Document(text='a'),
+        lambda: Document(blob=bytes(3000), tags={'a': {'b': [1, 'c']}}, weight=0.5),
+        lambda: Document(tensor=np.ones((4, 4)), embedding=np.ones(3), mime_type='a/b'),
+        lambda: Document(text='root', matches=[Document(text='b')], chunks=[Document(text='c')]),
+    ]
+    docs = DocumentArray([kinds[i % len(kinds)]() for i in range(count)])
+    assert count_documents(message(docs, a=1, b={'c': 'd'}), 1000) == count
+
+
+def test_a_message_may_come_in_parts():
+    parts = message(DocumentArray([Document(text='a')])) * 3
+    assert count_documents(parts, 1000) == 3
+
+
+def test_counting_ends_where_there_are_too_many():
+    docs = b'\x0a\x00' * 5_000_000
+    data = b'\x0a' + varint(len(docs)) + docs
+    assert count_documents(b'\x22' + varint(len(data)) + data, 10) == 11
+
+
+def varint(number: int) -> bytes:
+    written = b''
+    while number >= 128:
+        written += bytes((number & 127 | 128,))
+        number >>= 7
+    return written + bytes((number,))
+
+
+def delimited(field: int, content: bytes) -> bytes:
+    return varint(field << 3 | 2) + varint(len(content)) + content
+
+
+def in_request(doc: bytes) -> bytes:
+    return delimited(4, delimited(1, delimited(1, doc)))
+
+
+@pytest.mark.parametrize(
+    ('raw', 'words'),
+    [
+        (in_request(delimited(14, b'') * 200_000), 'chunks and matches'),
+        (in_request(delimited(17, bytes(9 << 20))), 'tags'),
+        (delimited(2, bytes(5 << 20)), 'parameters'),
+    ],
+)
+def test_small_messages_that_make_many_objects_are_refused(raw, words):
+    with pytest.raises(TooLargeError, match=words):
+        count_documents(raw, 1000)
+
+
+def test_documents_within_each_other_without_end_are_walked_without_recursion():
+    doc = b''
+    for _ in range(2000):
+        doc = delimited(14, doc)
+    assert count_documents(in_request(doc), 1000) == 1
+
+
+def test_many_empty_fields_are_refused():
+    with pytest.raises(ConfigError, match='more than 10,000 fields'):
+        count_documents(delimited(3, b'') * 20_000, 1000)
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_counted_or_refused_on_purpose(raw):
+    with contextlib.suppress(FinetunerError):
+        assert count_documents(raw, 100) >= 0
+
+
+@given(st.integers(0, 400), st.integers(0, 255))
+def test_a_changed_byte_does_no_harm(position, value):
+    raw = bytearray(message(DocumentArray([Document(text='a' * 20, tags={'b': 1})] * 3)))
+    raw[position % len(raw)] = value
+    with contextlib.suppress(FinetunerError):
+        count_documents(bytes(raw), 100)
