@@ -30,11 +30,15 @@ def add_commands(app: typer.Typer) -> None:
 
 def serve(
     flow: Annotated[Path, typer.Argument(help='Flow to start.')] = _DEFAULT_FLOW,
+    host: Annotated[
+        str | None,
+        typer.Option(show_default="the Flow's", help='Address that the gateway binds.'),
+    ] = None,
 ) -> None:
     """Start a Flow and serve it until Ctrl+C or SIGTERM."""
     from finetuner.server.serve import serve_flow
 
-    serve_flow(flow)
+    serve_flow(flow, host)
 
 
 def login(

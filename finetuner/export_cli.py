@@ -1,0 +1,124 @@
+"""The command `finetuner export`: a Flow as files for Kubernetes or Docker Compose."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from finetuner.console import tell
+
+if TYPE_CHECKING:
+    from finetuner.server.exporting import Wishes
+
+app = typer.Typer(
+    help='Write a Flow as files for Kubernetes or Docker Compose.', no_args_is_help=True
+)
+
+_Flow = Annotated[Path, typer.Argument(help='YAML of a Flow, or a folder with a flow.yml.')]
+_Output = Annotated[Path, typer.Option(help='Folder to be made; empty when it is there.')]
+_Image = Annotated[str, typer.Option(help="Of the gateway and of this library's Executors.")]
+_Images = Annotated[
+    list[str] | None, typer.Option('--executor-image', help='Of one: encoder=finetuner:cuda.')
+]
+_Replicas = Annotated[list[str] | None, typer.Option(help='encoder=3; again for another one.')]
+_Gpus = Annotated[list[str] | None, typer.Option(help='encoder=1, of NVIDIA.')]
+_Cpus = Annotated[list[str] | None, typer.Option('--cpu', help='encoder=2 or encoder=500m.')]
+_Memory = Annotated[list[str] | None, typer.Option(help='encoder=4Gi.')]
+_Json = Annotated[bool, typer.Option('--json', help='As JSON, for programs.')]
+
+
+@app.command()
+def kubernetes(
+    flow: _Flow,
+    output: _Output,
+    image: _Image = 'finetuner',
+    executor_image: _Images = None,
+    replicas: _Replicas = None,
+    autoscale: Annotated[
+        list[str] | None, typer.Option(help='encoder=1:5, fewest and most, by use of CPU.')
+    ] = None,
+    gpus: _Gpus = None,
+    cpu: _Cpus = None,
+    memory: _Memory = None,
+    namespace: Annotated[
+        str | None, typer.Option(show_default='name of the Flow', help='It goes to.')
+    ] = None,
+    secret: Annotated[
+        str | None,
+        typer.Option(show_default='NAME-secrets', help='Holds FINETUNER_TOKEN and the others.'),
+    ] = None,
+    storage: Annotated[str, typer.Option(help='Size of volumes.')] = '10Gi',
+    storage_class: Annotated[
+        str | None, typer.Option(show_default="the cluster's", help='Of volumes.')
+    ] = None,
+    many_nodes: Annotated[
+        bool,
+        typer.Option(
+            '--many-nodes',
+            help='Spread pods; needs a class of volumes that is ReadWriteMany, and a database.',
+        ),
+    ] = False,
+    as_json: _Json = False,
+) -> None:
+    """Write a Flow as Kubernetes objects, for `kubectl apply -f`."""
+    from finetuner.server.exporting import export_kubernetes
+
+    wishes = _wishes(image, executor_image, replicas, autoscale, gpus, cpu, memory)
+    told = export_kubernetes(
+        flow, output, wishes, namespace, secret, storage, storage_class, many_nodes
+    )
+    place, name = told['namespace'], told['secret']
+    words = (
+        f'{output}: {", ".join(told["files"])}\n'
+        f'Next, with {" and ".join(f"{key}=..." for key in told["secret_keys"])} in secrets.env:\n'
+        f'  kubectl create namespace {place}\n'
+        f'  kubectl -n {place} create secret generic {name} --from-env-file=secrets.env\n'
+        f'  kubectl apply -f {output}'
+    )
+    tell(told, as_json, words)
+
+
+@app.command()
+def compose(
+    flow: _Flow,
+    output: _Output,
+    image: _Image = 'finetuner',
+    executor_image: _Images = None,
+    replicas: _Replicas = None,
+    gpus: _Gpus = None,
+    cpu: _Cpus = None,
+    memory: _Memory = None,
+    address: Annotated[
+        str, typer.Option(help='Of this machine, at which the ports are published.')
+    ] = '127.0.0.1',
+    as_json: _Json = False,
+) -> None:
+    """Write a Flow as a Compose file, for `docker compose up`."""
+    from finetuner.server.exporting import export_compose
+
+    wishes = _wishes(image, executor_image, replicas, None, gpus, cpu, memory)
+    told = export_compose(flow, output, wishes, address)
+    words = (
+        f'{output}: {", ".join(told["files"])}\n'
+        f'Next, with {" and ".join(f"{name}=..." for name in told["variables"])} in '
+        f'{output / ".env"}:\n'
+        f'  docker compose --project-directory {output} up --detach'
+    )
+    tell(told, as_json, words)
+
+
+def _wishes(
+    image: str,
+    executor_images: list[str] | None,
+    replicas: list[str] | None,
+    autoscale: list[str] | None,
+    gpus: list[str] | None,
+    cpus: list[str] | None,
+    memory: list[str] | None,
+) -> Wishes:
+    from finetuner.server.exporting import Wishes
+
+    lists = (executor_images, replicas, autoscale, gpus, cpus, memory)
+    return Wishes(image, *(each or () for each in lists))
