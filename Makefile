@@ -9,8 +9,13 @@ PEERS_VENV := .venv-peers
 PEERS_INSTALLED := $(PEERS_VENV)/.installed
 # options of the peers' table, such as --seeds 1
 PEERS ?=
+# a server of others, which cannot live with those either
+INFINITY_VENV := .venv-infinity
+INFINITY_INSTALLED := $(INFINITY_VENV)/.installed
+# options of the table of servers, such as --only texts
+SERVE ?=
 
-.PHONY: demo test serve lint bench bench-peers install clean
+.PHONY: demo test serve lint bench bench-peers bench-serve install clean
 
 demo: $(INSTALLED)  ## fine-tune on the emoji pictures and serve the result
 	$(BIN)/python examples/demo.py
@@ -26,7 +31,7 @@ lint: $(INSTALLED)  ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy finetuner executors
 
-bench: bench-peers  ## compare training with that of others, then speed with plain loops
+bench: bench-peers bench-serve  ## compare training and serving with others', then speed with plain loops
 	$(BIN)/python benchmarks/decode.py
 	$(BIN)/python benchmarks/train.py
 	$(BIN)/python benchmarks/encode.py
@@ -37,6 +42,9 @@ bench: bench-peers  ## compare training with that of others, then speed with pla
 
 bench-peers: $(INSTALLED) $(PEERS_INSTALLED)  ## train side by side with others: one table
 	$(BIN)/python benchmarks/peers.py $(PEERS)
+
+bench-serve: $(INSTALLED) $(INFINITY_INSTALLED)  ## serve side by side with others: one table a kind
+	$(BIN)/python benchmarks/serve.py $(SERVE)
 
 install: $(INSTALLED)
 
@@ -51,5 +59,10 @@ $(PEERS_INSTALLED): benchmarks/requirements-peers.txt
 	$(PEERS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 
+$(INFINITY_INSTALLED): benchmarks/requirements-infinity.txt
+	test -x $(INFINITY_VENV)/bin/python || $(PYTHON) -m venv $(INFINITY_VENV)
+	$(INFINITY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(PEERS_VENV) demo-output .pytest_cache .mypy_cache .ruff_cache build *.egg-info
+	rm -rf $(VENV) $(PEERS_VENV) $(INFINITY_VENV) demo-output .pytest_cache .mypy_cache .ruff_cache build *.egg-info
