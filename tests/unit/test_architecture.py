@@ -21,13 +21,16 @@ TREES = {name: ast.parse(path.read_text(encoding='utf-8')) for name, path in MOD
 
 # layers from the ground up: a module imports from its own layer and from those below it
 LAYERS = (
-    ('config', 'excepts', 'names', 'callback', 'data', 'models', 'images', 'uris', 'search',
-     'evaluation', 'significance', 'storage', 'training', 'runs.states', 'console', 'augmentation', 'inputs',
-     'onnx_export'),
-    ('model_spec', 'artifact_files', 'artifact', 'engines', 'inference'),
+    ('config', 'excepts', 'names', 'vector_index', 'callback', 'data', 'models', 'images', 'uris',
+     'fetching', 'search', 'evaluation', 'significance', 'storage', 'training', 'runs.states',
+     'console', 'augmentation', 'inputs', 'onnx_check', 'onnx_export', 'quantization',
+     'precision_record'),
+    ('model_spec', 'artifact_files', 'artifact_check', 'artifact', 'engines', 'openvino_engine',
+     'inference', 'encoding'),
     ('runs', 'collections', 'columns'),
-    ('protocol', 'logins', 'transport', 'remote', 'client', 'run', 'experiment'),
-    ('fitting', 'account', 'api', 'cli', 'runs_cli', 'server_cli', 'data_cli', 'server', '__init__'),
+    ('protocol', 'logins', 'transport', 'remote', 'local_artifacts', 'client', 'run', 'experiment'),
+    ('fitting', 'account', 'api', 'cli', 'runs_cli', 'server_cli', 'data_cli', 'alias_cli',
+     'export_cli', 'server', '__init__'),
 )  # fmt: skip
 # what training may know beside itself
 BELOW_TRAINING = {
@@ -38,7 +41,7 @@ HEAVY = (
     'torch', 'torchvision', 'transformers', 'onnxruntime', 'onnx', 'accelerate', 'jina', 'fastapi',
     'sqlalchemy', 'alembic', 'cv2', 'faiss', 'matplotlib', 'PIL', 'pytorch_metric_learning',
     'simplejpeg', 'fsspec', 'scipy', 'sklearn', 'pandas', 'pyarrow', 'tokenizers',
-    'ranx', 'numba', 'wandb', 'tensorboard', 'httpx',
+    'ranx', 'numba', 'wandb', 'tensorboard', 'httpx', 'openvino',
 )  # fmt: skip
 
 
