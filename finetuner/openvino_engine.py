@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,10 +73,13 @@ class OpenvinoEngine(InferenceEngine):
             options['NUM_STREAMS'] = streams
             options['INFERENCE_NUM_THREADS'] = streams * int(num_threads)
         contents = _contents(graph)
-        core = openvino.Core()
+
+        def compile_graph() -> Any:
+            core = openvino.Core()
+            return core.compile_model(core.read_model(contents), 'CPU', options)
+
         try:
-            model = core.read_model(contents)
-            self._compiled = core.compile_model(model, 'CPU', options)
+            self._compiled = _in_thread_that_ends(compile_graph)
         except RuntimeError as error:
             reason = ' '.join(str(error).split())[:300]
             raise ArtifactError(f'OpenVINO cannot load the graph: {reason}') from error
@@ -93,6 +97,17 @@ class OpenvinoEngine(InferenceEngine):
             request = self._requests.own = self._compiled.create_infer_request()
         # a copy: the next batch goes into the same memory
         return np.array(request.infer(arrays)[0], dtype=np.float32)
+
+
+def _in_thread_that_ends(work: Callable[[], Any]) -> Any:
+    """What `work` returns or raises, in a thread that does nothing else.
+
+    OpenVINO's CPU plugin gives the thread that loads it another stack for signals, and frees that
+    stack with the plugin, in whatever thread that happens. The first signal that came to a thread
+    that lives on, such as the end of a loader process, would then end ours.
+    """
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        return thread.submit(work).result()
 
 
 def _import_openvino() -> Any:

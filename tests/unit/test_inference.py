@@ -311,6 +311,25 @@ def test_two_openvino_engines_at_once(artifact, picture_docs):
             assert_same_vectors(each.result(), expected)
 
 
+def test_signals_come_to_a_process_that_has_closed_an_openvino_engine(artifact):
+    """Where signals go is left as it was: what OpenVINO puts in its place goes with its plugin."""
+    import subprocess
+    import sys
+
+    code = f"""
+import os, signal, threading
+from finetuner.inference import load_engine
+engines = [load_engine({str(artifact)!r}, engine='openvino')]
+last = threading.Thread(target=engines.clear)
+last.start()
+last.join()
+signal.signal(signal.SIGUSR2, lambda *caught: print('it came'))
+os.kill(os.getpid(), signal.SIGUSR2)
+"""
+    ran = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout) == (0, 'it came\n'), ran.stderr
+
+
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
