@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,7 @@ from finetuner.engines import InferenceEngine
 from finetuner.excepts import ConfigError, unknown_name
 from finetuner.models.backbones import TextImageBackbone
 from finetuner.models.zoo import ALIASES, BACKBONES, get_backbone
-
-ARTIFACT_ID = re.compile('[0-9a-f]{24}')
-ALIAS_MARK = '@'
+from finetuner.names import ARTIFACT_ID, is_alias
 
 
 class ArtifactNames:
@@ -44,7 +41,7 @@ class ArtifactNames:
         if name == self._default and Path(name).expanduser().exists():
             return name
         client = self._client_of(owner)
-        if may_move(name):
+        if is_alias(name):
             return client.resolve_artifact(name)
         if not ARTIFACT_ID.fullmatch(name):
             raise ConfigError(
@@ -80,8 +77,3 @@ class ArtifactNames:
     def _client_of(self, owner: str | None) -> Client:
         client = get_client(self._token)
         return client.for_owner(owner) if owner and isinstance(client, LocalClient) else client
-
-
-def may_move(name: str) -> bool:
-    """Whether a name is an alias, which may stand for something else tomorrow."""
-    return ALIAS_MARK in name

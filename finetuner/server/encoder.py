@@ -16,8 +16,9 @@ from finetuner.encoding.capacity import plan_capacity
 from finetuner.encoding.model_pool import ModelPool
 from finetuner.encoding.service import EncodingOptions, EncodingService
 from finetuner.excepts import ConfigError, DataError, FinetunerError, unknown_name
+from finetuner.names import ARTIFACT_ID, is_alias
 from finetuner.server import messages  # noqa: F401 - pickles are refused where it is imported
-from finetuner.server.artifact_names import ARTIFACT_ID, ArtifactNames, may_move
+from finetuner.server.artifact_names import ArtifactNames
 from finetuner.server.identity import PARAMETER, IdentitySeal
 from finetuner.server.parameters import Parameters
 from finetuner.server.tags import ERROR_TAG, MODEL_TAG
@@ -157,7 +158,7 @@ class FinetunerExecutor(Executor):
                 artifact,
                 self._names.resolve,
                 load,
-                may_move,
+                is_alias,
                 _default_memory_mb() if model_memory_mb is None else model_memory_mb,
                 poll_seconds,
                 observer,
