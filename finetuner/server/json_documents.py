@@ -65,7 +65,7 @@ def read_body(raw: bytes) -> tuple[DocumentArray, dict[str, Any], str | None, st
     parameters = body.get('parameters') or {}
     if not isinstance(parameters, dict):
         raise ConfigError('`parameters` is not a JSON object')
-    _check_sendable(parameters, '`parameters`', ConfigError)
+    _check_sendable(parameters, 'a parameter', ConfigError)
     endpoint = body.get('exec_endpoint') or body.get('execEndpoint')
     target = body.get('target_executor') or body.get('targetExecutor')
     for name, value in (('exec_endpoint', endpoint), ('target_executor', target)):
@@ -127,7 +127,7 @@ def _read_field(name: str, value: Any, position: str) -> Any:
     if not isinstance(value, expected):
         raise DataError(f'document {position}: {name!r} is {str(value)[:60]!r}, of a wrong type')
     if name == 'tags':
-        _check_sendable(value, f'document {position}: tags', DataError)
+        _check_sendable(value, f'document {position}: a tag', DataError)
     if isinstance(value, str):
         try:
             value.encode('utf-8')
@@ -144,13 +144,16 @@ def _check_sendable(value: Any, what: str, error: type[FinetunerError]) -> None:
     while waiting:
         one, depth = waiting.pop()
         if depth > _MAX_DEPTH:
-            raise error(f'{what} nest more than {_MAX_DEPTH} deep')
+            raise error(f'{what} nests more than {_MAX_DEPTH} deep')
         if isinstance(one, dict):
             waiting += [(inner, depth + 1) for inner in one.values()]
         elif isinstance(one, list):
             waiting += [(inner, depth + 1) for inner in one]
         elif isinstance(one, int | float) and not -_LARGEST <= one <= _LARGEST:
-            raise error(f'{what} hold {str(one)[:30]}, which is no number that can be sent')
+            found = 'an integer beyond 1.8e308'
+            if isinstance(one, float):
+                found = 'NaN' if one != one else 'infinite'
+            raise error(f'{what} is {found}: such numbers cannot be sent; mend or remove it')
 
 
 def _read_blob(value: Any, position: str) -> bytes:

@@ -73,8 +73,7 @@ NEW_MODULE_FUNCTIONS = {
     'build_model': [
         ('name', NEEDED),
         ('model_options', None),
-        # 32 there; None is what was measured to suit the device
-        ('batch_size', None),
+        ('batch_size', 32),
         ('select_model', None),
         ('device', None),
         ('is_onnx', False),
@@ -82,8 +81,7 @@ NEW_MODULE_FUNCTIONS = {
     'get_model': [
         ('artifact', NEEDED),
         ('token', None),
-        # 32 there; None is what was measured to suit the device
-        ('batch_size', None),
+        ('batch_size', 32),
         ('select_model', None),
         ('device', None),
         ('logging_level', 'WARNING'),
