@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Iterator
+from typing import cast
 from urllib.parse import quote
 
 _PREFACE = b'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n'
@@ -73,9 +74,8 @@ class _Side(asyncio.Protocol):
         self.other: _Side | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        if not isinstance(transport, asyncio.Transport):
-            raise TypeError(f'{transport!r} does not carry a stream')
-        self.transport = transport
+        # uvloop's are not of asyncio's classes
+        self.transport = cast(asyncio.Transport, transport)
 
     def connection_lost(self, _: Exception | None) -> None:
         if self.other is not None and self.other.transport is not None:
@@ -206,11 +206,19 @@ class _ClientSide(_Side):
         self.other = self._server
         if self.transport is None or self.transport.is_closing():
             self._server.close()
-        else:
-            self.transport.resume_reading()
+            return
+        self.transport.resume_reading()
+        self._hand_on()
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
+        if self.other is not None:
+            self._hand_on()
+        elif self.transport is not None:
+            # uvloop reads on after `connection_made`, whatever was said there
+            self.transport.pause_reading()
+
+    def _hand_on(self) -> None:
         if not self._has_preface:
             if len(self._buffer) < len(_PREFACE):
                 return

@@ -133,7 +133,7 @@ def test_embeddings_of_another_model_are_refused(server, pictures):
     docs = DocumentArray([Document(text='a text, by a model of texts')])
     assert info(server)['model'] == 'efficientnet-lite0'
     for endpoint in ('/index', '/search'):
-        with pytest.raises(BadServer, match='of .+efficientnet-lite0.+of .+all-MiniLM-L6-v2'):
+        with pytest.raises(BadServer, match=r'of .+efficientnet-lite0.+of .+all-MiniLM-L6-v2'):
             server.client().post(endpoint, docs, parameters={'artifact': 'all-MiniLM-L6-v2'})
 
 

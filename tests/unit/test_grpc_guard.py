@@ -5,11 +5,21 @@ import random
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from finetuner.server.grpc_guard import GrpcGuard
 
 PREFACE = b'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n'
 DATA, HEADERS, RST_STREAM, SETTINGS, WINDOW_UPDATE = 0, 1, 3, 4, 8
+
+
+@pytest.fixture(autouse=True, params=[asyncio.DefaultEventLoopPolicy, uvloop.EventLoopPolicy])
+def kind_of_loop(request):
+    """Whoever imports Jina's client gets the other one."""
+    before = asyncio.get_event_loop_policy()
+    asyncio.set_event_loop_policy(request.param())
+    yield
+    asyncio.set_event_loop_policy(before)
 
 
 def frame(kind: int, stream: int, payload: bytes = b'', flags: int = 0) -> bytes:
@@ -72,7 +82,7 @@ def through_guard(
         server.close()
         return behind, got
 
-    return asyncio.run(run())
+    return asyncio.run(asyncio.wait_for(run(), 30))
 
 
 @pytest.mark.parametrize('seed', range(8))

@@ -22,7 +22,7 @@ def body(**values):
 def test_numbers_that_cannot_be_sent(number):
     with pytest.raises(ConfigError, match=r'a parameter is (NaN|inf|an int).*cannot be sent'):
         read_body(b'{"parameters": {"batch_size": %b}}' % number.encode())
-    with pytest.raises(DataError, match='document 1: a tag is (NaN|inf|an int)'):
+    with pytest.raises(DataError, match=r'document 1: a tag is (NaN|inf|an int)'):
         read_body(b'{"data": [{}, {"tags": {"a": [%b]}}]}' % number.encode())
 
 
