@@ -106,6 +106,7 @@ class Http2:
                     stream = int.from_bytes(self._left[5:9], 'big')
                     payload, self._left = self._left[9 : 9 + length], self._left[9 + length :]
                     self._note(kind, flags, stream, payload)
+                    self.socket.settimeout(max(seconds, 0.0001))
                     yield kind, stream, payload
             self.ended = self.ended or b'closed'
 
