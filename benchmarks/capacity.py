@@ -2,7 +2,8 @@
 
 EfficientNet-Lite0 and all-MiniLM-L6-v2 in ONNX Runtime behind the batcher of the encoding service.
 Each way is asked with two requests of 64 Documents at once, with Documents one after the other, and
-with 64 requests of one Document at once; the first row is how ONNX Runtime comes.
+with 64 requests of one Document at once; the first row is how ONNX Runtime comes. Last, what a batch of
+texts costs beside its tokens, which is what `finetuner.inputs.divide_by_length` weighs.
 
     python benchmarks/capacity.py
 """
@@ -49,6 +50,11 @@ WORDS = [
     'cats',
 ]
 NUM_ALONE = 16
+# texts in a batch, and tokens of each
+SHAPES = (
+    (1, 6), (1, 16), (1, 64), (1, 200), (4, 8), (4, 32), (8, 8), (8, 16), (8, 32), (8, 64), (16, 8),
+    (16, 16), (16, 32), (32, 8), (32, 16), (64, 8), (2, 256),
+)  # fmt: skip
 
 
 def make_documents(kind: str) -> list[DocumentArray]:
@@ -86,6 +92,33 @@ def main() -> None:
         for _, batcher in engines.values():
             batcher.close()
         print_table(kind, found)
+    print_cost_of_a_batch(rounds)
+
+
+def print_cost_of_a_batch(rounds: int) -> None:
+    """Fit milliseconds to tokens, with the least squares of relative errors."""
+    engine = build_engine(*KINDS['texts'], is_onnx=True, num_threads=1)
+    took: dict[tuple[int, int], list[float]] = {shape: [] for shape in SHAPES}
+    for number in range(rounds + 1):
+        for shape, seconds in took.items():
+            inputs = {
+                'input_ids': np.full(shape, 1000, np.int64),
+                'attention_mask': np.ones(shape, np.int64),
+            }
+            started = time.perf_counter()
+            engine.embed(inputs)
+            if number:  # the first lays out memory
+                seconds.append(time.perf_counter() - started)
+    medians = np.array([statistics.median(seconds) for seconds in took.values()])
+    tokens = np.array([texts * length for texts, length in took])
+    columns = np.stack([np.ones(len(tokens)), tokens], axis=1)
+    (alone, each), *_ = np.linalg.lstsq(
+        columns / medians[:, None], np.ones(len(tokens)), rcond=None
+    )
+    print(
+        f'\na batch of texts takes {alone * 1000:.2f} ms, and {each * 1000:.3f} ms a padded token: '
+        f'by itself it costs as much as {alone / each:.0f} tokens'
+    )
 
 
 def measure(engine, batcher: Batcher, requests: list[DocumentArray]) -> tuple[float, float, float]:

@@ -269,11 +269,10 @@ class Talker:
         process: of the clients, or of the limit.
     """
 
-    def __init__(self, script: str, argument: str | None = None, job: Job | None = None) -> None:
+    def __init__(self, script: str, *arguments: str, job: Job | None = None) -> None:
         """Start it, and wait until it is ready."""
         variables = {name: value for name, value in os.environ.items() if name not in _LEFT_OUT}
         variables['PYTHONPATH'] = os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])
-        arguments = [] if argument is None else [argument]
         self.process = subprocess.Popen(
             [sys.executable, str(HERE / script), *arguments],
             stdin=subprocess.PIPE,

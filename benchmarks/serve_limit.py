@@ -5,6 +5,9 @@ kinds of threads can share the cores, the fastest on this machine is taken. It t
 `serve_clients.py` does, a batch being a request.
 
     python benchmarks/serve_limit.py FOLDER   # as serve.py fills it: pictures or texts, a graph
+
+With `--script` it is what a good script does without such a search: ONNX Runtime as it comes, batches
+of 32, reading overlapped.
 """
 
 from __future__ import annotations
@@ -28,9 +31,10 @@ import numpy as np
 import onnxruntime
 from serve_clients import Seen
 
-BATCH_SIZE = 32
-# larger batches of texts of several lengths hold more padding, and leave the caches
-NUM_TOKENS = 512
+# larger batches leave the caches of a core (benchmarks/capacity.py)
+BATCH_SIZE = 8
+SCRIPT_BATCH_SIZE = 32
+NUM_TOKENS_A_DOCUMENT = 64
 NUM_TEXTS_AT_ONCE = 128
 MAX_LENGTH = 256
 _TRIAL_SECONDS = 1.2
@@ -70,9 +74,11 @@ def prepare_as_peers(pictures: list[bytes], size: int) -> Prepare:
     return prepare
 
 
-def prepare_texts(texts: list[str], tokenizer_file: Path) -> Prepare:
-    """Tokenise many, sort by length, and cut where the padded tokens are enough."""
+def prepare_texts(texts: list[str], tokenizer_file: Path, num_tokens: int) -> Prepare:
+    """Tokenise many, sort by length, and cut where that costs least."""
     from tokenizers import Tokenizer
+
+    from finetuner.inputs import divide_by_length
 
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
     tokenizer.no_padding()
@@ -80,12 +86,9 @@ def prepare_texts(texts: list[str], tokenizer_file: Path) -> Prepare:
 
     def prepare(positions: Sequence[int]) -> list[Batch]:
         tokens = [found.ids for found in tokenizer.encode_batch_fast([texts[i] for i in positions])]
-        order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]), reverse=True)
         batches = []
-        while order:
-            longest = len(tokens[order[0]])
-            chosen, order = order[: NUM_TOKENS // longest], order[NUM_TOKENS // longest :]
-            ids = np.zeros((len(chosen), longest), np.int64)
+        for chosen in divide_by_length([len(each) for each in tokens], num_tokens):
+            ids = np.zeros((len(chosen), len(tokens[chosen[0]])), np.int64)
             mask = np.zeros_like(ids)
             for row, i in enumerate(chosen):
                 ids[row, : len(tokens[i])] = tokens[i]
@@ -156,23 +159,28 @@ def side_by_side(session: Any, prepare: Prepare, num_items: int, lot: int, num_t
     return run
 
 
-def all_ways(folder: Path) -> dict[str, Way]:
+def all_ways(folder: Path, is_script: bool) -> dict[str, Way]:
     """By name; and what the others' vectors are compared with is written."""
+    size = SCRIPT_BATCH_SIZE if is_script else BATCH_SIZE
     graph = folder / 'model.onnx'
     cores = len(os.sched_getaffinity(0))
     if (folder / 'texts.json').exists():
         texts = json.loads((folder / 'texts.json').read_text())
-        prepare, num_items = prepare_texts(texts, folder / 'tokenizer.json'), len(texts)
+        num_items = len(texts)
+        prepare = prepare_texts(texts, folder / 'tokenizer.json', size * NUM_TOKENS_A_DOCUMENT)
         lot = min(NUM_TEXTS_AT_ONCE, num_items)
     else:
         task = json.loads((folder / 'pictures.json').read_text())
         pictures = [file.read_bytes() for file in sorted((folder / 'pictures').iterdir())]
         prepare, num_items = prepare_pictures(pictures, task['size']), len(pictures)
-        lot = BATCH_SIZE
+        lot = size
         peers = prepare_as_peers(pictures, task['size'])
-        write_vectors(graph, peers, num_items, folder / 'pillow.npy')
-    write_vectors(graph, prepare, num_items, folder / 'limit.npy')
+        if not is_script:
+            write_vectors(graph, peers, num_items, folder / 'pillow.npy')
     work = (prepare, num_items, lot)
+    if is_script:
+        return {'a script': read_ahead(open_session(graph, 0, True), *work, cores)}
+    write_vectors(graph, prepare, num_items, folder / 'limit.npy')
     return {
         'read ahead, threads that spin': read_ahead(open_session(graph, cores, True), *work, cores),
         'read ahead': read_ahead(open_session(graph, cores, False), *work, cores),
@@ -201,7 +209,7 @@ def write_vectors(graph: Path, prepare: Prepare, num_items: int, path: Path) -> 
 def main() -> None:
     """Choose a way, then run it whenever told to."""
     folder = Path(sys.argv[1])
-    ways = all_ways(folder)
+    ways = all_ways(folder, '--script' in sys.argv[2:])
     for way in ways.values():
         speed(way, _TRIAL_SECONDS / 3)
     speeds = {name: speed(way, _TRIAL_SECONDS) for name, way in ways.items()}

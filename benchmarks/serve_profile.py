@@ -106,7 +106,7 @@ class Watched:
             for each in psutil.Process(pid).net_connections()
             if each.status == psutil.CONN_LISTEN
         }
-        self.name = 'Executor' if 'encode_0' in dumped.stdout else 'other'
+        self.name = 'Executor' if 'embed-0' in dumped.stdout else 'other'
         if listens & set(ports):
             self.name = 'gateway'
         self._python = {thread['os_thread_id'] for thread in threads}

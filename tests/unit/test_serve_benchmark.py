@@ -67,7 +67,7 @@ def test_texts_are_the_same_each_time_and_of_mixed_lengths(load):
     assert max(lengths) >= 40
 
 
-def test_the_limit_makes_full_batches_and_loses_no_text(load, tmp_path):
+def test_the_limit_keeps_to_its_tokens_and_loses_no_text(load, tmp_path):
     from finetuner.models.zoo import backbone_tokenizer, get_backbone
 
     tokenizer = backbone_tokenizer(get_backbone('all-MiniLM-L6-v2'))
@@ -75,11 +75,11 @@ def test_the_limit_makes_full_batches_and_loses_no_text(load, tmp_path):
     file.write_text(tokenizer.to_str())
     limit = load('serve_limit')
     texts = load('serve_work').generate_texts()
-    batches = limit.prepare_texts(texts, file)(range(len(texts)))
+    batches = limit.prepare_texts(texts, file, 512)(range(len(texts)))
     assert sorted(i for _, positions in batches for i in positions) == list(range(len(texts)))
     for inputs, positions in batches:
         assert inputs['input_ids'].shape == inputs['attention_mask'].shape
-        assert inputs['input_ids'].size <= limit.NUM_TOKENS
+        assert inputs['input_ids'].size <= 512
         assert len(positions) == len(inputs['input_ids'])
         assert inputs['attention_mask'].sum(1).min() >= 3
 
