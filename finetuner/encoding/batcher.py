@@ -23,8 +23,9 @@ from docarray import Document
 from finetuner.encoding.jobs import Embedded, Item, Job
 from finetuner.encoding.lanes import Lane
 from finetuner.encoding.observer import EncodingObserver
+from finetuner.encoding.rate import Rate
 from finetuner.engines import InferenceEngine, at_least_one, num_cores
-from finetuner.excepts import ContentError, TooLargeError, TooManyRequestsError
+from finetuner.excepts import ConfigError, ContentError, TooLargeError, TooManyRequestsError
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +54,9 @@ class BatcherConfig:
     num_embedders: int | None = None
 
     def __post_init__(self) -> None:
+        wait = self.max_wait_ms
+        if isinstance(wait, bool) or not isinstance(wait, int | float) or not 0 <= wait < math.inf:
+            raise ConfigError(f'max_wait_ms={wait!r}: it takes milliseconds, 0 or more')
         for name in ('max_queue', 'max_queue_mb'):
             object.__setattr__(self, name, at_least_one(name, getattr(self, name)))
         for name, default in (('num_readers', num_cores()), ('num_embedders', 1)):
@@ -84,8 +88,8 @@ class Batcher:
         # how many Documents of each request were embedded, if all had been here all the time
         self._turn = 0.0
         self._num_jobs = 0
-        self._rate = 0.0  # Documents a second, of late
-        self._rate_at = time.monotonic()
+        self._rate = Rate()
+        self._has_cancelled = False
         self._is_closing = False
         self._threads = [
             threading.Thread(target=run, name=f'{name}-{i}', daemon=True)
@@ -136,6 +140,8 @@ class Batcher:
             if self._is_closing:
                 raise RuntimeError('the service is ending')
             self._refuse_too_much(job)
+            if not self._num_waiting:
+                self._rate.resume()
             self._num_waiting += len(docs)
             self._num_jobs += bool(docs)
             self._bytes_waiting += job.num_bytes
@@ -143,6 +149,7 @@ class Batcher:
                 item = Item(job.turn + position, next(self._numbers), job, position)
                 self._lane_of(its_engine, name).add(item)
             self._may_read.notify(min(len(docs), len(self._threads)))
+        job.future.add_done_callback(self._note_cancelled)
         self._observer.queue_changed(self._num_waiting)
         return job.future
 
@@ -170,7 +177,8 @@ class Batcher:
             or self._bytes_waiting + job.num_bytes > limit_bytes
         ):
             self._observer.request_refused('queue')
-            seconds = max(1, math.ceil(self._num_waiting / self._rate)) if self._rate else 1
+            rate = self._rate.per_second
+            seconds = max(1, math.ceil(self._num_waiting / rate)) if rate else 1
             raise TooManyRequestsError(
                 f'{self._num_waiting:,} Documents wait already, and {config.max_queue:,} with '
                 f'{config.max_queue_mb:,} MB may wait: ask again in {seconds} s',
@@ -188,11 +196,13 @@ class Batcher:
     def _read_forever(self) -> None:
         while True:
             with self._lock:
+                self._drop_cancelled()
                 lane = self._lane_to_read()
                 while lane is None:
                     if self._is_closing and not self._num_waiting:
                         return
                     self._may_read.wait()
+                    self._drop_cancelled()
                     lane = self._lane_to_read()
                 items = self._without_those_over(lane.take_to_read())
                 lane.num_reading += len(items)
@@ -244,6 +254,9 @@ class Batcher:
                 lane.num_embedding += len(items)
                 self._tidy(lane)
                 self._may_read.notify_all()
+                if any(each.ready for each in self._lanes.values()):
+                    # what is read at one time may be more than one batch: each wakes the next
+                    self._may_embed.notify()
             if items:
                 self._embed(lane, items)
 
@@ -272,7 +285,7 @@ class Batcher:
             for item, embedding in zip(items, embeddings, strict=True):
                 item.job.note('embed', started, ended)
                 self._settle(item, embedding)
-            self._measure_rate(len(items))
+            self._rate.count(len(items))
             self._tidy(lane)
         self._observer.batch_embedded(lane.name, len(items), ended - started)
         self._observer.queue_changed(self._num_waiting)
@@ -319,6 +332,23 @@ class Batcher:
                 left.append(item)
         return left
 
+    def _note_cancelled(self, future: Future[Embedded]) -> None:
+        # whoever cancels need not wait until all are gone through
+        if future.cancelled():
+            with self._lock:
+                self._has_cancelled = True
+                self._may_read.notify()
+
+    def _drop_cancelled(self) -> None:
+        """Let go of Documents that nobody waits for, wherever they stand in line."""
+        if not self._has_cancelled:
+            return
+        self._has_cancelled = False
+        for lane in list(self._lanes.values()):
+            for item in lane.drop_those_over():
+                self._leave(item)
+            self._tidy(lane)
+
     def _leave(self, item: Item) -> None:
         self._num_waiting -= 1
         item.job.num_waiting -= 1
@@ -335,10 +365,3 @@ class Batcher:
         if self._is_closing and not self._num_waiting:
             self._may_read.notify_all()
             self._may_embed.notify_all()
-
-    def _measure_rate(self, num_documents: int) -> None:
-        now = time.monotonic()
-        elapsed = max(now - self._rate_at, 1e-6)
-        kept = math.exp(-elapsed / 10)
-        self._rate = kept * self._rate + (1 - kept) * num_documents / elapsed
-        self._rate_at = now

@@ -90,3 +90,12 @@ class Lane:
         taken = {item.number for item in chosen}
         self.ready = [item for item in self.ready if item.number not in taken]
         return chosen
+
+    def drop_those_over(self) -> list[Item]:
+        """Take out the Documents whose requests nobody waits for any more."""
+        over = [item for item in (*self.waiting, *self.ready) if item.job.is_over]
+        if over:
+            self.waiting = [item for item in self.waiting if not item.job.is_over]
+            heapq.heapify(self.waiting)
+            self.ready = [item for item in self.ready if not item.job.is_over]
+        return over

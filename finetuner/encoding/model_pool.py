@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 _MEGABYTE = 2**20
 # names whose meaning may change are remembered for so many askers
 _MOST_NAMES = 1_000
+# seconds until a model that could not be loaded is tried again; each time they double
+_FIRST_PAUSE, _LONGEST_PAUSE = 2.0, 300.0
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,14 @@ class _Name:
     """What a name stood for when it was last looked up."""
 
     key: str
+
+
+@dataclass
+class _Failure:
+    """A model that a name moved to and that could not be loaded."""
+
+    pause: float
+    until: float
 
 
 class ModelPool:
@@ -90,7 +100,8 @@ class ModelPool:
         self._loaded: OrderedDict[str, LoadedModel] = OrderedDict()
         self._loading: dict[str, Future[LoadedModel]] = {}
         self._names: OrderedDict[tuple[str, str | None], _Name] = OrderedDict()
-        self._default_key = ''
+        self._failures: dict[str, _Failure] = {}
+        self._default_key = self._next_default_key = ''
         self._reason = f'{default} is not loaded yet'
         self._ending = threading.Event()
         try:
@@ -143,15 +154,41 @@ class ModelPool:
             TooLargeError: it takes more memory than all models together may.
             FinetunerError: it cannot be loaded.
         """
+        key, found = self.find(name, owner)
+        return found or self.load(key)
+
+    def find(self, name: str, owner: str | None = None) -> tuple[str, LoadedModel | None]:
+        """What a name stands for, and the model if it is in memory; waits for no model.
+
+        Args:
+            name: see `get`.
+            owner: see `get`.
+
+        Raises:
+            NotFoundError: the name stands for nothing that they may use.
+        """
         if name == self.default and owner is None:
-            return self.get_default()
+            model = self.get_default()
+            return model.key, model
         key = self._key_of(name, owner)
         with self._lock:
             found = self._loaded.get(key)
             if found is not None:
                 self._loaded.move_to_end(key)
         self._observer.model_asked(key, found is not None)
-        return found or self._load_once(key)
+        return key, found
+
+    def load(self, key: str) -> LoadedModel:
+        """The model of a key, which may take its time.
+
+        Args:
+            key: that `find` gave.
+
+        Raises:
+            TooLargeError: it takes more memory than there is beside the default.
+            FinetunerError: it cannot be loaded.
+        """
+        return self._load_once(key)
 
     def close(self) -> None:
         """End the thread that looks names up; models go when their last request ends."""
@@ -174,7 +211,7 @@ class ModelPool:
                 self._names.popitem(last=False)
         return key
 
-    def _load_once(self, key: str) -> LoadedModel:
+    def _load_once(self, key: str, is_default: bool = False) -> LoadedModel:
         """Load a model, once however many ask for it at the same time."""
         with self._lock:
             if key in self._loaded:
@@ -187,7 +224,7 @@ class ModelPool:
         try:
             # one after the other: their memory is not needed all at once, and can be told apart
             with self._load_lock:
-                model = self._load_now(key)
+                model = self._load_now(key, is_default)
         except BaseException as error:
             with self._lock:
                 del self._loading[key]
@@ -201,19 +238,24 @@ class ModelPool:
         self._let_go(dropped)
         return model
 
-    def _load_now(self, key: str) -> LoadedModel:
+    def _load_now(self, key: str, is_default: bool) -> LoadedModel:
         started = time.monotonic()
         before = _resident_bytes()
         engine = self._load(key)
         engine.warm_up()
         # what it takes beside its weights cannot be asked for; other requests make this inexact
         num_bytes = max(engine.num_bytes, _resident_bytes() - before)
-        if self._limit is not None and num_bytes > self._limit and self._default_key:
-            raise TooLargeError(
-                f'the model {key} takes {num_bytes / _MEGABYTE:,.0f} MB, and all models of this '
-                f'service may take {self._limit / _MEGABYTE:,.0f} MB: start it with a larger '
-                'model_memory_mb'
-            )
+        if self._limit is not None and self._default_key:
+            with self._lock:
+                default = self._loaded.get(self._default_key)
+            # the default stays, unless this one takes its place
+            held = default.num_bytes if default is not None and not is_default else 0
+            if held + num_bytes > self._limit:
+                raise TooLargeError(
+                    f'the model {key} takes {num_bytes / _MEGABYTE:,.0f} MB, and all models of this '
+                    f'service may take {self._limit / _MEGABYTE:,.0f} MB, of which the default has '
+                    f'{held / _MEGABYTE:,.0f} MB: start it with a larger model_memory_mb'
+                )
         self._observer.model_loaded(key, time.monotonic() - started, num_bytes)
         return LoadedModel(key, engine, num_bytes)
 
@@ -224,7 +266,7 @@ class ModelPool:
         for key in list(self._loaded):
             if sum(model.num_bytes for model in self._loaded.values()) <= self._limit:
                 break
-            if key not in (newest, self._default_key):
+            if key not in (newest, self._default_key, self._next_default_key):
                 dropped.append(self._loaded.pop(key))
         return dropped
 
@@ -249,9 +291,9 @@ class ModelPool:
     def _look_again(self, name: str, owner: str | None, known: _Name) -> None:
         try:
             key = self._resolve(name, owner)
-            if key != known.key:
+            if key != known.key and not self._rests(key):
                 # requests go on with the old one as long as this takes
-                self._load_once(key)
+                self._try_to_load(key)
                 before, known.key = known.key, key
                 self._forget(before)
         except NotFoundError:
@@ -259,12 +301,17 @@ class ModelPool:
                 self._names.pop((name, owner), None)
         except FinetunerError as error:
             logger.error('%s stays what it was: %s', name, error)
+        except Exception:
+            # a database that is away, no memory: what comes next is looked at all the same
+            logger.exception('%s stays what it was', name)
 
     def _look_at_default(self) -> None:
         try:
             key = self._resolve(self.default, None)
-            if key != self._default_key:
-                self._load_once(key)
+            if key != self._default_key and not self._rests(key):
+                # from now on it is not dropped for others that are loaded meanwhile
+                self._next_default_key = key
+                self._try_to_load(key, is_default=True)
                 with self._lock:
                     before, self._default_key = self._default_key, key
                 self._forget(before)
@@ -274,6 +321,32 @@ class ModelPool:
                 self._reason = str(error)
             elif not isinstance(error, NotFoundError):
                 logger.error('%s stays what it was: %s', self.default, error)
+        except Exception as error:
+            logger.exception('%s stays what it was', self.default)
+            if not self._default_key:
+                self._reason = f'{self.default} cannot be loaded: {type(error).__name__}'
+
+    def _rests(self, key: str) -> bool:
+        """Whether a model could not be loaded, and it is too soon to try again."""
+        failure = self._failures.get(key)
+        return failure is not None and time.monotonic() < failure.until
+
+    def _try_to_load(self, key: str, is_default: bool = False) -> None:
+        try:
+            self._load_once(key, is_default)
+        except BaseException:
+            now = time.monotonic()
+            known = self._failures.get(key)
+            pause = min(known.pause * 2, _LONGEST_PAUSE) if known else _FIRST_PAUSE
+            # those that no name stands for any more are not tried, and forgotten
+            self._failures = {
+                other: failure
+                for other, failure in self._failures.items()
+                if now < failure.until + _LONGEST_PAUSE
+            }
+            self._failures[key] = _Failure(pause, now + pause)
+            raise
+        self._failures.pop(key, None)
 
     def _forget(self, key: str) -> None:
         """Let go of what a name stood for, unless another one does still."""

@@ -18,8 +18,9 @@ from finetuner.engines import InferenceEngine, TextImageEngine, at_least_one
 from finetuner.excepts import ConfigError, DeadlineError, unknown_name
 from finetuner.models.backbones import TOWERS
 
-# requests that wait for a model to be loaded; those for loaded models do not wait for them
-_LOADERS = 8
+# requests that look a name up, and those that wait for a model to be loaded: the first do not wait
+# for the second
+_FINDERS, _LOADERS = 8, 8
 _UNIT_LENGTH = 1e-3
 
 
@@ -68,6 +69,7 @@ class EncodingService:
         self.batcher = batcher
         self._select_model = select_model
         self._observer = observer or EncodingObserver()
+        self._finders = ThreadPoolExecutor(_FINDERS, thread_name_prefix='find-model')
         self._loaders = ThreadPoolExecutor(_LOADERS, thread_name_prefix='load-model')
 
     async def encode(
@@ -106,6 +108,7 @@ class EncodingService:
 
     def close(self) -> None:
         """Answer what was taken, and end the threads."""
+        self._finders.shutdown(cancel_futures=True)
         self._loaders.shutdown(cancel_futures=True)
         self.models.close()
         self.batcher.close()
@@ -136,7 +139,10 @@ class EncodingService:
         if name is None:
             return self.models.get_default()
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._loaders, self.models.get, name, owner)
+        key, found = await loop.run_in_executor(self._finders, self.models.find, name, owner)
+        if found is None:
+            found = await loop.run_in_executor(self._loaders, self.models.load, key)
+        return found
 
 
 def select_engine(engine: InferenceEngine, select_model: str | None) -> InferenceEngine:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
+from finetuner.artifact import load_artifact
 from finetuner.client import Client, LocalClient, get_client
 from finetuner.engines import InferenceEngine
 from finetuner.excepts import ConfigError, unknown_name
+from finetuner.model_spec import MANIFEST
 from finetuner.models.backbones import TextImageBackbone
 from finetuner.models.zoo import ALIASES, BACKBONES, get_backbone
 from finetuner.names import ARTIFACT_ID, is_alias
@@ -24,6 +27,8 @@ class ArtifactNames:
     def __init__(self, default: str, token: str | None = None) -> None:
         self._default = default
         self._token = token
+        # a path of this machine is nobody else's business
+        self._local: dict[str, str] = {}
 
     def resolve(self, name: str, owner: str | None = None) -> str:
         """The key of a model: an artifact id, a backbone's name, or the path of the default.
@@ -37,7 +42,7 @@ class ArtifactNames:
             NotFoundError: there is no such artifact or alias, or it is not theirs.
         """
         if name in BACKBONES or name in ALIASES:
-            return name
+            return ALIASES.get(name, name)
         if name == self._default and Path(name).expanduser().exists():
             return name
         client = self._client_of(owner)
@@ -67,12 +72,23 @@ class ArtifactNames:
         """
         from finetuner.inference import build_engine, load_engine
 
-        if key in BACKBONES or key in ALIASES:
+        if key in BACKBONES:
             is_pair = isinstance(get_backbone(key), TextImageBackbone)
             return build_engine(key, select_model=select_model if is_pair else None, **options)
         if ARTIFACT_ID.fullmatch(key):
             return load_engine(get_client(self._token).find_artifact(key), **options)
-        return load_engine(Path(key).expanduser(), **options)
+        artifact = load_artifact(Path(key).expanduser())
+        manifest = (artifact.directory / MANIFEST).read_bytes()
+        self._local[key] = f'local-{hashlib.sha256(manifest).hexdigest()[:12]}'
+        return load_engine(artifact, **options)
+
+    def shown(self, key: str) -> str:
+        """What clients are told of a model: its key, but of a path only what tells it from others.
+
+        Args:
+            key: of a model that was loaded.
+        """
+        return self._local.get(key, key)
 
     def _client_of(self, owner: str | None) -> Client:
         client = get_client(self._token)

@@ -16,7 +16,7 @@ from finetuner.encoding.capacity import plan_capacity
 from finetuner.encoding.model_pool import ModelPool
 from finetuner.encoding.service import EncodingOptions, EncodingService
 from finetuner.excepts import ConfigError, DataError, FinetunerError, unknown_name
-from finetuner.names import ARTIFACT_ID, is_alias
+from finetuner.names import is_alias
 from finetuner.server import messages  # noqa: F401 - pickles are refused where it is imported
 from finetuner.server.artifact_names import ArtifactNames
 from finetuner.server.identity import PARAMETER, IdentitySeal
@@ -255,14 +255,14 @@ class FinetunerExecutor(Executor):
         model = self._service.models.get_default()
         engine = model.engine
         tags = {
-            'artifact': _shown(model.key, engine),
+            'artifact': self._names.shown(model.key),
             'model': engine.name,
             'dimension': engine.dimension,
             'device': engine.device,
             'engine': engine.engine,
             'precision': engine.precision,
             'is_onnx': engine.is_onnx,
-            'models': [_shown(each.key, each.engine) for each in self._service.models.loaded],
+            'models': [self._names.shown(each.key) for each in self._service.models.loaded],
         }
         return DocumentArray([Document(tags=tags)])
 
@@ -325,7 +325,7 @@ class FinetunerExecutor(Executor):
             doc.embedding = embedding
         for position, error in failures:
             chosen[position].tags[ERROR_TAG] = str(error)
-        return {'artifact': _shown(model.key, model.engine), 'tokens': embedded.num_tokens}
+        return {'artifact': self._names.shown(model.key), 'tokens': embedded.num_tokens}
 
     def _owner(self, parameters: dict[str, Any]) -> str | None:
         # a gateway of ours says who asks; others take everybody for the machine's own user
@@ -355,11 +355,6 @@ def _drop_contents(docs: DocumentArray, keep_nested: bool) -> None:
             continue
         for nested in (doc.chunks, doc.matches):
             _drop_contents(nested, keep_nested)
-
-
-def _shown(key: str, engine: 'InferenceEngine') -> str:
-    # a path of this machine is nobody else's business
-    return key if ARTIFACT_ID.fullmatch(key) or key == engine.name else 'local'
 
 
 def _default_memory_mb() -> float:

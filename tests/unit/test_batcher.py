@@ -257,6 +257,43 @@ def test_who_goes_away_takes_what_waits_along(batcher):
         gone.result(WAIT)
 
 
+def test_what_was_cancelled_leaves_the_queue_while_others_wait_still(batcher):
+    engine = PlainEngine(batch_size=4)
+    held_up(engine, batcher)
+    gone = batcher.submit(documents(*range(400)), engine, 'plain')
+    stays = batcher.submit(documents(*range(50)), engine, 'plain')
+    gone.cancel()
+    # nothing is embedded meanwhile: only who waits is counted
+    until(lambda: batcher.num_waiting == 51)
+    batcher.submit(documents(*range(400)), engine, 'plain').cancel()
+    engine.may_embed.set()
+    assert len(stays.result(WAIT).embeddings) == 50
+    until(lambda: batcher.num_waiting == 0)
+
+
+@pytest.mark.parametrize('num_embedders', [2, 5])
+def test_all_who_embed_are_woken_for_what_was_read_at_once(num_embedders):
+    class Sixteen(PlainEngine):
+        """Whose reader reads as many at a time as that of texts does."""
+
+        def __init__(self):
+            super().__init__(batch_size=2)
+            self.reader.batches_at_once = 8
+            self.together = threading.Barrier(num_embedders)
+
+        def embed(self, inputs):
+            # goes on when all of them are here
+            self.together.wait(WAIT)
+            return super().embed(inputs)
+
+    batcher = Batcher(BatcherConfig(num_readers=1, num_embedders=num_embedders))
+    future = batcher.submit(documents(*range(2 * num_embedders)), Sixteen(), 'plain')
+    assert [row[0] for row in future.result(WAIT).embeddings] == [
+        2 * n for n in range(2 * num_embedders)
+    ]
+    batcher.close()
+
+
 def test_what_was_taken_is_answered_before_the_end(heard):
     batcher = Batcher(BatcherConfig(), heard)
     engine = PlainEngine()
@@ -298,6 +335,12 @@ def test_models_are_forgotten_with_their_last_document(batcher):
 def test_numbers_below_one_are_refused(name):
     with pytest.raises(ConfigError, match=name):
         BatcherConfig(**{name: 0})
+
+
+@pytest.mark.parametrize('wait', ['5', -1, float('nan'), float('inf'), None, True])
+def test_what_is_no_time_to_wait_is_refused(wait):
+    with pytest.raises(ConfigError, match='max_wait_ms'):
+        BatcherConfig(max_wait_ms=wait)
 
 
 @pytest.fixture(scope='module')

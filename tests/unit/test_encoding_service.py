@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -49,6 +50,38 @@ def test_a_request_may_name_its_model(service):
         encode(service, documents(1), select_model='clip-text')
     with pytest.raises(ConfigError, match="did you mean 'clip-text'"):
         encode(service, documents(1), select_model='clip-texts')
+
+
+def test_who_asks_for_a_loaded_model_does_not_wait_for_one_that_is_not():
+    may_load = threading.Event()
+
+    def load(key):
+        if key == 'late':
+            may_load.wait()
+        return PlainEngine()
+
+    service = EncodingService(ModelPool('plain', lambda name, _: name, load), Batcher())
+
+    async def ask():
+        await service.encode(documents(1), EncodingOptions(model='there'))
+        late = [
+            asyncio.create_task(service.encode(documents(1), EncodingOptions(model='late')))
+            for _ in range(40)
+        ]
+        await asyncio.sleep(0.05)
+        found = await asyncio.wait_for(
+            service.encode(documents(1), EncodingOptions(model='there')), 10
+        )
+        may_load.set()
+        return found, await asyncio.gather(*late)
+
+    try:
+        (embedded, model), late = asyncio.run(ask())
+    finally:
+        may_load.set()
+        service.close()
+    assert (embedded.embeddings[0][0], model.key) == (2, 'there')
+    assert {model.key for _, model in late} == {'late'}
 
 
 def test_embeddings_are_cut_to_a_length_they_were_trained_for(service, engines):

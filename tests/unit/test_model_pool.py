@@ -169,6 +169,68 @@ def test_a_new_model_that_is_damaged_replaces_nothing(pool_of, caplog):
     until(lambda: pool.get_default().key == 'b')
 
 
+def test_a_model_that_cannot_be_loaded_is_not_tried_all_the_time(pool_of):
+    shelf = Shelf(**{'emoji@latest': 'a', 'shoes@latest': 'x', 'first': 'a'})
+    pool = pool_of(shelf, 'emoji@latest')
+    pool.get('shoes@latest')
+    shelf.broken |= {'b', 'y'}
+    shelf.names.update({'emoji@latest': 'b', 'shoes@latest': 'y'})
+    until(lambda: {'b', 'y'} <= set(shelf.loads))
+    time.sleep(0.3)  # thirty looks
+    assert (shelf.loads.count('b'), shelf.loads.count('y')) == (1, 1)
+    # another one is tried at once
+    shelf.names.update({'emoji@latest': 'c', 'shoes@latest': 'z'})
+    until(lambda: pool.get_default().key == 'c')
+    until(lambda: pool.get('shoes@latest').key == 'z')
+
+
+def test_names_are_looked_at_again_after_what_nobody_expects(pool_of, caplog):
+    shelf = Shelf(**{'emoji@latest': 'a', 'shoes@latest': 'x'})
+    pool = pool_of(shelf, 'emoji@latest')
+    pool.get('shoes@latest')
+    resolve = shelf.resolve
+
+    def fail(*_):
+        raise OSError('the database is away')
+
+    pool._resolve = fail
+    with caplog.at_level(logging.ERROR, logger='finetuner'):
+        until(lambda: caplog.text.count('the database is away') >= 2)
+    pool._resolve = resolve
+    shelf.names.update({'emoji@latest': 'b', 'shoes@latest': 'y'})
+    until(lambda: pool.get_default().key == 'b')
+    until(lambda: pool.get('shoes@latest').key == 'y')
+
+
+def test_a_default_that_is_loaded_is_not_dropped_before_it_is_one(pool_of):
+    shelf = Shelf(**{'emoji@latest': 'a', 'old': 'x', 'other': 'y'})
+    pool = pool_of(shelf, 'emoji@latest', memory_mb=1000)
+    pool.get('old')
+
+    def load_another(model):
+        # while the old one is let go of for the new default
+        if model == 'x':
+            shelf.dropped.append(model)
+            with ThreadPoolExecutor(1) as thread:
+                thread.submit(pool.get, 'other').result()
+
+    shelf.model_dropped = load_another
+    shelf.names['emoji@latest'] = 'b'
+    until(lambda: pool.get_default().key == 'b')
+    assert shelf.dropped[0] == 'x'
+    assert pool.get_default().engine is not None
+
+
+def test_the_default_and_another_keep_to_the_limit_together(pool_of):
+    shelf = Shelf(first='a', second='b', **{'emoji@latest': 'a'})
+    with pytest.raises(TooLargeError, match='of which the default has 400 MB'):
+        pool_of(shelf, memory_mb=700).get('second')
+    # one that takes its place may be as large as all together
+    moving = pool_of(shelf, 'emoji@latest', memory_mb=700)
+    shelf.names['emoji@latest'] = 'b'
+    until(lambda: moving.get_default().key == 'b')
+
+
 def test_a_default_that_stands_for_nothing_yet_is_waited_for(pool_of):
     shelf = Shelf()
     pool = pool_of(shelf, 'emoji@latest')
