@@ -1,6 +1,8 @@
 """Real servers for the tests: `finetuner serve` in a process of its own, on free ports."""
 
+import contextlib
 import os
+import random
 import re
 import signal
 import socket
@@ -44,13 +46,14 @@ class Server:
 
 
 def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(('127.0.0.1', 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
+    """Ports below those that connections going out are given, which other tests have many of."""
+    found: list[int] = []
+    while len(found) < count:
+        port = random.SystemRandom().randrange(15_000, 32_000)
+        with socket.socket() as one, contextlib.suppress(OSError):
+            one.bind(('127.0.0.1', port))
+            found.append(port)
+    return found if len(set(found)) == count else free_ports(count)
 
 
 def flow_on_free_ports(source: str, folder: Path) -> tuple[Path, int, int]:
