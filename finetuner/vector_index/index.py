@@ -291,7 +291,7 @@ class VectorIndex:
             hits, is_complete = self._search_once(queries, limit, where, model, with_contents)
             if is_complete:
                 return hits
-        # others delete faster than this reads: have them wait
+        # others change more than this can follow: have them wait
         with self._changing:
             return self._search_once(queries, limit, where, model, with_contents)[0]
 
@@ -303,13 +303,18 @@ class VectorIndex:
         model: str | None,
         with_contents: bool,
     ) -> tuple[list[list[Hit]], bool]:
-        """Search what is there now; false when a Document was deleted before it was read."""
+        """Search what is there now; false when a Document was changed before it was read."""
         held = self._held
         if held is None or not len(queries) or not held.vectors.now.num_alive:
             return [[] for _ in queries], True
         self._refuse_others(held, queries.shape[1], model)
         vectors = held.vectors.now
-        rows = vectors.rows_of(self._rows.keys_where(where)) if where else None
+        rows = None
+        if where:
+            wanted = self._rows.keys_where(where)
+            if wanted.max(initial=-1) > vectors.keys[-1]:
+                return [], False  # replaced since: what is searched here has only the old one
+            rows = vectors.rows_of(wanted)
         found = self._nearest(vectors, queries, limit, rows)
         keys = np.unique(np.concatenate([vectors.keys[rows] for rows, _ in found]))
         items = self._rows.read(keys.tolist(), with_contents)

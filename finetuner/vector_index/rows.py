@@ -315,14 +315,16 @@ class Rows:
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
-        """A connection nobody else uses meanwhile."""
+        """A connection nobody else uses meanwhile, to which the database stands still."""
         try:
             try:
                 connection = self._idle.get_nowait()
             except queue.Empty:
                 connection = self._connect()
             try:
+                connection.execute('BEGIN')
                 yield connection
+                connection.execute('COMMIT')
             except BaseException:
                 connection.close()
                 raise

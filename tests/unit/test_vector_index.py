@@ -20,6 +20,7 @@ from finetuner.excepts import ConfigError, ConflictError, DataError, ServerError
 from finetuner.search import search
 from finetuner.vector_index import Item, VectorIndex
 from finetuner.vector_index import exact as exact_module
+from finetuner.vector_index import rows as rows_module
 from finetuner.vector_index.graph import build_graph, find_width
 from tests.integration.serving import REPOSITORY
 
@@ -476,6 +477,41 @@ def test_searches_go_on_beside_adds_and_deletes(index):
     for thread in threads:
         thread.join()
     assert failures == []
+
+
+@pytest.mark.parametrize('at', ['between two tags', 'before the tags'])
+def test_a_filter_finds_documents_while_they_are_replaced(index, monkeypatch, at):
+    items, asked = [Item('a', tags={'color': 'red', 'size': 1})], []
+    index.add(items, [[1, 0]])
+    moment = {'between two tags': 2, 'before the tags': 1}[at]
+
+    def replace_and_ask(name, value):
+        asked.append(name)
+        if len(asked) == moment:
+            index.add(items, [[1, 0]])
+        return wanted_term(name, value)
+
+    wanted_term = rows_module._wanted_term
+    monkeypatch.setattr(rows_module, '_wanted_term', replace_and_ask)
+    assert ids(index.search([[1, 0]], where={'color': 'red', 'size': 1})) == [['a']]
+    assert len(asked) > 2, 'it looked again'
+
+
+def test_filtered_searches_miss_nothing_beside_a_writer(index):
+    items, values = items_of(50, tags={'color': 'red'}), vectors_of(50)
+    index.add(items, values)
+    done = threading.Event()
+
+    def write():
+        while not done.is_set():
+            index.add(items, values)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    found = [len(index.search(values[:1], 50, where={'color': 'red'})[0]) for _ in range(100)]
+    done.set()
+    thread.join()
+    assert set(found) == {50}
 
 
 # the graph
