@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from finetuner.cli import app
@@ -18,6 +19,7 @@ GATEWAY = {
     'port': [51000, 51080],
 }
 ENCODER = {'name': 'encoder', 'uses': 'finetuner.server.encoder.FinetunerExecutor'}
+INDEXER = {'name': 'indexer', 'uses': 'finetuner.server.indexer.IndexExecutor'}
 TRAINER = {'name': 'trainer', 'uses': 'finetuner.server.trainer.TrainerExecutor'}
 
 
@@ -66,6 +68,29 @@ def refused(flow, tmp_path, message, **wishes):
 )
 def test_wishes_that_cannot_be(wishes, message, tmp_path):
     refused(FLOW, tmp_path, message, **wishes)
+
+
+@pytest.mark.parametrize('export', [export_kubernetes, export_compose])
+@pytest.mark.parametrize(
+    ('shards', 'wishes'),
+    [
+        (1, {'replicas': ['indexer=2']}),
+        (1, {'autoscale': ['indexer=1:2']}),
+        (2, {}),
+    ],
+)
+def test_there_is_one_indexer(export, shards, wishes, write, tmp_path):
+    flow = write(ENCODER, {**INDEXER, 'shards': shards})
+    with pytest.raises(ConfigError, match=r"'indexer' must be one, in one shard: .* an index open"):
+        export(flow, tmp_path / 'out', Wishes(**wishes))
+
+
+def test_an_indexer_ends_before_the_next_one_starts(tmp_path):
+    export_kubernetes(ROOT / 'flows/search.yml', tmp_path / 'out', Wishes())
+    objects = list(yaml.safe_load_all((tmp_path / 'out/indexer.yml').read_text()))
+    (workload,) = (each for each in objects if each['kind'] == 'Deployment')
+    assert workload['spec']['replicas'] == 1
+    assert workload['spec']['strategy'] == {'type': 'Recreate'}
 
 
 @pytest.mark.parametrize(
