@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import numpy as np
 import pytest
 from docarray import Document, DocumentArray
 
-from finetuner.excepts import ConfigError, ConflictError, DataError
+from finetuner.excepts import ConfigError, ConflictError, DataError, TooLargeError
 from finetuner.server.indexer import IndexExecutor, embedding_model
 from finetuner.server.ranking import rank_matches
 from finetuner.server.tags import MODEL_TAG
@@ -92,6 +93,32 @@ def test_what_a_match_gives_back(executor):
     assert second.scores['cosine'].value == 1
     assert (second.blob, second.uri) == (b'', ''), 'not kept'
     assert found.blob == b'query'
+
+
+def test_more_matches_than_one_request_gets_are_refused(executor):
+    ask(executor.index, [doc('a', 1, 0)])
+    queries = [doc(str(number), 1, 0) for number in range(101)]
+    with pytest.raises(TooLargeError, match=r'101 queries with limit 1,000 .* at most 100,000'):
+        ask(executor.search, queries, limit=1000)
+    assert all(each.matches[:, 'id'] == ['a'] for each in ask(executor.search, queries, limit=990))
+    many = DocumentArray.empty(10_001)
+    with pytest.raises(TooLargeError, match=r'limit 10 ask for 100,010'):
+        ask(executor.search, many)
+
+
+def test_matches_are_made_beside_the_loop_that_answers_others(executor, monkeypatch):
+    made, make = [], executor._match
+
+    def watched(hit):
+        made.append(threading.current_thread())
+        return make(hit)
+
+    monkeypatch.setattr(executor, '_match', watched)
+    ask(executor.index, [doc('a', 1, 0), doc('b', 0, 1)])
+    (found,) = ask(executor.search, [doc('q', 1, 0)])
+    assert found.matches[:, 'id'] == ['a', 'b']
+    assert len(made) == 2
+    assert threading.current_thread() not in made
 
 
 def test_contents_come_back_where_they_are_kept(tmp_path):
