@@ -141,6 +141,59 @@ def test_executors_that_cannot_be(executor, message, write, tmp_path):
 
 
 @pytest.mark.parametrize(
+    'said',
+    [
+        *({'env': {name: 'hunter2'}} for name in ('PASSWORD', 'PGPASSWORD', 'Token', 'API_KEY')),
+        *(
+            {'uses_with': {name: 'hunter2'}}
+            for name in (
+                'api_key',
+                'apiKey',
+                'key',
+                'password',
+                'clientSecret',
+                'passwd',
+                'hf-token',
+            )
+        ),
+        {'uses_with': {'database': {'login': [{'password': 'hunter2'}]}}},
+        {'uses_with': {'headers': {'Authorization': 'Bearer hunter2'}}},
+        {'uses_with': {'urls': ['postgresql+psycopg://me:hunter2@db.example/x']}},
+        {'env': {'CACHE': 'redis://:hunter2@cache.example'}},
+        {'env': {'CACHE': 'redis://me:hun/ter2@cache.example'}},
+        {'external': True, 'host': 'a.example', 'port': 1, 'grpc_metadata': {'a': 'hunter2'}},
+        {'external': True, 'host': 'grpcs://me:hunter2@a.example', 'port': 1},
+        {'external': True, 'host': 'a.example', 'port': 1, 'env': {'A_TOKEN': 'hunter2'}},
+    ],
+)
+def test_secrets_are_refused_wherever_they_stand(said, write, tmp_path):
+    flow = write({**ENCODER, **said}, {**ENCODER, 'name': 'other'})
+    for export in (export_kubernetes, export_compose):
+        with pytest.raises(ConfigError, match=r"^Executor 'encoder' .*(read|none)") as refusal:
+            export(flow, tmp_path / 'out', Wishes())
+        assert 'hunter2' not in str(refusal.value)
+        assert 'ter2' not in str(refusal.value)
+
+
+def test_secrets_of_the_flow_and_its_gateway_are_refused(write, tmp_path):
+    refused(write(env={'PASSWORD': 'x'}), tmp_path, 'the Flow sets PASSWORD')
+    gateway = {**GATEWAY, 'uses_with': {'url': 'http://a:b@c'}}
+    refused(write(gateway=gateway), tmp_path, 'the gateway has an address with a password')
+
+
+def test_what_only_looks_like_a_secret_is_exported(write, tmp_path):
+    harmless = {
+        'monkey': 'x', 'primary_key_column': 'x', 'primary_key': 'id', 'pad_token': '[PAD]',
+        'max_tokens': 5, 'token': None, 'use_token': True, 'token_file': '/x', 'keys': ['a'],
+        'url': 'http://host:8080/@scope/x',
+    }  # fmt: skip
+    flow = write({**ENCODER, 'uses_with': harmless, 'env': {'TURKEY': 'x', 'TOKENIZERS': '1'}})
+    export_compose(flow, tmp_path / 'out', Wishes())
+    text = (tmp_path / 'out/compose.yml').read_text()
+    assert all(name in text for name in harmless)
+
+
+@pytest.mark.parametrize(
     ('said', 'message'),
     [
         ({'gateway': {'protocol': 'http', 'port': 1}}, 'asks nobody for a token'),

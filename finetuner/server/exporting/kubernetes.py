@@ -9,16 +9,8 @@ from typing import Any
 from finetuner.excepts import ConfigError
 from finetuner.server.exporting import values
 from finetuner.server.exporting.jina_exporters import kubernetes_objects
-from finetuner.server.exporting.plan import (
-    DATABASE,
-    GATEWAY,
-    HOME,
-    KEY,
-    PORT_OF_METRICS,
-    TOKEN,
-    Part,
-    Plan,
-)
+from finetuner.server.exporting.leaks import DATABASE, KEY, TOKEN
+from finetuner.server.exporting.plan import GATEWAY, HOME, PORT_OF_METRICS, Part, Plan
 
 _WORKLOADS = ('Deployment', 'StatefulSet')
 _PART_OF = 'app.kubernetes.io/part-of'

@@ -19,12 +19,10 @@ from finetuner.server.exporting.executors import (
     read_yaml,
     takes_argument,
 )
+from finetuner.server.exporting.leaks import refuse_secrets
 
 GATEWAY = 'gateway'
 HOME = '/data'
-TOKEN, KEY, DATABASE = 'FINETUNER_TOKEN', 'FINETUNER_GATEWAY_KEY', 'FINETUNER_DATABASE_URL'
-# what an export fills from a Secret, and so nobody writes into a Flow
-SECRETS = (TOKEN, KEY, DATABASE)
 PORT_OF_METRICS = 9090
 _SIZES = {GATEWAY: ('1', '1Gi'), TRAINER_CLASS: ('2', '8Gi'), '': ('2', '4Gi')}
 # of the Flow's own places, which mean nothing elsewhere, and what the export decides itself
@@ -150,12 +148,15 @@ def make_plan(flow_file: Path, wishes: Wishes) -> Plan:
     flow = read_yaml(path)
     executors = _executors_of(flow, path)
     ours = {name: each for name, each in executors.items() if not each.get('external')}
+    for name, each in executors.items():
+        refuse_secrets(f'Executor {name!r}', each)
     read = _Reader(path.parent, wishes, [GATEWAY, *ours])
     gateway = dict(flow.get(GATEWAY) or {})
+    refuse_secrets('the gateway', gateway)
     parts = {name: read.part(name, each) for name, each in ours.items()}
     parts[GATEWAY] = read.gateway(gateway)
     common = dict(flow.get('with') or {})
-    _refuse_secrets('the Flow', common)
+    refuse_secrets('the Flow', common)
     name = values.host_name('the name of the Flow', str(common.get('name') or 'finetuner'))
     if any(part.is_trainer for part in parts.values()):
         _keep_requests_single(common, gateway, executors)
@@ -241,9 +242,8 @@ class _Reader:
         return self._part(name, executor, code)
 
     def _part(self, name: str, said: dict[str, Any], code: Code) -> Part:
-        _refuse_secrets(f'Executor {name!r}', said)
         uses_with = {**code.uses_with, **(said.get('uses_with') or {})}
-        _refuse_secrets(f'Executor {name!r}', {'uses_with': uses_with})
+        refuse_secrets(f'Executor {name!r}', {'uses_with': uses_with})
         cpu, memory = _SIZES.get(name if name == GATEWAY else code.uses, _SIZES[''])
         part = Part(
             name=name,
@@ -340,31 +340,6 @@ def _keep_requests_single(
                 'trainer starts a second run: leave it out'
             )
     common['retries'] = 0
-
-
-def _refuse_secrets(where: str, said: Mapping[str, Any]) -> None:
-    """Turn away what would stand in the exported files for all to read."""
-    for key in ('env', 'uses_with'):
-        if not isinstance(said.get(key) or {}, dict):
-            raise ConfigError(f'{where}: `{key}` is no mapping, it is {said[key]!r}')
-    env = said.get('env') or {}
-    hidden = ('_TOKEN', '_PASSWORD', '_SECRET', '_KEY')
-    for name in env:
-        if name in SECRETS:
-            raise ConfigError(
-                f'{where} sets {name} in `env`, where it could be read: leave it out, the export '
-                'takes it from a Secret'
-            )
-        if str(name).upper().endswith(hidden):
-            raise ConfigError(
-                f'{where} sets {name} in `env`, where it could be read: name a Secret instead, '
-                f'`env_from_secret: {{{name}: {{name: ..., key: ...}}}}`'
-            )
-    if (said.get('uses_with') or {}).get('token'):
-        raise ConfigError(
-            f'{where} has a `token` in `uses_with`, where it could be read: leave it out and set '
-            f'{TOKEN} with `env_from_secret`'
-        )
 
 
 def _mount_point(name: str, volume: str) -> str:
