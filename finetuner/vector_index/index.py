@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -118,21 +119,18 @@ class VectorIndex:
         self._changing = threading.Lock()
         self._held: _Held | None = None
         self._open = True
-        self._lock = lock_directory(self._directory)
-        try:
+        with contextlib.ExitStack() as opened:
+            opened.callback(lock_directory(self._directory).release)
             self._rows = Rows(self._directory / 'index.db')
-            try:
-                self._load()
-                self._graph = GraphKeeper(
-                    self._directory, self._rows, distance, approximate_above, recall
-                )
-                self._graph.open(self._held.vectors.now if self._held else None)
-            except BaseException:
-                self._rows.close()
-                raise
-        except BaseException:
-            self._lock.release()
-            raise
+            opened.callback(self._rows.close)
+            self._load()
+            self._graph = GraphKeeper(
+                self._directory, self._rows, distance, approximate_above, recall
+            )
+            opened.callback(self._graph.close)
+            self._graph.open(self._held.vectors.now if self._held else None)
+            # all of them are closed, the last one first, also where one fails
+            self._opened = opened.pop_all()
 
     def _load(self) -> None:
         facts = self._rows.facts()
@@ -172,9 +170,7 @@ class VectorIndex:
             if not self._open:
                 return
             self._open = False
-            self._graph.close()
-            self._rows.close()
-            self._lock.release()
+            self._opened.close()
 
     def add(self, items: Sequence[Item], embeddings: Any, model: str | None = None) -> int:
         """Add Documents, in place of those with the same ids; all or none.

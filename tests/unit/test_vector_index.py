@@ -18,10 +18,10 @@ from hypothesis.extra import numpy as arrays
 
 from finetuner.excepts import ConfigError, ConflictError, DataError, ServerError, TooLargeError
 from finetuner.search import search
-from finetuner.vector_index import Item, VectorIndex
+from finetuner.vector_index import Item, VectorIndex, graph_keeper
 from finetuner.vector_index import exact as exact_module
 from finetuner.vector_index import rows as rows_module
-from finetuner.vector_index.graph import build_graph, find_width
+from finetuner.vector_index.graph import Graph, build_graph, find_width
 from tests.integration.serving import REPOSITORY
 
 
@@ -617,6 +617,43 @@ def test_a_damaged_graph_is_built_again(tmp_path, caplog):
         index.settle()
         assert index.state().approximate
     assert len(list(tmp_path.glob('graph-*'))) == 1
+
+
+def test_a_graph_that_could_not_be_built_is_tried_again_at_the_next_change(
+    tmp_path, caplog, monkeypatch
+):
+    failures = [MemoryError('std::bad_alloc'), RuntimeError('of FAISS')]
+
+    def build(*arguments):
+        if failures:
+            raise failures.pop(0)
+        return build_graph(*arguments)
+
+    monkeypatch.setattr(graph_keeper, 'build_graph', build)
+    values = clustered(4000)
+    with VectorIndex(tmp_path, approximate_above=1000) as index:
+        for start, error in ((0, 'bad_alloc'), (1500, 'of FAISS')):
+            index.add(items_of(1500, start), values[start : start + 1500])
+            assert index.settle()
+            assert error in caplog.text
+            assert not index.state().approximate
+        index.add(items_of(1000, 3000), values[3000:])
+        assert index.settle()
+        assert index.state().approximate
+
+
+def test_a_graph_that_cannot_be_kept_leaves_the_index_to_be_opened_again(tmp_path, monkeypatch):
+    values = clustered(4000)
+    index = VectorIndex(tmp_path, approximate_above=1000)
+    with monkeypatch.context() as patched:
+        patched.setattr(Graph, 'save', lambda *_: 1 / 0)
+        index.add(items_of(4000), values)
+        assert index.settle()
+        assert index.state().approximate, 'it is used all the same'
+        with pytest.raises(ZeroDivisionError):
+            index.close()
+    with VectorIndex(tmp_path, approximate_above=1000) as index:
+        assert len(index) == 4000
 
 
 def test_an_index_emptied_while_it_had_a_graph_starts_anew(tmp_path):
