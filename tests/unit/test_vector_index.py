@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -114,6 +115,52 @@ def test_far_from_the_origin_float32_estimates_miss_nothing(tmp_path):
 
 
 # replacing, deleting, reopening
+
+
+@pytest.mark.parametrize('distance', exact_module.DISTANCES)
+@pytest.mark.parametrize(
+    'rows',
+    [
+        np.arange(2000),
+        np.arange(1, 1999, 3),
+        np.arange(1500, 1600),
+        np.arange(5, 2000, 40),
+        np.array([3]),
+        np.array([0, 1999]),
+        np.arange(0),
+    ],
+    ids=['all', 'broad', 'a stretch', 'sparse', 'one', 'ends', 'none'],
+)
+def test_some_rows_are_searched_as_if_there_were_no_others(monkeypatch, rows, distance):
+    monkeypatch.setattr(exact_module, '_GATHERED_NUMBERS', 100)
+    vectors = exact_module.GrowingVectors(8)
+    vectors.change(np.arange(2000), vectors_of(2000), np.empty(0, np.int64))
+    queries = vectors_of(3, seed=1)
+    for k in (1, 10, 5000):
+        got = exact_module.nearest(vectors.now, queries, k, distance, rows)
+        for query, (found, distances) in zip(queries, got, strict=True):
+            wanted, those = exact_module.rank(vectors.now, rows, query, k, distance)
+            np.testing.assert_array_equal(found, wanted)
+            np.testing.assert_array_equal(distances, those)
+
+
+@pytest.mark.parametrize(
+    'rows',
+    [np.arange(19_999), np.arange(12_000, 20_000), np.arange(0, 20_000, 9)],
+    ids=['a broad filter', 'the latest', 'a narrow filter'],
+)
+def test_a_search_of_some_rows_copies_few_embeddings(monkeypatch, rows):
+    monkeypatch.setattr(exact_module, '_GATHERED_NUMBERS', 64 * 256)
+    vectors = exact_module.GrowingVectors(256)
+    vectors.change(np.arange(20_000), vectors_of(20_000, 256), np.empty(0, np.int64))
+    exact_module.nearest(vectors.now, vectors_of(1, 256), 10, 'cosine', rows)
+    tracemalloc.start()
+    try:
+        exact_module.nearest(vectors.now, vectors_of(1, 256), 10, 'cosine', rows)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < vectors.now.values.nbytes / 20
 
 
 class Model:
