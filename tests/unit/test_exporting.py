@@ -141,6 +141,29 @@ def test_executors_that_cannot_be(executor, message, write, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ('first', 'second', 'message'),
+    [
+        ({}, {'name': 'Gateway'}, "'Gateway' would have the host name 'gateway'"),
+        ({'name': 'my_one'}, {'name': 'My-One'}, "'My-One' .* 'my-one', which 'my_one' has"),
+        ({'shards': 2}, {'name': 'encoder-1'}, "'encoder-1', which 'encoder' has already"),
+        ({'shards': 2}, {'name': 'encoder-head'}, "'encoder-head', which 'encoder' has already"),
+        ({'name': 'encoder-rep-0'}, {'replicas': 2}, "'encoder-rep-0', which 'encoder-rep-0' has"),
+    ],
+)
+def test_no_executor_takes_the_place_of_another(first, second, message, write, tmp_path):
+    flow = write({**ENCODER, **first}, {**ENCODER, **second})
+    for export in (export_kubernetes, export_compose):
+        with pytest.raises(ConfigError, match=message):
+            export(flow, tmp_path / 'out', Wishes())
+
+
+def test_no_executor_takes_the_place_of_what_all_share(write, tmp_path):
+    flow = write({**ENCODER, 'name': 'Shared'})
+    refused(flow, tmp_path, "an Executor is called 'shared'")
+    export_compose(flow, tmp_path / 'out', Wishes())
+
+
+@pytest.mark.parametrize(
     'said',
     [
         *({'env': {name: 'hunter2'}} for name in ('PASSWORD', 'PGPASSWORD', 'Token', 'API_KEY')),

@@ -14,6 +14,7 @@ from finetuner.server.exporting.plan import GATEWAY, HOME, PORT_OF_METRICS, Part
 
 _WORKLOADS = ('Deployment', 'StatefulSet')
 _PART_OF = 'app.kubernetes.io/part-of'
+_SHARED = 'shared'
 _USER = 1000
 _HEAD = Part('head', '', '', default_cpu='500m', default_memory='512Mi')
 _PERIOD_SECONDS = 5
@@ -53,8 +54,13 @@ def kubernetes_files(plan: Plan, cluster: Cluster) -> dict[str, list[dict[str, A
         name: _Finisher(plan, cluster).finished(objects)
         for name, objects in kubernetes_objects(plan, cluster.namespace).items()
     }
+    if _SHARED in files:
+        raise ConfigError(
+            f'an Executor is called {_SHARED!r}, as is the file of what all of them share: give it '
+            'another name'
+        )
     shared = [_home_claim(plan, cluster), _executors_policy(plan, cluster)]
-    return {'shared': shared, **files}
+    return {_SHARED: shared, **files}
 
 
 class _Finisher:

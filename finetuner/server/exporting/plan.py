@@ -155,6 +155,7 @@ def make_plan(flow_file: Path, wishes: Wishes) -> Plan:
     refuse_secrets('the gateway', gateway)
     parts = {name: read.part(name, each) for name, each in ours.items()}
     parts[GATEWAY] = read.gateway(gateway)
+    _refuse_same_hosts(parts, ours)
     common = dict(flow.get('with') or {})
     refuse_secrets('the Flow', common)
     name = values.host_name('the name of the Flow', str(common.get('name') or 'finetuner'))
@@ -307,6 +308,26 @@ def _executors_of(flow: dict[str, Any], path: Path) -> dict[str, dict[str, Any]]
             raise ConfigError(f'{str(path)!r}: the name {name!r} is taken already')
         found[name] = {**each, 'name': name}
     return found
+
+
+def _refuse_same_hosts(parts: Mapping[str, Part], executors: Mapping[str, dict[str, Any]]) -> None:
+    """See to it that no two parts come to one host, of which one would replace the other."""
+    taken = {GATEWAY: GATEWAY}
+    for name, said in executors.items():
+        hosts = [values.host_name('Executor', name)]
+        shards, replicas = _count(name, said, 'shards'), parts[name].replicas
+        if shards > 1:
+            hosts = [f'{hosts[0]}-{each}' for each in ('head', *range(shards))]
+        if replicas > 1:
+            hosts += [f'{host}-rep-{i}' for host in hosts for i in range(replicas)]
+        for host in hosts:
+            if host in taken:
+                raise ConfigError(
+                    f'Executor {name!r} would have the host name {host!r}, which {taken[host]!r} '
+                    'has already: give it another name (capital letters and underscores make no '
+                    'difference)'
+                )
+            taken[host] = name
 
 
 def _ports_of(gateway: Mapping[str, Any]) -> dict[str, int]:
