@@ -131,6 +131,10 @@ def test_clusters_that_cannot_be(options, message, tmp_path):
         ({'shards': 0.5}, "shards of 'encoder'"),
         ({'gpus': 'all'}, 'Kubernetes counts them'),
         ({'volumes': ['data']}, 'has the volume'),
+        ({'volumes': ['cache:/data']}, "'/data', where the home is: give it another folder"),
+        ({'volumes': '//data/'}, 'where the home is'),
+        ({'volumes': ['a:/models', 'b:/models/:ro']}, 'where another of its volumes is'),
+        ({**TRAINER, 'volumes': ['a:/dev/shm']}, 'where the shared memory of a trainer is'),
     ],
 )
 def test_executors_that_cannot_be(executor, message, write, tmp_path):

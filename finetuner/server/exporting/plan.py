@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -259,7 +260,7 @@ class _Reader:
             memory=self._memory.get(name),
             default_cpu=cpu,
             default_memory=memory,
-            volumes=tuple(_mount_point(name, each) for each in _listed(said.get('volumes'))),
+            volumes=_mount_points(name, said, code.uses == TRAINER_CLASS),
             is_trainer=code.uses == TRAINER_CLASS,
             alone=ONE_REPLICA.get(code.uses, ''),
             takes_num_threads=name != GATEWAY and takes_argument(code, 'num_threads'),
@@ -361,6 +362,22 @@ def _keep_requests_single(
                 'trainer starts a second run: leave it out'
             )
     common['retries'] = 0
+
+
+def _mount_points(name: str, said: Mapping[str, Any], is_trainer: bool) -> tuple[str, ...]:
+    folders = tuple(_mount_point(name, each) for each in _listed(said.get('volumes')))
+    taken = {HOME: 'the home is'}
+    if is_trainer:
+        taken['/dev/shm'] = 'the shared memory of a trainer is'
+    for folder in folders:
+        place = posixpath.normpath('/' + folder.lstrip('/'))
+        if place in taken:
+            raise ConfigError(
+                f'Executor {name!r} has a volume at {folder!r}, where {taken[place]}: give it '
+                'another folder in the container'
+            )
+        taken[place] = 'another of its volumes is'
+    return folders
 
 
 def _mount_point(name: str, volume: str) -> str:
