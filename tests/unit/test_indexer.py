@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import runpy
 import threading
 
 import numpy as np
@@ -182,3 +183,13 @@ def test_the_docs_show_the_example_as_it_is():
     source = (REPOSITORY / 'examples' / 'own_index.py').read_text()
     code = source[source.index('import numpy') :]
     assert f'```python\n{code}```' in (REPOSITORY / 'docs' / 'search.md').read_text()
+
+
+def test_the_example_answers_before_anything_is_indexed():
+    own = runpy.run_path(str(REPOSITORY / 'examples' / 'own_index.py'))['NumpyIndexer']()
+    (found,) = own.search(DocumentArray([doc('q', 3, 4)]), parameters={})
+    assert len(found.matches) == 0
+    own.index(DocumentArray([doc('a', 0, 2), doc('b', 6, 8)]))
+    (found,) = own.search(DocumentArray([doc('q', 3, 4)]), parameters={'limit': 1})
+    assert found.matches[:, 'id'] == ['b']
+    np.testing.assert_allclose(found.matches[0].scores['cosine'].value, 0, atol=1e-6)
