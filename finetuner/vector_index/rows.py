@@ -374,7 +374,7 @@ def _term(name: str, value: Any) -> bytes | None:
     if isinstance(value, (bool, int, float)):
         if not abs(value) < _LARGEST:
             return None
-        value = float(value)
+        value = float(value) + 0.0  # -0.0 is 0 and is written otherwise
     elif not isinstance(value, str):
         return None
     return hashlib.blake2b(json.dumps([name, value]).encode(), digest_size=16).digest()

@@ -279,6 +279,12 @@ def test_filters_agree_with_the_reference(index):
         assert ids(index.search(values[:4], 7, where=where)) == wanted, where
 
 
+def test_zero_is_one_value_with_either_sign(index):
+    index.add([Item('minus', tags={'n': -0.0}), Item('plus', tags={'n': 0})], [[1, 0], [0, 1]])
+    for zero in (0, 0.0, -0.0, False):
+        assert ids(index.search([[1, 0]], where={'n': zero})) == [['minus', 'plus']]
+
+
 def test_a_filter_by_an_object_is_refused(index):
     index.add(items_of(1), [[1.0]])
     with pytest.raises(ConfigError, match=r"'size' is .*: it takes a text, a number"):
