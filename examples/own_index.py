@@ -29,9 +29,10 @@ class NumpyIndexer(Executor):
     @requests(on='/search')
     def search(self, docs: DocumentArray, parameters: dict, **_):
         """Give each query its nearest."""
-        ids, vectors = list(self.held), np.stack([unit for unit, _, _ in self.held.values()])
+        ids, vectors = list(self.held), np.array([unit for unit, _, _ in self.held.values()])
         for doc in filter(lambda doc: doc.embedding is not None, docs):
-            distances = 1 - vectors @ doc.embedding / np.linalg.norm(doc.embedding)
+            unit = doc.embedding / np.linalg.norm(doc.embedding)
+            distances = 1 - vectors.reshape(len(ids), len(unit)) @ unit  # none before /index
             for row in np.argsort(distances)[: int(parameters.get('limit', 10))]:
                 _, text, tags = self.held[ids[row]]
                 match = Document(id=ids[row], text=text, tags=tags)

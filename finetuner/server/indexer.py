@@ -13,7 +13,7 @@ from docarray import Document, DocumentArray
 from jina import Executor, requests
 
 from finetuner.config import Settings
-from finetuner.excepts import ConfigError, ConflictError, DataError
+from finetuner.excepts import ConfigError, ConflictError, DataError, TooLargeError
 from finetuner.server import messages  # noqa: F401 - pickles are refused where it is imported
 from finetuner.server.parameters import Parameters
 from finetuner.server.ranking import rank_matches
@@ -32,6 +32,7 @@ ENCODER_PARAMETERS = (
 )
 DEFAULT_LIMIT = 10
 MAX_LIMIT = 1000
+MAX_MATCHES = 100_000  # of one request: each becomes a Document, for all of which memory is needed
 # by which the Executor that embeds a Document tells the next one with what
 _OUR_TAGS = (ERROR_TAG, MODEL_TAG)
 _NAME = re.compile(r'\w[\w.-]{0,63}')
@@ -145,9 +146,11 @@ class IndexExecutor(Executor):
             ConfigError: a parameter is unknown or out of range.
             DataError: no query has an embedding, or one cannot be measured.
             ConflictError: the index holds embeddings of another model.
+            TooLargeError: the request asks for more matches than `MAX_MATCHES`.
         """
         given = self._parameters(parameters, ('limit', 'filter', 'return_contents'))
-        limit = _limit(given)
+        limit = _limit(given) or DEFAULT_LIMIT
+        _refuse_too_many(len(docs), limit)
         where = given.values.pop('filter', None)
         if where is not None and not isinstance(where, Mapping):
             raise ConfigError(f"parameter 'filter' is {where!r}: it takes tags and their values")
@@ -158,17 +161,15 @@ class IndexExecutor(Executor):
         if len(chosen):
             embeddings = [doc.embedding for doc in chosen]
             model = embedding_model(chosen)
-            found = await self._run(
-                lambda: self._index.search(
-                    embeddings,
-                    limit or DEFAULT_LIMIT,
-                    where=where,
-                    model=model,
-                    with_contents=return_contents,
+
+            def find() -> None:
+                found = self._index.search(
+                    embeddings, limit, where=where, model=model, with_contents=return_contents
                 )
-            )
-            for doc, hits in zip(chosen, found, strict=True):
-                doc.matches = DocumentArray([self._match(hit) for hit in hits])
+                for doc, hits in zip(chosen, found, strict=True):
+                    doc.matches = DocumentArray([self._match(hit) for hit in hits])
+
+            await self._run(find)
         _drop_contents(docs, return_contents)
         return docs
 
@@ -339,6 +340,15 @@ def _limit(given: Parameters) -> int | None:
     if limit is not None and limit > MAX_LIMIT:
         raise ConfigError(f"parameter 'limit' is {limit}: it takes 1 to {MAX_LIMIT}")
     return limit
+
+
+def _refuse_too_many(num_queries: int, limit: int) -> None:
+    if num_queries * limit > MAX_MATCHES:
+        raise TooLargeError(
+            f'{num_queries:,} queries with limit {limit:,} ask for {num_queries * limit:,} matches, '
+            f'and one request gets at most {MAX_MATCHES:,}: send fewer queries at a time, or a '
+            'smaller limit'
+        )
 
 
 def _drop_contents(

@@ -15,6 +15,8 @@ DISTANCES = ('cosine', 'euclidean', 'inner_product')
 # as finetuner.search rounds, so that both order equal distances by position
 _KEPT_BITS = 40
 _BLOCK_NUMBERS = 1 << 24
+_GATHERED_NUMBERS = 1 << 22
+_COPY_COST = 8  # comparisons that take as long as to copy an embedding and compare the copy
 _RANKED_AT_ONCE = 4096
 _UNIT = 2.0**-24
 _TINY = 1e-37
@@ -161,22 +163,55 @@ def nearest(
     Returns:
         For each query its rows and their distances, float64, smallest first.
     """
-    values, lengths = vectors.values, vectors.lengths
-    if rows is not None:
-        values, lengths = values[rows], lengths[rows]
-    dead = np.flatnonzero(~vectors.alive) if rows is None else np.empty(0, np.int64)
+    first, last, absent, gathered = _searched(vectors, rows)
+    size = last - first if gathered is None else len(gathered)
     found: list[Nearest] = []
-    block_size = max(1, _BLOCK_NUMBERS // max(1, len(values)))
+    block_size = max(1, _BLOCK_NUMBERS // max(1, size))
     for start in range(0, len(queries), block_size):
         block = queries[start : start + block_size]
-        estimates, errors = _estimate(block, values, lengths, distance)
-        estimates[:, dead] = np.inf
+        if gathered is None:
+            values, lengths = vectors.values[first:last], vectors.lengths[first:last]
+            estimates, errors = _estimate(block, values, lengths, distance)
+            estimates[:, absent] = np.inf
+        else:
+            estimates, errors = _estimate_of(vectors, gathered, block, distance)
         for number, query in enumerate(block):
             chosen = _candidates(estimates[number], errors[number], k)
-            found.append(
-                rank(vectors, chosen if rows is None else rows[chosen], query, k, distance)
-            )
+            chosen = chosen + first if gathered is None else gathered[chosen]
+            found.append(rank(vectors, chosen, query, k, distance))
     return found
+
+
+def _searched(
+    vectors: Vectors, rows: np.ndarray | None
+) -> tuple[int, int, np.ndarray, np.ndarray | None]:
+    """Which stretch to compare as it lies, and what of it to leave out; or what to gather instead.
+
+    To copy rows takes several times as long as to compare them where they are.
+    """
+    if rows is None:
+        return 0, len(vectors), np.flatnonzero(~vectors.alive), None
+    first, last = (int(rows[0]), int(rows[-1]) + 1) if len(rows) else (0, 0)
+    if len(rows) * _COPY_COST < last - first:
+        return first, last, rows[:0], rows
+    is_absent = np.ones(last - first, bool)
+    is_absent[rows - first] = False
+    return first, last, np.flatnonzero(is_absent), None
+
+
+def _estimate_of(
+    vectors: Vectors, rows: np.ndarray, queries: np.ndarray, distance: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Estimates for some rows, of which no more than a block is copied at a time."""
+    estimates = np.empty((len(queries), len(rows)), np.float32)
+    errors = np.empty_like(estimates)
+    step = max(1, _GATHERED_NUMBERS // vectors.values.shape[1])
+    for start in range(0, len(rows), step):
+        some, there = rows[start : start + step], slice(start, start + step)
+        estimates[:, there], errors[:, there] = _estimate(
+            queries, vectors.values[some], vectors.lengths[some], distance
+        )
+    return estimates, errors
 
 
 def _estimate(

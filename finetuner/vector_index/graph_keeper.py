@@ -139,19 +139,26 @@ class GraphKeeper:
                 base, era = self.now, self._era
             try:
                 graph = self._built(vectors, base)
+                with self._changing:
+                    if era == self._era:
+                        self.now = graph
+                self._save()
             except GraphStoppedError:
-                graph = None
+                continue
             except ModuleNotFoundError as error:
                 logger.warning(
                     'the index has %d Documents and compares all at each search: %s is missing, '
                     'pip install "finetuner[serve]"', vectors.num_alive, error.name,
                 )  # fmt: skip
                 self._stop.set()
-                graph = None
-            with self._changing:
-                if graph is not None and era == self._era:
-                    self.now = graph
-            self._save()
+            except Exception as error:  # whatever it is: without a graph all are compared
+                logger.warning(
+                    'the graph of the index cannot be built or kept; the next change tries again: %s: %s',
+                    type(error).__name__, error, exc_info=True,
+                )  # fmt: skip
+                with self._changing:
+                    self._builder = None
+                return
 
     def _built(self, vectors: Vectors, base: Graph | None) -> Graph:
         if base is not None and self._num_deleted(base, vectors) > _MOST_DELETED * len(base):

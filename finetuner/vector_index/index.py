@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -118,21 +119,18 @@ class VectorIndex:
         self._changing = threading.Lock()
         self._held: _Held | None = None
         self._open = True
-        self._lock = lock_directory(self._directory)
-        try:
+        with contextlib.ExitStack() as opened:
+            opened.callback(lock_directory(self._directory).release)
             self._rows = Rows(self._directory / 'index.db')
-            try:
-                self._load()
-                self._graph = GraphKeeper(
-                    self._directory, self._rows, distance, approximate_above, recall
-                )
-                self._graph.open(self._held.vectors.now if self._held else None)
-            except BaseException:
-                self._rows.close()
-                raise
-        except BaseException:
-            self._lock.release()
-            raise
+            opened.callback(self._rows.close)
+            self._load()
+            self._graph = GraphKeeper(
+                self._directory, self._rows, distance, approximate_above, recall
+            )
+            opened.callback(self._graph.close)
+            self._graph.open(self._held.vectors.now if self._held else None)
+            # all of them are closed, the last one first, also where one fails
+            self._opened = opened.pop_all()
 
     def _load(self) -> None:
         facts = self._rows.facts()
@@ -172,9 +170,7 @@ class VectorIndex:
             if not self._open:
                 return
             self._open = False
-            self._graph.close()
-            self._rows.close()
-            self._lock.release()
+            self._opened.close()
 
     def add(self, items: Sequence[Item], embeddings: Any, model: str | None = None) -> int:
         """Add Documents, in place of those with the same ids; all or none.
@@ -291,7 +287,7 @@ class VectorIndex:
             hits, is_complete = self._search_once(queries, limit, where, model, with_contents)
             if is_complete:
                 return hits
-        # others delete faster than this reads: have them wait
+        # others change more than this can follow: have them wait
         with self._changing:
             return self._search_once(queries, limit, where, model, with_contents)[0]
 
@@ -303,13 +299,18 @@ class VectorIndex:
         model: str | None,
         with_contents: bool,
     ) -> tuple[list[list[Hit]], bool]:
-        """Search what is there now; false when a Document was deleted before it was read."""
+        """Search what is there now; false when a Document was changed before it was read."""
         held = self._held
         if held is None or not len(queries) or not held.vectors.now.num_alive:
             return [[] for _ in queries], True
         self._refuse_others(held, queries.shape[1], model)
         vectors = held.vectors.now
-        rows = vectors.rows_of(self._rows.keys_where(where)) if where else None
+        rows = None
+        if where:
+            wanted = self._rows.keys_where(where)
+            if wanted.max(initial=-1) > vectors.keys[-1]:
+                return [], False  # replaced since: what is searched here has only the old one
+            rows = vectors.rows_of(wanted)
         found = self._nearest(vectors, queries, limit, rows)
         keys = np.unique(np.concatenate([vectors.keys[rows] for rows, _ in found]))
         items = self._rows.read(keys.tolist(), with_contents)

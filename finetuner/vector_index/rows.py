@@ -315,14 +315,16 @@ class Rows:
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
-        """A connection nobody else uses meanwhile."""
+        """A connection nobody else uses meanwhile, to which the database stands still."""
         try:
             try:
                 connection = self._idle.get_nowait()
             except queue.Empty:
                 connection = self._connect()
             try:
+                connection.execute('BEGIN')
                 yield connection
+                connection.execute('COMMIT')
             except BaseException:
                 connection.close()
                 raise
@@ -372,7 +374,7 @@ def _term(name: str, value: Any) -> bytes | None:
     if isinstance(value, (bool, int, float)):
         if not abs(value) < _LARGEST:
             return None
-        value = float(value)
+        value = float(value) + 0.0  # -0.0 is 0 and is written otherwise
     elif not isinstance(value, str):
         return None
     return hashlib.blake2b(json.dumps([name, value]).encode(), digest_size=16).digest()

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from finetuner.cli import app
@@ -18,6 +19,7 @@ GATEWAY = {
     'port': [51000, 51080],
 }
 ENCODER = {'name': 'encoder', 'uses': 'finetuner.server.encoder.FinetunerExecutor'}
+INDEXER = {'name': 'indexer', 'uses': 'finetuner.server.indexer.IndexExecutor'}
 TRAINER = {'name': 'trainer', 'uses': 'finetuner.server.trainer.TrainerExecutor'}
 
 
@@ -68,6 +70,29 @@ def test_wishes_that_cannot_be(wishes, message, tmp_path):
     refused(FLOW, tmp_path, message, **wishes)
 
 
+@pytest.mark.parametrize('export', [export_kubernetes, export_compose])
+@pytest.mark.parametrize(
+    ('shards', 'wishes'),
+    [
+        (1, {'replicas': ['indexer=2']}),
+        (1, {'autoscale': ['indexer=1:2']}),
+        (2, {}),
+    ],
+)
+def test_there_is_one_indexer(export, shards, wishes, write, tmp_path):
+    flow = write(ENCODER, {**INDEXER, 'shards': shards})
+    with pytest.raises(ConfigError, match=r"'indexer' must be one, in one shard: .* an index open"):
+        export(flow, tmp_path / 'out', Wishes(**wishes))
+
+
+def test_an_indexer_ends_before_the_next_one_starts(tmp_path):
+    export_kubernetes(ROOT / 'flows/search.yml', tmp_path / 'out', Wishes())
+    objects = list(yaml.safe_load_all((tmp_path / 'out/indexer.yml').read_text()))
+    (workload,) = (each for each in objects if each['kind'] == 'Deployment')
+    assert workload['spec']['replicas'] == 1
+    assert workload['spec']['strategy'] == {'type': 'Recreate'}
+
+
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
@@ -106,6 +131,10 @@ def test_clusters_that_cannot_be(options, message, tmp_path):
         ({'shards': 0.5}, "shards of 'encoder'"),
         ({'gpus': 'all'}, 'Kubernetes counts them'),
         ({'volumes': ['data']}, 'has the volume'),
+        ({'volumes': ['cache:/data']}, "'/data', where the home is: give it another folder"),
+        ({'volumes': '//data/'}, 'where the home is'),
+        ({'volumes': ['a:/models', 'b:/models/:ro']}, 'where another of its volumes is'),
+        ({**TRAINER, 'volumes': ['a:/dev/shm']}, 'where the shared memory of a trainer is'),
     ],
 )
 def test_executors_that_cannot_be(executor, message, write, tmp_path):
@@ -113,6 +142,82 @@ def test_executors_that_cannot_be(executor, message, write, tmp_path):
     with pytest.raises(ConfigError, match=message):
         export_kubernetes(flow, tmp_path / 'out', Wishes())
     assert [each.name for each in tmp_path.iterdir()] == ['flow.yml']
+
+
+@pytest.mark.parametrize(
+    ('first', 'second', 'message'),
+    [
+        ({}, {'name': 'Gateway'}, "'Gateway' would have the host name 'gateway'"),
+        ({'name': 'my_one'}, {'name': 'My-One'}, "'My-One' .* 'my-one', which 'my_one' has"),
+        ({'shards': 2}, {'name': 'encoder-1'}, "'encoder-1', which 'encoder' has already"),
+        ({'shards': 2}, {'name': 'encoder-head'}, "'encoder-head', which 'encoder' has already"),
+        ({'name': 'encoder-rep-0'}, {'replicas': 2}, "'encoder-rep-0', which 'encoder-rep-0' has"),
+    ],
+)
+def test_no_executor_takes_the_place_of_another(first, second, message, write, tmp_path):
+    flow = write({**ENCODER, **first}, {**ENCODER, **second})
+    for export in (export_kubernetes, export_compose):
+        with pytest.raises(ConfigError, match=message):
+            export(flow, tmp_path / 'out', Wishes())
+
+
+def test_no_executor_takes_the_place_of_what_all_share(write, tmp_path):
+    flow = write({**ENCODER, 'name': 'Shared'})
+    refused(flow, tmp_path, "an Executor is called 'shared'")
+    export_compose(flow, tmp_path / 'out', Wishes())
+
+
+@pytest.mark.parametrize(
+    'said',
+    [
+        *({'env': {name: 'hunter2'}} for name in ('PASSWORD', 'PGPASSWORD', 'Token', 'API_KEY')),
+        *(
+            {'uses_with': {name: 'hunter2'}}
+            for name in (
+                'api_key',
+                'apiKey',
+                'key',
+                'password',
+                'clientSecret',
+                'passwd',
+                'hf-token',
+            )
+        ),
+        {'uses_with': {'database': {'login': [{'password': 'hunter2'}]}}},
+        {'uses_with': {'headers': {'Authorization': 'Bearer hunter2'}}},
+        {'uses_with': {'urls': ['postgresql+psycopg://me:hunter2@db.example/x']}},
+        {'env': {'CACHE': 'redis://:hunter2@cache.example'}},
+        {'env': {'CACHE': 'redis://me:hun/ter2@cache.example'}},
+        {'external': True, 'host': 'a.example', 'port': 1, 'grpc_metadata': {'a': 'hunter2'}},
+        {'external': True, 'host': 'grpcs://me:hunter2@a.example', 'port': 1},
+        {'external': True, 'host': 'a.example', 'port': 1, 'env': {'A_TOKEN': 'hunter2'}},
+    ],
+)
+def test_secrets_are_refused_wherever_they_stand(said, write, tmp_path):
+    flow = write({**ENCODER, **said}, {**ENCODER, 'name': 'other'})
+    for export in (export_kubernetes, export_compose):
+        with pytest.raises(ConfigError, match=r"^Executor 'encoder' .*(read|none)") as refusal:
+            export(flow, tmp_path / 'out', Wishes())
+        assert 'hunter2' not in str(refusal.value)
+        assert 'ter2' not in str(refusal.value)
+
+
+def test_secrets_of_the_flow_and_its_gateway_are_refused(write, tmp_path):
+    refused(write(env={'PASSWORD': 'x'}), tmp_path, 'the Flow sets PASSWORD')
+    gateway = {**GATEWAY, 'uses_with': {'url': 'http://a:b@c'}}
+    refused(write(gateway=gateway), tmp_path, 'the gateway has an address with a password')
+
+
+def test_what_only_looks_like_a_secret_is_exported(write, tmp_path):
+    harmless = {
+        'monkey': 'x', 'primary_key_column': 'x', 'primary_key': 'id', 'pad_token': '[PAD]',
+        'max_tokens': 5, 'token': None, 'use_token': True, 'token_file': '/x', 'keys': ['a'],
+        'url': 'http://host:8080/@scope/x',
+    }  # fmt: skip
+    flow = write({**ENCODER, 'uses_with': harmless, 'env': {'TURKEY': 'x', 'TOKENIZERS': '1'}})
+    export_compose(flow, tmp_path / 'out', Wishes())
+    text = (tmp_path / 'out/compose.yml').read_text()
+    assert all(name in text for name in harmless)
 
 
 @pytest.mark.parametrize(

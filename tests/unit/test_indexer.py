@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import runpy
+import threading
 
 import numpy as np
 import pytest
 from docarray import Document, DocumentArray
 
-from finetuner.excepts import ConfigError, ConflictError, DataError
+from finetuner.excepts import ConfigError, ConflictError, DataError, TooLargeError
 from finetuner.server.indexer import IndexExecutor, embedding_model
 from finetuner.server.ranking import rank_matches
 from finetuner.server.tags import MODEL_TAG
@@ -94,6 +96,32 @@ def test_what_a_match_gives_back(executor):
     assert found.blob == b'query'
 
 
+def test_more_matches_than_one_request_gets_are_refused(executor):
+    ask(executor.index, [doc('a', 1, 0)])
+    queries = [doc(str(number), 1, 0) for number in range(101)]
+    with pytest.raises(TooLargeError, match=r'101 queries with limit 1,000 .* at most 100,000'):
+        ask(executor.search, queries, limit=1000)
+    assert all(each.matches[:, 'id'] == ['a'] for each in ask(executor.search, queries, limit=990))
+    many = DocumentArray.empty(10_001)
+    with pytest.raises(TooLargeError, match=r'limit 10 ask for 100,010'):
+        ask(executor.search, many)
+
+
+def test_matches_are_made_beside_the_loop_that_answers_others(executor, monkeypatch):
+    made, make = [], executor._match
+
+    def watched(hit):
+        made.append(threading.current_thread())
+        return make(hit)
+
+    monkeypatch.setattr(executor, '_match', watched)
+    ask(executor.index, [doc('a', 1, 0), doc('b', 0, 1)])
+    (found,) = ask(executor.search, [doc('q', 1, 0)])
+    assert found.matches[:, 'id'] == ['a', 'b']
+    assert len(made) == 2
+    assert threading.current_thread() not in made
+
+
 def test_contents_come_back_where_they_are_kept(tmp_path):
     executor = IndexExecutor(directory=str(tmp_path / 'kept'), keep_contents=True)
     picture = doc('b', 0, 1, blob=b'picture', uri='data:image/png;base64,AAAA', mime_type='a/b')
@@ -155,3 +183,13 @@ def test_the_docs_show_the_example_as_it_is():
     source = (REPOSITORY / 'examples' / 'own_index.py').read_text()
     code = source[source.index('import numpy') :]
     assert f'```python\n{code}```' in (REPOSITORY / 'docs' / 'search.md').read_text()
+
+
+def test_the_example_answers_before_anything_is_indexed():
+    own = runpy.run_path(str(REPOSITORY / 'examples' / 'own_index.py'))['NumpyIndexer']()
+    (found,) = own.search(DocumentArray([doc('q', 3, 4)]), parameters={})
+    assert len(found.matches) == 0
+    own.index(DocumentArray([doc('a', 0, 2), doc('b', 6, 8)]))
+    (found,) = own.search(DocumentArray([doc('q', 3, 4)]), parameters={'limit': 1})
+    assert found.matches[:, 'id'] == ['b']
+    np.testing.assert_allclose(found.matches[0].scores['cosine'].value, 0, atol=1e-6)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -18,9 +19,10 @@ from hypothesis.extra import numpy as arrays
 
 from finetuner.excepts import ConfigError, ConflictError, DataError, ServerError, TooLargeError
 from finetuner.search import search
-from finetuner.vector_index import Item, VectorIndex
+from finetuner.vector_index import Item, VectorIndex, graph_keeper
 from finetuner.vector_index import exact as exact_module
-from finetuner.vector_index.graph import build_graph, find_width
+from finetuner.vector_index import rows as rows_module
+from finetuner.vector_index.graph import Graph, build_graph, find_width
 from tests.integration.serving import REPOSITORY
 
 
@@ -113,6 +115,52 @@ def test_far_from_the_origin_float32_estimates_miss_nothing(tmp_path):
 
 
 # replacing, deleting, reopening
+
+
+@pytest.mark.parametrize('distance', exact_module.DISTANCES)
+@pytest.mark.parametrize(
+    'rows',
+    [
+        np.arange(2000),
+        np.arange(1, 1999, 3),
+        np.arange(1500, 1600),
+        np.arange(5, 2000, 40),
+        np.array([3]),
+        np.array([0, 1999]),
+        np.arange(0),
+    ],
+    ids=['all', 'broad', 'a stretch', 'sparse', 'one', 'ends', 'none'],
+)
+def test_some_rows_are_searched_as_if_there_were_no_others(monkeypatch, rows, distance):
+    monkeypatch.setattr(exact_module, '_GATHERED_NUMBERS', 100)
+    vectors = exact_module.GrowingVectors(8)
+    vectors.change(np.arange(2000), vectors_of(2000), np.empty(0, np.int64))
+    queries = vectors_of(3, seed=1)
+    for k in (1, 10, 5000):
+        got = exact_module.nearest(vectors.now, queries, k, distance, rows)
+        for query, (found, distances) in zip(queries, got, strict=True):
+            wanted, those = exact_module.rank(vectors.now, rows, query, k, distance)
+            np.testing.assert_array_equal(found, wanted)
+            np.testing.assert_array_equal(distances, those)
+
+
+@pytest.mark.parametrize(
+    'rows',
+    [np.arange(19_999), np.arange(12_000, 20_000), np.arange(0, 20_000, 9)],
+    ids=['a broad filter', 'the latest', 'a narrow filter'],
+)
+def test_a_search_of_some_rows_copies_few_embeddings(monkeypatch, rows):
+    monkeypatch.setattr(exact_module, '_GATHERED_NUMBERS', 64 * 256)
+    vectors = exact_module.GrowingVectors(256)
+    vectors.change(np.arange(20_000), vectors_of(20_000, 256), np.empty(0, np.int64))
+    exact_module.nearest(vectors.now, vectors_of(1, 256), 10, 'cosine', rows)
+    tracemalloc.start()
+    try:
+        exact_module.nearest(vectors.now, vectors_of(1, 256), 10, 'cosine', rows)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < vectors.now.values.nbytes / 20
 
 
 class Model:
@@ -229,6 +277,12 @@ def test_filters_agree_with_the_reference(index):
             positions = search(values[:4], values[left], 7)[1].tolist()
             wanted = [[str(left[p]) for p in row] for row in positions]
         assert ids(index.search(values[:4], 7, where=where)) == wanted, where
+
+
+def test_zero_is_one_value_with_either_sign(index):
+    index.add([Item('minus', tags={'n': -0.0}), Item('plus', tags={'n': 0})], [[1, 0], [0, 1]])
+    for zero in (0, 0.0, -0.0, False):
+        assert ids(index.search([[1, 0]], where={'n': zero})) == [['minus', 'plus']]
 
 
 def test_a_filter_by_an_object_is_refused(index):
@@ -478,6 +532,41 @@ def test_searches_go_on_beside_adds_and_deletes(index):
     assert failures == []
 
 
+@pytest.mark.parametrize('at', ['between two tags', 'before the tags'])
+def test_a_filter_finds_documents_while_they_are_replaced(index, monkeypatch, at):
+    items, asked = [Item('a', tags={'color': 'red', 'size': 1})], []
+    index.add(items, [[1, 0]])
+    moment = {'between two tags': 2, 'before the tags': 1}[at]
+
+    def replace_and_ask(name, value):
+        asked.append(name)
+        if len(asked) == moment:
+            index.add(items, [[1, 0]])
+        return wanted_term(name, value)
+
+    wanted_term = rows_module._wanted_term
+    monkeypatch.setattr(rows_module, '_wanted_term', replace_and_ask)
+    assert ids(index.search([[1, 0]], where={'color': 'red', 'size': 1})) == [['a']]
+    assert len(asked) > 2, 'it looked again'
+
+
+def test_filtered_searches_miss_nothing_beside_a_writer(index):
+    items, values = items_of(50, tags={'color': 'red'}), vectors_of(50)
+    index.add(items, values)
+    done = threading.Event()
+
+    def write():
+        while not done.is_set():
+            index.add(items, values)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    found = [len(index.search(values[:1], 50, where={'color': 'red'})[0]) for _ in range(100)]
+    done.set()
+    thread.join()
+    assert set(found) == {50}
+
+
 # the graph
 
 
@@ -581,6 +670,43 @@ def test_a_damaged_graph_is_built_again(tmp_path, caplog):
         index.settle()
         assert index.state().approximate
     assert len(list(tmp_path.glob('graph-*'))) == 1
+
+
+def test_a_graph_that_could_not_be_built_is_tried_again_at_the_next_change(
+    tmp_path, caplog, monkeypatch
+):
+    failures = [MemoryError('std::bad_alloc'), RuntimeError('of FAISS')]
+
+    def build(*arguments):
+        if failures:
+            raise failures.pop(0)
+        return build_graph(*arguments)
+
+    monkeypatch.setattr(graph_keeper, 'build_graph', build)
+    values = clustered(4000)
+    with VectorIndex(tmp_path, approximate_above=1000) as index:
+        for start, error in ((0, 'bad_alloc'), (1500, 'of FAISS')):
+            index.add(items_of(1500, start), values[start : start + 1500])
+            assert index.settle()
+            assert error in caplog.text
+            assert not index.state().approximate
+        index.add(items_of(1000, 3000), values[3000:])
+        assert index.settle()
+        assert index.state().approximate
+
+
+def test_a_graph_that_cannot_be_kept_leaves_the_index_to_be_opened_again(tmp_path, monkeypatch):
+    values = clustered(4000)
+    index = VectorIndex(tmp_path, approximate_above=1000)
+    with monkeypatch.context() as patched:
+        patched.setattr(Graph, 'save', lambda *_: 1 / 0)
+        index.add(items_of(4000), values)
+        assert index.settle()
+        assert index.state().approximate, 'it is used all the same'
+        with pytest.raises(ZeroDivisionError):
+            index.close()
+    with VectorIndex(tmp_path, approximate_above=1000) as index:
+        assert len(index) == 4000
 
 
 def test_an_index_emptied_while_it_had_a_graph_starts_anew(tmp_path):

@@ -9,7 +9,8 @@ from finetuner.excepts import ConfigError
 from finetuner.server.exporting import values
 from finetuner.server.exporting.jina_exporters import NETWORK, compose_services
 from finetuner.server.exporting.kubernetes import with_code
-from finetuner.server.exporting.plan import DATABASE, GATEWAY, HOME, KEY, TOKEN, Part, Plan
+from finetuner.server.exporting.leaks import DATABASE, KEY, TOKEN
+from finetuner.server.exporting.plan import GATEWAY, HOME, Part, Plan
 
 # Jina's own starts all of Jina every two seconds, which takes a core
 _ASK_OVER_HTTP = (

@@ -14,9 +14,11 @@ from finetuner.excepts import ConfigError, unknown_name
 
 GATEWAY_CLASS = 'finetuner.server.gateway.Gateway'
 TRAINER_CLASS = 'finetuner.server.trainer.TrainerExecutor'
-# what Executors of ours may not have several of, and why
+INDEXER_CLASS = 'finetuner.server.indexer.IndexExecutor'
+# which Executors of ours there may not be several of, and why
 ONE_REPLICA = {
-    TRAINER_CLASS: 'a request that fails would go to the next replica and start a second run'
+    TRAINER_CLASS: 'a request that fails would go to the next replica and start a second run',
+    INDEXER_CLASS: 'one process at a time can have an index open, and the others would not start',
 }
 _DOTTED = re.compile(r'[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+')
 _IN_THE_IMAGE = 'config.yml'

@@ -9,19 +9,12 @@ from typing import Any
 from finetuner.excepts import ConfigError
 from finetuner.server.exporting import values
 from finetuner.server.exporting.jina_exporters import kubernetes_objects
-from finetuner.server.exporting.plan import (
-    DATABASE,
-    GATEWAY,
-    HOME,
-    KEY,
-    PORT_OF_METRICS,
-    TOKEN,
-    Part,
-    Plan,
-)
+from finetuner.server.exporting.leaks import DATABASE, KEY, TOKEN
+from finetuner.server.exporting.plan import GATEWAY, HOME, PORT_OF_METRICS, Part, Plan
 
 _WORKLOADS = ('Deployment', 'StatefulSet')
 _PART_OF = 'app.kubernetes.io/part-of'
+_SHARED = 'shared'
 _USER = 1000
 _HEAD = Part('head', '', '', default_cpu='500m', default_memory='512Mi')
 _PERIOD_SECONDS = 5
@@ -61,8 +54,13 @@ def kubernetes_files(plan: Plan, cluster: Cluster) -> dict[str, list[dict[str, A
         name: _Finisher(plan, cluster).finished(objects)
         for name, objects in kubernetes_objects(plan, cluster.namespace).items()
     }
+    if _SHARED in files:
+        raise ConfigError(
+            f'an Executor is called {_SHARED!r}, as is the file of what all of them share: give it '
+            'another name'
+        )
     shared = [_home_claim(plan, cluster), _executors_policy(plan, cluster)]
-    return {'shared': shared, **files}
+    return {_SHARED: shared, **files}
 
 
 class _Finisher:

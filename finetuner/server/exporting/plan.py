@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,12 +20,10 @@ from finetuner.server.exporting.executors import (
     read_yaml,
     takes_argument,
 )
+from finetuner.server.exporting.leaks import refuse_secrets
 
 GATEWAY = 'gateway'
 HOME = '/data'
-TOKEN, KEY, DATABASE = 'FINETUNER_TOKEN', 'FINETUNER_GATEWAY_KEY', 'FINETUNER_DATABASE_URL'
-# what an export fills from a Secret, and so nobody writes into a Flow
-SECRETS = (TOKEN, KEY, DATABASE)
 PORT_OF_METRICS = 9090
 _SIZES = {GATEWAY: ('1', '1Gi'), TRAINER_CLASS: ('2', '8Gi'), '': ('2', '4Gi')}
 # of the Flow's own places, which mean nothing elsewhere, and what the export decides itself
@@ -150,12 +149,16 @@ def make_plan(flow_file: Path, wishes: Wishes) -> Plan:
     flow = read_yaml(path)
     executors = _executors_of(flow, path)
     ours = {name: each for name, each in executors.items() if not each.get('external')}
+    for name, each in executors.items():
+        refuse_secrets(f'Executor {name!r}', each)
     read = _Reader(path.parent, wishes, [GATEWAY, *ours])
     gateway = dict(flow.get(GATEWAY) or {})
+    refuse_secrets('the gateway', gateway)
     parts = {name: read.part(name, each) for name, each in ours.items()}
     parts[GATEWAY] = read.gateway(gateway)
+    _refuse_same_hosts(parts, ours)
     common = dict(flow.get('with') or {})
-    _refuse_secrets('the Flow', common)
+    refuse_secrets('the Flow', common)
     name = values.host_name('the name of the Flow', str(common.get('name') or 'finetuner'))
     if any(part.is_trainer for part in parts.values()):
         _keep_requests_single(common, gateway, executors)
@@ -241,9 +244,8 @@ class _Reader:
         return self._part(name, executor, code)
 
     def _part(self, name: str, said: dict[str, Any], code: Code) -> Part:
-        _refuse_secrets(f'Executor {name!r}', said)
         uses_with = {**code.uses_with, **(said.get('uses_with') or {})}
-        _refuse_secrets(f'Executor {name!r}', {'uses_with': uses_with})
+        refuse_secrets(f'Executor {name!r}', {'uses_with': uses_with})
         cpu, memory = _SIZES.get(name if name == GATEWAY else code.uses, _SIZES[''])
         part = Part(
             name=name,
@@ -258,7 +260,7 @@ class _Reader:
             memory=self._memory.get(name),
             default_cpu=cpu,
             default_memory=memory,
-            volumes=tuple(_mount_point(name, each) for each in _listed(said.get('volumes'))),
+            volumes=_mount_points(name, said, code.uses == TRAINER_CLASS),
             is_trainer=code.uses == TRAINER_CLASS,
             alone=ONE_REPLICA.get(code.uses, ''),
             takes_num_threads=name != GATEWAY and takes_argument(code, 'num_threads'),
@@ -309,6 +311,26 @@ def _executors_of(flow: dict[str, Any], path: Path) -> dict[str, dict[str, Any]]
     return found
 
 
+def _refuse_same_hosts(parts: Mapping[str, Part], executors: Mapping[str, dict[str, Any]]) -> None:
+    """See to it that no two parts come to one host, of which one would replace the other."""
+    taken = {GATEWAY: GATEWAY}
+    for name, said in executors.items():
+        hosts = [values.host_name('Executor', name)]
+        shards, replicas = _count(name, said, 'shards'), parts[name].replicas
+        if shards > 1:
+            hosts = [f'{hosts[0]}-{each}' for each in ('head', *range(shards))]
+        if replicas > 1:
+            hosts += [f'{host}-rep-{i}' for host in hosts for i in range(replicas)]
+        for host in hosts:
+            if host in taken:
+                raise ConfigError(
+                    f'Executor {name!r} would have the host name {host!r}, which {taken[host]!r} '
+                    'has already: give it another name (capital letters and underscores make no '
+                    'difference)'
+                )
+            taken[host] = name
+
+
 def _ports_of(gateway: Mapping[str, Any]) -> dict[str, int]:
     protocols = [str(each).lower() for each in _listed(gateway.get('protocol') or 'grpc')]
     ports = _listed(gateway.get('port') or [])
@@ -342,29 +364,20 @@ def _keep_requests_single(
     common['retries'] = 0
 
 
-def _refuse_secrets(where: str, said: Mapping[str, Any]) -> None:
-    """Turn away what would stand in the exported files for all to read."""
-    for key in ('env', 'uses_with'):
-        if not isinstance(said.get(key) or {}, dict):
-            raise ConfigError(f'{where}: `{key}` is no mapping, it is {said[key]!r}')
-    env = said.get('env') or {}
-    hidden = ('_TOKEN', '_PASSWORD', '_SECRET', '_KEY')
-    for name in env:
-        if name in SECRETS:
+def _mount_points(name: str, said: Mapping[str, Any], is_trainer: bool) -> tuple[str, ...]:
+    folders = tuple(_mount_point(name, each) for each in _listed(said.get('volumes')))
+    taken = {HOME: 'the home is'}
+    if is_trainer:
+        taken['/dev/shm'] = 'the shared memory of a trainer is'
+    for folder in folders:
+        place = posixpath.normpath('/' + folder.lstrip('/'))
+        if place in taken:
             raise ConfigError(
-                f'{where} sets {name} in `env`, where it could be read: leave it out, the export '
-                'takes it from a Secret'
+                f'Executor {name!r} has a volume at {folder!r}, where {taken[place]}: give it '
+                'another folder in the container'
             )
-        if str(name).upper().endswith(hidden):
-            raise ConfigError(
-                f'{where} sets {name} in `env`, where it could be read: name a Secret instead, '
-                f'`env_from_secret: {{{name}: {{name: ..., key: ...}}}}`'
-            )
-    if (said.get('uses_with') or {}).get('token'):
-        raise ConfigError(
-            f'{where} has a `token` in `uses_with`, where it could be read: leave it out and set '
-            f'{TOKEN} with `env_from_secret`'
-        )
+        taken[place] = 'another of its volumes is'
+    return folders
 
 
 def _mount_point(name: str, volume: str) -> str:
