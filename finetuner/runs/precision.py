@@ -71,12 +71,10 @@ def choose_precisions(
         ArtifactError: int8 was asked for and cannot be written.
     """
     config = plan.config
-    search = search_of(plan)
-    if config.export_precision == 'auto' and search is None:
-        reason = (
-            'int8 was not measured, for the run has nothing to search: an EvaluationCallback, or '
-            'eval_data with classes, says what is'
-        )
+    found_search = search_of(plan)
+    search = None if isinstance(found_search, str) else found_search
+    if config.export_precision == 'auto' and isinstance(found_search, str):
+        reason = f'int8 was not measured: {found_search}'
         logger.warning('Precision stays fp32: %s', reason)
         return {name: _unmeasured(plan, reason) for name in models}
     missing = [name for name, (place, _) in models.items() if not (place / ONNX).is_file()]

@@ -139,6 +139,14 @@ def test_nothing_to_search_keeps_fp32(tmp_path):
     assert INT8_ONNX not in artifact.manifest['files']
 
 
+def test_one_class_to_search_keeps_fp32(tmp_path):
+    data = {'query': make_picture_docs(num_classes=1, items_per_class=8, seed=1)}
+    artifact = trained(tmp_path / 'a', data, callbacks=[EVALUATION], export_precision='auto')
+    assert artifact.precision.chosen == 'fp32'
+    assert 'fewer than two classes' in artifact.precision.reason
+    assert artifact.precision.measurements == ()
+
+
 def test_fp32_measures_nothing_and_older_artifacts_are_fp32(tmp_path):
     artifact = trained(tmp_path / 'a', callbacks=[EVALUATION])
     assert artifact.precision is None
