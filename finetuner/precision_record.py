@@ -33,7 +33,8 @@ class Measurement:
         least_cosine: the least.
         recall: `recall_at_k`, mean over the queries; None where nothing could be searched.
         recall_loss: share of fp32's recall that is lost: `1 - recall / recall of fp32`, so less
-            than 0 where more is found; None where nothing could be searched.
+            than 0 where more is found; of two towers, of the recall of both in fp32. None where
+            nothing could be searched.
     """
 
     precision: str
@@ -177,7 +178,7 @@ def precision_lines(record: PrecisionRecord) -> list[str]:
         lines += [
             '',
             f'{record.num_queries} queries among {record.num_index} Documents. "lost" is the share '
-            f'of the recall of fp32 in ONNX Runtime; at most '
+            f'of the recall of fp32 in ONNX Runtime (of two towers, of both in fp32); at most '
             f'{100 * record.max_recall_loss:g} % may be.',
         ]
     lines += ['', 'Documents/s are those of the machine that wrote this, contents once read.']

@@ -86,6 +86,8 @@ def choose_precisions(
     logger.info('Measuring the precisions of the artifact')
     found: dict[str, PrecisionRecord] = {}
     taken = dict.fromkeys(models, _REFERENCE)
+    # of two towers, that of both in fp32: what the second loses adds to what the first has lost
+    base: float | None = None
     for name, (place, spec) in models.items():
         readers = {tower: tower_reader(plan, tower) for tower in models}
         calibration = calibration_inputs(plan, name)
@@ -95,7 +97,8 @@ def choose_precisions(
         }
         engines[name] = _engines(place, spec, readers[name])
         sides = search.sides if search is not None else [some_documents(plan, name)]
-        record = _measured(plan, search, sides, engines, name, taken, readers)
+        record = _measured(plan, search, sides, engines, name, taken, readers, base)
+        base = record.measurements[0].recall if base is None else base
         if reason_against:
             record = replace(record, reason=reason_against)
         found[name] = replace(record, num_calibration=num_calibrated)
@@ -161,8 +164,9 @@ def _measured(
     name: str,
     taken: Mapping[str, Candidate],
     readers: Mapping[str, InputReader],
+    base: float | None,
 ) -> PrecisionRecord:
-    """Compare the candidates of one model, the other's being settled."""
+    """Compare the candidates of one model, the other's being settled; base is fp32's recall."""
     vectors: list[dict[Candidate, np.ndarray]] = []
     timed: list[ModelInputs] = []
     for side in sides:
@@ -178,8 +182,11 @@ def _measured(
                 [found[which] for found, which in zip(vectors, asked, strict=True)]
             )
     own = [found for found, side in zip(vectors, sides, strict=True) if side.tower == name]
+    if base is None:
+        base = recalls.get(_REFERENCE)
     measurements = tuple(
-        _measurement(candidate, speeds[candidate], own, recalls) for candidate in engines[name]
+        _measurement(candidate, speeds[candidate], own, recalls.get(candidate), base)
+        for candidate in engines[name]
     )
     return _decided(plan, measurements, search)
 
@@ -188,14 +195,13 @@ def _measurement(
     candidate: Candidate,
     speed: float,
     vectors: Sequence[Mapping[Candidate, np.ndarray]],
-    recalls: Mapping[Candidate, float],
+    recall: float | None,
+    base: float | None,
 ) -> Measurement:
     cosines = np.concatenate([_cosine(found[candidate], found[_REFERENCE]) for found in vectors])
-    recall = recalls.get(candidate)
     loss = None
-    if recall is not None:
-        best = recalls[_REFERENCE]
-        loss = 1 - recall / best if best else 0.0
+    if recall is not None and base is not None:
+        loss = 1 - recall / base if base else 0.0
     return Measurement(
         *candidate, round(speed, 1), float(cosines.mean()), float(cosines.min()), recall, loss
     )
