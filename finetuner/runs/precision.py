@@ -96,8 +96,10 @@ def choose_precisions(
             tower: _engines(*models[tower], readers[tower], taken[tower]) for tower in models
         }
         engines[name] = _engines(place, spec, readers[name])
-        sides = search.sides if search is not None else [some_documents(plan, name)]
-        record = _measured(plan, search, sides, engines, name, taken, readers, base)
+        # an evaluation may search with one tower alone, which says nothing of the other
+        its_search = search if search is not None and search.takes(name) else None
+        sides = [some_documents(plan, name)] if its_search is None else its_search.sides
+        record = _measured(plan, its_search, sides, engines, name, taken, readers, base)
         base = record.measurements[0].recall if base is None else base
         if reason_against:
             record = replace(record, reason=reason_against)
@@ -221,7 +223,12 @@ def _decided(
         best = fastest([each for each in measurements if is_within(each, least)])
         within = [each for each in of_int8 if is_within(each, least)]
         reason = f'the fastest of those that lose at most {100 * least:g} % of recall'
-        if of_int8 and not within:
+        if search is None:
+            reason = (
+                'the fastest of fp32: nothing that the run searches is embedded by this tower, so '
+                'what int8 would lose is not known'
+            )
+        elif of_int8 and not within:
             lost = min(each.recall_loss or 0.0 for each in of_int8)
             reason = (
                 f'int8 loses {100 * lost:.2f} % of recall, and at most {100 * least:g} % may be'

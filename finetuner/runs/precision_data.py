@@ -67,6 +67,10 @@ class Search:
         """Both, or the one that there is."""
         return [self.queries] if self.index is None else [self.queries, self.index]
 
+    def takes(self, tower: str) -> bool:
+        """Whether a tower embeds any of it."""
+        return any(side.tower == tower for side in self.sides)
+
     def recall(self, embeddings: Sequence[np.ndarray]) -> float:
         """The mean recall of embeddings, one array for each of `sides`."""
         labels = [[_label(side.data, i) for i in range(len(side.data))] for side in self.sides]

@@ -3,31 +3,22 @@
 import json
 import re
 import shutil
-import time
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
-import torch
 from docarray import Document, DocumentArray
 
 from finetuner.artifact import INT8_ONNX, load_artifact
 from finetuner.artifact_files import hash_file
 from finetuner.config import RunConfig
-from finetuner.data.checks import build_named_dataset
 from finetuner.engines import OnnxEngine
 from finetuner.excepts import ArtifactError, ConfigError
 from finetuner.inference import load_engine
-from finetuner.inputs import PictureReader
-from finetuner.models.backbones import TOWERS, PictureSpec
 from finetuner.openvino_engine import OpenvinoEngine
 from finetuner.precision_record import GRAPH_ENGINES, Measurement, PrecisionRecord
-from finetuner.runs.precision import _measured
-from finetuner.runs.precision_data import Search, Side
 from finetuner.runs.runner import execute_run
 from tests.conftest import make_picture_docs
 from tests.unit.test_runner import EVALUATION, Observer, config
-from tests.unit.tiny_encoder import CLIP_SIZE, write_tiny_clip, write_tiny_encoder
+from tests.unit.tiny_encoder import write_tiny_encoder
 
 MUCH = 0.5
 TEXTS = [f'{colour} {thing}' for colour in ('red', 'green', 'blue') for thing in ('shoe', 'hat')]
@@ -265,112 +256,6 @@ def test_texts_in_int8_through_a_run(tmp_path):
     assert record.num_calibration == 0
     assert {each.engine for each in record.measurements} == set(GRAPH_ENGINES)
     assert min(each.cosine for each in record.measurements) > 0.99
-
-
-def test_each_of_two_towers_has_its_own(tmp_path):
-    clip = write_tiny_clip(tmp_path / 'clip')
-    rng = np.random.default_rng(0)
-    pairs = DocumentArray(
-        Document(
-            chunks=[
-                Document(text=f'{text} {extra}', modality='text'),
-                Document(
-                    tensor=rng.integers(0, 256, (CLIP_SIZE, CLIP_SIZE, 3), dtype=np.uint8),
-                    modality='image',
-                ),
-            ]
-        )
-        for text in TEXTS
-        for extra in ('small', 'large')
-    )
-    evaluation = {
-        'name': 'EvaluationCallback',
-        'options': {'query_data': 'query', 'multi_modal': True, 'limit': 3},
-    }
-    artifact = trained(
-        tmp_path / 'a',
-        {'train': pairs, 'query': pairs},
-        model=str(clip),
-        model_options={},
-        loss='CLIPLoss',
-        batch_size=8,
-        callbacks=[evaluation],
-        export_precision='int8',
-    )
-    assert artifact.precision is None
-    both_fp32 = artifact.tower(TOWERS[0]).precision.measurements[0].recall
-    for name in TOWERS:
-        tower = artifact.tower(name)
-        assert tower.precision.chosen == 'int8'
-        assert (tower.precision.num_queries, tower.precision.num_index) == (12, 12)
-        for each in tower.precision.measurements:
-            assert each.recall_loss == pytest.approx(1 - each.recall / both_fp32)
-        assert f'{name}/{INT8_ONNX}' in artifact.manifest['files']
-        assert '## Precision' in (tower.directory / 'README.md').read_text()
-    engine = load_engine(artifact, device='cpu')
-    assert engine.precision == 'int8'
-    expected = load_engine(artifact, device='cpu', precision='fp32')
-    picture = pairs[0].chunks[1].tensor
-    docs = DocumentArray([Document(text='red shoe'), Document(tensor=picture)])
-    assert engine.encode_documents(docs) == []
-    others = DocumentArray([Document(text='red shoe'), Document(tensor=picture)])
-    assert expected.encode_documents(others) == []
-    cosine = torch.nn.functional.cosine_similarity(
-        torch.tensor(docs.embeddings), torch.tensor(others.embeddings)
-    )
-    assert cosine.min() > 0.98
-    differences = np.abs(docs.embeddings - others.embeddings).max(axis=1)
-    assert differences.min() > 1e-6
-
-
-def marked(towers, losing=0.009):
-    """What both towers find, where each in int8 loses this share of it."""
-
-    class Marked:
-        def __init__(self, precision):
-            self._value = 1.0 if precision == 'fp32' else 2.0
-
-        def embed(self, inputs):
-            if self._value == 1:
-                # int8 is faster
-                time.sleep(0.002)
-            return np.full((len(inputs), 2), self._value, np.float32)
-
-    class Found(Search):
-        def recall(self, embeddings):
-            return 0.8 * (1 - losing) ** sum(int(each[0, 0] > 1) for each in embeddings)
-
-    docs = DocumentArray(
-        Document(tensor=np.zeros((8, 8, 3), np.uint8), tags={'finetuner_label': 'a'})
-        for _ in range(2)
-    )
-    data = build_named_dataset(docs, 'query_data')
-    sides = [Side(data, range(2), tower) for tower in towers]
-    search = Found(sides[0], sides[1] if len(sides) > 1 else None, 3, 'cosine', True)
-    reader = PictureReader(PictureSpec(8, (0, 0, 0), (1, 1, 1)))
-    engines = {(precision, 'onnx'): Marked(precision) for precision in ('fp32', 'int8')}
-    return search, engines, dict.fromkeys(TOWERS, reader)
-
-
-def test_what_two_towers_lose_adds_up():
-    search, engines, readers = marked(TOWERS)
-    plan = SimpleNamespace(config=RunConfig.from_parameters(
-        {'train_data': 'x', 'export_precision': 'auto', 'max_recall_loss': 0.01}
-    ))  # fmt: skip
-    taken = dict.fromkeys(TOWERS, ('fp32', 'onnx'))
-    first, second = TOWERS
-    of_first = {first: engines, second: {('fp32', 'onnx'): engines['fp32', 'onnx']}}
-    record = _measured(plan, search, search.sides, of_first, first, taken, readers, None)
-    assert record.chosen == 'int8'
-    base = record.measurements[0].recall
-    assert base == 0.8
-    taken[first] = ('int8', 'onnx')
-    of_second = {first: {('int8', 'onnx'): engines['int8', 'onnx']}, second: engines}
-    record = _measured(plan, search, search.sides, of_second, second, taken, readers, base)
-    # 0.9 % each: one may, both may not
-    assert [each.recall_loss for each in record.measurements] == pytest.approx([0.009, 0.017919])
-    assert record.chosen == 'fp32'
-    assert 'int8 loses 1.79 % of recall' in record.reason
 
 
 @pytest.mark.parametrize(
