@@ -15,7 +15,7 @@ import numpy as np
 
 from finetuner.artifact import INT8_ONNX, ONNX, ModelSpec
 from finetuner.engines import InferenceEngine, OnnxEngine
-from finetuner.excepts import ArtifactError
+from finetuner.excepts import ArtifactError, ContentError
 from finetuner.inputs import InputReader, ModelInputs
 from finetuner.openvino_engine import OpenvinoEngine, has_openvino
 from finetuner.precision_record import (
@@ -100,7 +100,8 @@ def choose_precisions(
         its_search = search if search is not None and search.takes(name) else None
         sides = [some_documents(plan, name)] if its_search is None else its_search.sides
         record = _measured(plan, its_search, sides, engines, name, taken, readers, base)
-        base = record.measurements[0].recall if base is None else base
+        if base is None and record.measurements:
+            base = record.measurements[0].recall
         if reason_against:
             record = replace(record, reason=reason_against)
         found[name] = replace(record, num_calibration=num_calibrated)
@@ -171,13 +172,19 @@ def _measured(
     """Compare the candidates of one model, the other's being settled; base is fp32's recall."""
     vectors: list[dict[Candidate, np.ndarray]] = []
     timed: list[ModelInputs] = []
+    read: list[Side] = []
     for side in sides:
-        embedded, batches = _embed(side, readers[side.tower], engines[side.tower])
+        embedded, batches, places = _embed(side, readers[side.tower], engines[side.tower])
         vectors.append(embedded)
+        read.append(replace(side, places=places))
         timed += batches if side.tower == name else []
+    if not timed:
+        record = _unmeasured(plan, 'no Document to measure on could be read')
+        return replace(record, chosen=INT8) if record.asked == INT8 else record
     speeds = _speeds(engines[name], timed)
-    recalls: dict[Candidate, float] = {}
+    recalls: dict[Candidate, float | None] = {}
     if search is not None:
+        search = search.among(read)
         for candidate in engines[name]:
             asked = [candidate if side.tower == name else taken[side.tower] for side in sides]
             recalls[candidate] = search.recall(
@@ -223,13 +230,14 @@ def _decided(
         best = fastest([each for each in measurements if is_within(each, least)])
         within = [each for each in of_int8 if is_within(each, least)]
         reason = f'the fastest of those that lose at most {100 * least:g} % of recall'
-        if search is None:
+        losses = [each.recall_loss for each in of_int8 if each.recall_loss is not None]
+        if of_int8 and not losses:
             reason = (
-                'the fastest of fp32: nothing that the run searches is embedded by this tower, so '
-                'what int8 would lose is not known'
+                'the fastest of fp32: nothing that the run searches is embedded by this model and '
+                'can be read, so what int8 would lose is not known'
             )
         elif of_int8 and not within:
-            lost = min(each.recall_loss or 0.0 for each in of_int8)
+            lost = min(losses)
             reason = (
                 f'int8 loses {100 * lost:.2f} % of recall, and at most {100 * least:g} % may be'
             )
@@ -252,18 +260,31 @@ def _decided(
 
 def _embed(
     side: Side, reader: InputReader, engines: Mapping[Candidate, InferenceEngine]
-) -> tuple[dict[Candidate, np.ndarray], list[ModelInputs]]:
-    """Embed all Documents of a side with each engine; and some batches, to time them on."""
+) -> tuple[dict[Candidate, np.ndarray], list[ModelInputs], list[int]]:
+    """Embed a side with each engine; some batches, to time them on; and the places of what was read.
+
+    A Document that cannot be read is left out: training is over, and its result is not to be lost.
+    """
     found: dict[Candidate, list[np.ndarray]] = {candidate: [] for candidate in engines}
     kept: list[ModelInputs] = []
+    places: list[int] = []
+
+    def read(place: int) -> Any:
+        try:
+            return reader.read(side.data.document(place), side.data.position_of(place))
+        except ContentError as error:
+            return error
+
     lot = _BATCH_SIZE * reader.batches_at_once
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(side.places), lot):
-            docs = [
-                (side.data.document(place), side.data.position_of(place))
-                for place in side.places[start : start + lot]
-            ]
-            items = list(pool.map(lambda each: reader.read(*each), docs))
+            asked = side.places[start : start + lot]
+            results = list(zip(asked, pool.map(read, asked), strict=True))
+            good = [each for each in results if not isinstance(each[1], ContentError)]
+            if not good:
+                continue
+            places += [place for place, _ in good]
+            items = [item for _, item in good]
             chosen = list(reader.batches(items, _BATCH_SIZE))
             order = np.argsort(np.concatenate(chosen))
             batches = [reader.batch([items[place] for place in each]) for each in chosen]
@@ -272,7 +293,17 @@ def _embed(
                 found[candidate].append(vectors[order])
             if not kept:
                 kept = [batches[i] for i in spread(len(batches), _TIMED_BATCHES)]
-    return {candidate: np.concatenate(parts) for candidate, parts in found.items()}, kept
+    if len(places) < len(side.places):
+        logger.warning(
+            'Precision is measured without %d Documents, of %d, that cannot be read',
+            len(side.places) - len(places),
+            len(side.places),
+        )
+    nothing = np.empty((0, 1), np.float32)
+    vectors_of = {
+        each: np.concatenate(parts) if parts else nothing for each, parts in found.items()
+    }
+    return vectors_of, kept, places
 
 
 def _speeds(

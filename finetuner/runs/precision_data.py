@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import bisect
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -71,19 +72,36 @@ class Search:
         """Whether a tower embeds any of it."""
         return any(side.tower == tower for side in self.sides)
 
-    def recall(self, embeddings: Sequence[np.ndarray]) -> float:
-        """The mean recall of embeddings, one array for each of `sides`."""
-        labels = [[_label(side.data, i) for i in range(len(side.data))] for side in self.sides]
-        ids = [[side.data.document(i).id for i in range(len(side.data))] for side in self.sides]
+    def among(self, sides: Sequence[Side]) -> Search:
+        """The same search among other Documents, a side for each of `sides`."""
+        return replace(self, queries=sides[0], index=None if self.index is None else sides[1])
+
+    def recall(self, embeddings: Sequence[np.ndarray]) -> float | None:
+        """The mean recall of embeddings, one array for each of `sides`.
+
+        Queries that have nothing to find, which is what Documents that could not be read leave, do
+        not count; None where there is no other.
+        """
+        labels = [[_label(side.data, place) for place in side.places] for side in self.sides]
+        ids = [[side.data.document(place).id for place in side.places] for side in self.sides]
+        there = Counter(labels[-1])
+        themselves = set(zip(ids[-1], labels[-1], strict=True)) if self.exclude_self else set()
+        asked = [
+            number
+            for number, query in enumerate(zip(ids[0], labels[0], strict=True))
+            if there[query[1]] > (self.index is None or query in themselves)
+        ]
+        if not asked:
+            return None
         values = evaluate_queries(
-            embeddings[0],
-            labels[0],
+            embeddings[0][asked],
+            [labels[0][number] for number in asked],
             None if self.index is None else embeddings[1],
             None if self.index is None else labels[1],
             self.limit,
             self.distance,
             self.exclude_self,
-            ids[0],
+            [ids[0][number] for number in asked],
             None if self.index is None else ids[1],
         )
         return mean_metrics(values)['recall_at_k']
