@@ -23,6 +23,7 @@ from finetuner.precision_record import (
     INT8,
     ONNX_ENGINE,
     OPENVINO_ENGINE,
+    Candidate,
     Measurement,
     PrecisionRecord,
     fastest,
@@ -47,8 +48,6 @@ logger = logging.getLogger('finetuner.run')
 _BATCH_SIZE = 32
 _TIMED_BATCHES = 4
 _TIMED_ROUNDS = 3
-# precision and engine
-Candidate = tuple[str, str]
 _REFERENCE: Candidate = (FP32, ONNX_ENGINE)
 
 
@@ -68,7 +67,7 @@ def choose_precisions(
         What was measured and chosen of each.
 
     Raises:
-        ArtifactError: int8 was asked for and cannot be written.
+        ArtifactError: int8 was asked for, and cannot be written or run.
     """
     config = plan.config
     found_search = search_of(plan)
@@ -223,6 +222,11 @@ def _decided(
     least = config.max_recall_loss
     of_int8 = [each for each in measurements if each.precision == INT8]
     if config.export_precision == INT8:
+        if not of_int8:
+            raise ArtifactError(
+                "export_precision='int8': no engine here runs the int8 graph, and the log says why: "
+                "take another release of onnxruntime, or export_precision='auto' or 'fp32'"
+            )
         best, reason = fastest(of_int8), 'int8 was asked for'
         if search is None:
             reason += ', and the run has nothing to search that would say what it loses'
@@ -231,12 +235,14 @@ def _decided(
         within = [each for each in of_int8 if is_within(each, least)]
         reason = f'the fastest of those that lose at most {100 * least:g} % of recall'
         losses = [each.recall_loss for each in of_int8 if each.recall_loss is not None]
-        if of_int8 and not losses:
+        if not of_int8:
+            reason = 'the fastest of fp32: no engine here runs the int8 graph'
+        elif not losses:
             reason = (
                 'the fastest of fp32: nothing that the run searches is embedded by this model and '
                 'can be read, so what int8 would lose is not known'
             )
-        elif of_int8 and not within:
+        elif not within:
             lost = min(losses)
             reason = (
                 f'int8 loses {100 * lost:.2f} % of recall, and at most {100 * least:g} % may be'

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 from docarray import Document, DocumentArray
+from onnx import helper
 
 from finetuner.artifact import INT8_ONNX, load_artifact
 from finetuner.artifact_files import hash_file
@@ -17,6 +18,7 @@ from finetuner.openvino_engine import OpenvinoEngine
 from finetuner.precision_record import GRAPH_ENGINES, Measurement, PrecisionRecord
 from finetuner.runs.runner import execute_run
 from tests.conftest import make_picture_docs
+from tests.unit.test_onnx_check import model
 from tests.unit.test_runner import EVALUATION, Observer, config
 from tests.unit.tiny_encoder import write_tiny_encoder
 
@@ -227,11 +229,55 @@ def test_the_fastest_of_what_is_installed():
             measurement('int8', 'openvino', 30, 0.01),
         ),
     )
-    assert record.engine_for(None, GRAPH_ENGINES) == ('int8', 'openvino')
+    assert record.engines_for(None, GRAPH_ENGINES)[0] == ('int8', 'openvino')
     # int8 in ONNX Runtime loses more than it may, so nobody gets it without asking
-    assert record.engine_for(None, ['onnx']) == ('fp32', 'onnx')
-    assert record.engine_for('int8', ['onnx']) == ('int8', 'onnx')
-    assert record.engine_for('fp32', GRAPH_ENGINES) == ('fp32', 'openvino')
+    assert record.engines_for(None, ['onnx'])[0] == ('fp32', 'onnx')
+    assert record.engines_for('int8', ['onnx'])[0] == ('int8', 'onnx')
+    assert record.engines_for('fp32', GRAPH_ENGINES)[0] == ('fp32', 'openvino')
+
+
+def test_the_next_is_taken_where_the_fastest_cannot_be_loaded(auto, tmp_path, caplog):
+    # as an older ONNX Runtime has no kernel for an operator of a newer one
+    unknown = model([helper.make_node('Gelu', ['x'], ['y'])]).SerializeToString()
+    speeds = {('int8', 'onnx'): 30.0, ('fp32', 'onnx'): 20.0}
+
+    def change(manifest):
+        manifest['precision']['chosen'], manifest['precision']['engine'] = 'int8', 'onnx'
+        for each in manifest['precision']['measurements']:
+            pair = each['precision'], each['engine']
+            each['documents_per_second'], each['recall_loss'] = speeds.get(pair, 1.0), 0.0
+        (tmp_path / 'a' / INT8_ONNX).write_bytes(unknown)
+        manifest['files'][INT8_ONNX] = hash_file(tmp_path / 'a' / INT8_ONNX)
+
+    artifact = load_artifact(damaged(auto, tmp_path / 'a', change))
+    engine = load_engine(artifact, device='cpu')
+    assert (engine.precision, engine.engine) == ('fp32', 'onnx')
+    assert 'int8 in onnx, the fastest, is left out: ONNX Runtime cannot load' in caplog.text
+    # what is asked for is not exchanged
+    for asked in (
+        {'precision': 'int8', 'engine': 'onnx'},
+        {'precision': 'int8'},
+        {'engine': 'onnx'},
+    ):
+        with pytest.raises(ArtifactError, match='cannot load the graph'):
+            load_engine(artifact, device='cpu', **asked)
+
+
+@pytest.mark.parametrize('asked', ['int8', 'auto'])
+def test_where_no_engine_runs_int8_the_run_says_so(asked, tmp_path, monkeypatch):
+    def write_unknown(source, target, batches):
+        made = model([helper.make_node('Unheard', ['x'], ['y'], domain='nowhere')])
+        target.write_bytes(made.SerializeToString())
+        return False
+
+    monkeypatch.setattr('finetuner.runs.precision.write_int8', write_unknown)
+    if asked == 'int8':
+        with pytest.raises(ArtifactError, match='no engine here runs the int8 graph'):
+            trained(tmp_path / 'a', export_precision=asked, callbacks=[EVALUATION])
+        return
+    record = trained(tmp_path / 'a', export_precision=asked, callbacks=[EVALUATION]).precision
+    assert record.chosen == 'fp32'
+    assert 'no engine here runs the int8 graph' in record.reason
 
 
 def test_texts_in_int8_through_a_run(tmp_path):
