@@ -23,6 +23,9 @@ from finetuner.excepts import PictureError
 from finetuner.uris import PicturePolicy, not_allowed, shown_uri, too_many_bytes
 
 _MAX_REDIRECTS = 5
+_MAX_LETTERS = 8_192
+# percent-encoding of percent-encoding; each round goes through all letters
+_MAX_ENCODINGS = 5
 FETCH_SECONDS = 30.0
 _SECONDS_OF_SILENCE = 10.0
 # names that no public name service gives: whoever allows one means a machine nearby
@@ -204,31 +207,58 @@ def _unwrapped(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
 
 def _allowed_url(uri: str, policy: PicturePolicy) -> httpx.URL:
     """Parse with the parser that will fetch, so that check and request see the same address."""
-
-    def parse(address: str) -> tuple[httpx.URL, tuple, str]:
-        try:
-            url = httpx.URL(address)
-        except (httpx.InvalidURL, ValueError) as error:
-            raise PictureError(f'{shown_uri(address)} is not a valid uri: {error}') from error
-        path, decoded = url.path, unquote(url.path)
-        while decoded != path:
-            path, decoded = decoded, unquote(decoded)
-        port = url.port or {'http': 80, 'https': 443}.get(url.scheme)
-        return url, (url.scheme, url.host.lower(), port), path.rstrip('/')
-
-    url, origin, path = parse(uri)
+    places = [place for place in policy.uri_allow or () if _is_address(place)]
+    if policy.uri_allow is not None and not places:
+        # what is opened nowhere is not worth the time it takes to parse
+        raise not_allowed(uri, policy)
+    if len(uri) > _MAX_LETTERS:
+        raise PictureError(
+            f'{shown_uri(uri)} has {len(uri):,} letters, more than the {_MAX_LETTERS:,} allowed of an '
+            'address: shorten it, or send the picture itself as blob'
+        )
+    url = _parsed(uri)
     if url.scheme not in ('http', 'https') or not url.host or url.userinfo:
         raise PictureError(f'{shown_uri(uri)} is not a plain http(s) address')
     if policy.uri_allow is None:
         return url
-    if '\\' in path or not {'.', '..'}.isdisjoint(path.split('/')):
+    path = _decoded_path(url)
+    if path is None or '\\' in path or not {'.', '..'}.isdisjoint(path.split('/')):
         raise not_allowed(uri, policy)
-    for prefix in policy.uri_allow:
-        if prefix.lower().startswith(('http:', 'https:')):
-            _, allowed_origin, allowed_path = parse(prefix)
-            if origin == allowed_origin and f'{path}/'.startswith(f'{allowed_path}/'):
-                return url
+    for place in places:
+        allowed = _parsed(place)
+        allowed_path = _decoded_path(allowed)
+        if allowed_path is None or _origin(url) != _origin(allowed):
+            continue
+        if f'{path}/'.startswith(f'{allowed_path}/'):
+            return url
     raise not_allowed(uri, policy)
+
+
+def _is_address(place: str) -> bool:
+    return place.lower().startswith(('http:', 'https:'))
+
+
+def _parsed(address: str) -> httpx.URL:
+    try:
+        return httpx.URL(address)
+    except (httpx.InvalidURL, ValueError) as error:
+        raise PictureError(f'{shown_uri(address)} is not a valid uri: {error}') from error
+
+
+def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
+    port = url.port or {'http': 80, 'https': 443}.get(url.scheme)
+    return url.scheme, url.host.lower(), port
+
+
+def _decoded_path(url: httpx.URL) -> str | None:
+    """The path with nothing encoded in it; None where that does not come to an end."""
+    path = url.path
+    for _ in range(_MAX_ENCODINGS):
+        decoded = unquote(path)
+        if decoded == path:
+            return path.rstrip('/')
+        path = decoded
+    return None
 
 
 def _read_response(response: httpx.Response, uri: str, policy: PicturePolicy) -> bytes:

@@ -36,6 +36,8 @@ __all__ = ['PicturePolicy', 'load_picture', 'picture_of', 'read_uri']
 _MAX_SCANS = 50
 _START_OF_SCAN = b'\xff\xda'
 _END_OF_IMAGE = 0xD9
+# TEM, and the start of an image: no length follows, so what comes next is not to be stepped over
+_WITHOUT_LENGTH = (0x01, 0xD8)
 # what follows a scan: a marker that is neither a stuffed byte, nor a restart, nor filling
 _MARKER = re.compile(rb'\xff[^\x00\xff\xd0-\xd7]')
 
@@ -208,7 +210,9 @@ def _num_scans(data: bytes) -> int:
     while marker and data[marker.start() + 1] != _END_OF_IMAGE:
         at = marker.start()
         found += data[at : at + 2] == _START_OF_SCAN
-        marker = _MARKER.search(data, at + 2 + int.from_bytes(data[at + 2 : at + 4], 'big'))
+        bare = data[at + 1] in _WITHOUT_LENGTH
+        length = 0 if bare else int.from_bytes(data[at + 2 : at + 4], 'big')
+        marker = _MARKER.search(data, at + 2 + length)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,14 @@ from finetuner.models.zoo import (
 )
 from finetuner.onnx_export import export_to_bytes
 from finetuner.openvino_engine import OpenvinoEngine, has_openvino
-from finetuner.precision_record import FP32, GRAPH_ENGINES, INT8, ONNX_ENGINE, OPENVINO_ENGINE
+from finetuner.precision_record import (
+    FP32,
+    GRAPH_ENGINES,
+    INT8,
+    ONNX_ENGINE,
+    OPENVINO_ENGINE,
+    Candidate,
+)
 from finetuner.uris import DEFAULT_POLICY, PicturePolicy
 
 if TYPE_CHECKING:
@@ -51,6 +59,8 @@ __all__ = [
     'build_engine',
     'load_engine',
 ]
+
+logger = logging.getLogger('finetuner.inference')
 
 DEVICES = ('cpu', 'cuda')
 ENGINES = ('auto', *GRAPH_ENGINES, 'torch', 'torch-compiled')
@@ -86,7 +96,9 @@ def load_engine(
             takes what the artifact says of itself, `fp32` where that is nothing.
         policy: which pictures are opened.
         engine: `onnx`, `openvino`, `torch` or `torch-compiled`; `auto` takes the one that the
-            artifact says was the fastest, if it is installed, and ONNX Runtime otherwise.
+            artifact says was the fastest, if it is installed, and ONNX Runtime otherwise. Where
+            the precision is `auto`, too, and the one to prefer cannot be loaded here, the next
+            fastest is taken, and the log says so.
 
     Returns:
         An engine.
@@ -100,7 +112,15 @@ def load_engine(
     asked = _Asked.checked(engine, precision, is_onnx, device)
 
     def load(of_one: Artifact) -> InferenceEngine:
-        runner, its_precision = _resolve(asked, of_one)
+        *preferred, last = _resolve(asked, of_one)
+        for candidate in preferred:
+            try:
+                return build(of_one, *candidate)
+            except ArtifactError as error:
+                logger.warning('%s in %s, the fastest, is left out: %s', *candidate, error)
+        return build(of_one, *last)
+
+    def build(of_one: Artifact, its_precision: str, runner: str) -> InferenceEngine:
         reader = of_one.build_reader(policy)
         if runner not in GRAPH_ENGINES:
             model = of_one.build_model()
@@ -244,29 +264,32 @@ class _Asked:
         return cls(engine, precision, is_onnx, device)
 
 
-def _resolve(asked: _Asked, artifact: Artifact) -> tuple[str, str]:
-    """The engine and the precision for an artifact."""
+def _resolve(asked: _Asked, artifact: Artifact) -> list[Candidate]:
+    """Precisions and engines for an artifact: the one to take, and those to take in its place."""
     wants_graph = asked.engine in GRAPH_ENGINES or asked.precision == INT8 or bool(asked.is_onnx)
     if artifact.onnx_path is None:
         if wants_graph:
             raise ArtifactError(
                 'the artifact has no ONNX graph: train with to_onnx=True, or pass is_onnx=False'
             )
-        return _torch_name(asked), FP32
+        return [(FP32, _torch_name(asked))]
     if not wants_graph and (asked.engine != 'auto' or asked.is_onnx is False):
-        return _torch_name(asked), FP32
+        return [(FP32, _torch_name(asked))]
     if asked.device != 'cpu':
         # whether ONNX Runtime has a GPU is another matter; torch has
-        return (ONNX_ENGINE if wants_graph else _torch_name(asked)), FP32
+        return [(FP32, ONNX_ENGINE if wants_graph else _torch_name(asked))]
     precision = None if asked.precision == 'auto' else asked.precision
     if asked.engine == 'auto':
         installed = GRAPH_ENGINES if has_openvino() else (ONNX_ENGINE,)
     else:
         installed = (asked.engine,)
-    found = (precision or FP32, ONNX_ENGINE)
+    found = [(precision or FP32, ONNX_ENGINE)]
     if artifact.precision is not None:
-        found = artifact.precision.engine_for(precision, installed)
-    return (found[1] if asked.engine == 'auto' else asked.engine), found[0]
+        found = artifact.precision.engines_for(precision, installed)
+    if asked.engine == 'auto' and precision is None:
+        return found
+    # what was asked for is not exchanged for something else
+    return [(found[0][0], found[0][1] if asked.engine == 'auto' else asked.engine)]
 
 
 def _without_artifact(asked: _Asked) -> str:

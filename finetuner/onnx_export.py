@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from finetuner.excepts import ArtifactError
+from finetuner.onnx_check import check_graph
 
 if TYPE_CHECKING:
     import torch
@@ -33,8 +34,8 @@ def export_onnx(model: torch.nn.Module, path: Path, inputs: ModelInputs) -> None
             `attention_mask`, int64 `[n, length]`, whose length is dynamic too.
 
     Raises:
-        ArtifactError: the model cannot be exported, or an embedding's cosine with torch's is below
-            `LEAST_COSINE`; no file is left.
+        ArtifactError: the model cannot be exported, its graph is one that `check_graph` refuses, or
+            an embedding's cosine with torch's is below `LEAST_COSINE`; no file is left.
     """
     import onnxruntime
     import torch
@@ -62,6 +63,12 @@ def export_onnx(model: torch.nn.Module, path: Path, inputs: ModelInputs) -> None
         except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
             path.unlink(missing_ok=True)
             raise ArtifactError(f'the model cannot be exported to ONNX: {error}') from error
+    try:
+        # one that no artifact is opened with had better not be written
+        check_graph(path)
+    except ArtifactError:
+        path.unlink()
+        raise
     session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
     (actual,) = session.run(None, dict(named))
     lengths = np.linalg.norm(expected, axis=1) * np.linalg.norm(actual, axis=1)

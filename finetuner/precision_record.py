@@ -19,6 +19,8 @@ ONNX_ENGINE = 'onnx'
 OPENVINO_ENGINE = 'openvino'
 # what runs an exported graph
 GRAPH_ENGINES = (ONNX_ENGINE, OPENVINO_ENGINE)
+# precision and engine
+Candidate = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ class Measurement:
         least_cosine: the least.
         recall: `recall_at_k`, mean over the queries; None where nothing could be searched.
         recall_loss: share of fp32's recall that is lost: `1 - recall / recall of fp32`, so less
-            than 0 where more is found; None where nothing could be searched.
+            than 0 where more is found; of two towers, of the recall of both in fp32. None where
+            nothing could be searched.
     """
 
     precision: str
@@ -81,16 +84,16 @@ class PrecisionRecord:
             for each in self.measurements
         )
 
-    def engine_for(self, precision: str | None, installed: Collection[str]) -> tuple[str, str]:
-        """The precision and engine to take with what is installed.
+    def engines_for(self, precision: str | None, installed: Collection[str]) -> list[Candidate]:
+        """The precisions and engines to take with what is installed, the one to prefer first.
 
         Args:
             precision: one of `PRECISIONS`; None takes the one to prefer.
             installed: engines, of `GRAPH_ENGINES`.
 
         Returns:
-            The fastest that was measured, among those that lose no more than they may unless a
-            precision was asked for; the chosen precision in ONNX Runtime where none was.
+            Those that were measured, the fastest first, of those that lose no more than they may
+            unless a precision was asked for; the chosen precision in ONNX Runtime where none was.
         """
         wanted = self.chosen if precision is None else precision
         found = [each for each in self.measurements if each.engine in installed]
@@ -98,10 +101,8 @@ class PrecisionRecord:
             found = [each for each in found if is_within(each, self.max_recall_loss)]
         else:
             found = [each for each in found if each.precision == wanted]
-        if not found:
-            return wanted, ONNX_ENGINE
-        best = fastest(found)
-        return best.precision, best.engine
+        found.sort(key=lambda each: -each.documents_per_second)
+        return [(each.precision, each.engine) for each in found] or [(wanted, ONNX_ENGINE)]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -177,7 +178,7 @@ def precision_lines(record: PrecisionRecord) -> list[str]:
         lines += [
             '',
             f'{record.num_queries} queries among {record.num_index} Documents. "lost" is the share '
-            f'of the recall of fp32 in ONNX Runtime; at most '
+            f'of the recall of fp32 in ONNX Runtime (of two towers, of both in fp32); at most '
             f'{100 * record.max_recall_loss:g} % may be.',
         ]
     lines += ['', 'Documents/s are those of the machine that wrote this, contents once read.']

@@ -15,7 +15,7 @@ import numpy as np
 
 from finetuner.artifact import INT8_ONNX, ONNX, ModelSpec
 from finetuner.engines import InferenceEngine, OnnxEngine
-from finetuner.excepts import ArtifactError
+from finetuner.excepts import ArtifactError, ContentError
 from finetuner.inputs import InputReader, ModelInputs
 from finetuner.openvino_engine import OpenvinoEngine, has_openvino
 from finetuner.precision_record import (
@@ -23,6 +23,7 @@ from finetuner.precision_record import (
     INT8,
     ONNX_ENGINE,
     OPENVINO_ENGINE,
+    Candidate,
     Measurement,
     PrecisionRecord,
     fastest,
@@ -47,8 +48,6 @@ logger = logging.getLogger('finetuner.run')
 _BATCH_SIZE = 32
 _TIMED_BATCHES = 4
 _TIMED_ROUNDS = 3
-# precision and engine
-Candidate = tuple[str, str]
 _REFERENCE: Candidate = (FP32, ONNX_ENGINE)
 
 
@@ -68,15 +67,13 @@ def choose_precisions(
         What was measured and chosen of each.
 
     Raises:
-        ArtifactError: int8 was asked for and cannot be written.
+        ArtifactError: int8 was asked for, and cannot be written or run.
     """
     config = plan.config
-    search = search_of(plan)
-    if config.export_precision == 'auto' and search is None:
-        reason = (
-            'int8 was not measured, for the run has nothing to search: an EvaluationCallback, or '
-            'eval_data with classes, says what is'
-        )
+    found_search = search_of(plan)
+    search = None if isinstance(found_search, str) else found_search
+    if config.export_precision == 'auto' and isinstance(found_search, str):
+        reason = f'int8 was not measured: {found_search}'
         logger.warning('Precision stays fp32: %s', reason)
         return {name: _unmeasured(plan, reason) for name in models}
     missing = [name for name, (place, _) in models.items() if not (place / ONNX).is_file()]
@@ -88,6 +85,8 @@ def choose_precisions(
     logger.info('Measuring the precisions of the artifact')
     found: dict[str, PrecisionRecord] = {}
     taken = dict.fromkeys(models, _REFERENCE)
+    # of two towers, that of both in fp32: what the second loses adds to what the first has lost
+    base: float | None = None
     for name, (place, spec) in models.items():
         readers = {tower: tower_reader(plan, tower) for tower in models}
         calibration = calibration_inputs(plan, name)
@@ -96,8 +95,12 @@ def choose_precisions(
             tower: _engines(*models[tower], readers[tower], taken[tower]) for tower in models
         }
         engines[name] = _engines(place, spec, readers[name])
-        sides = search.sides if search is not None else [some_documents(plan, name)]
-        record = _measured(plan, search, sides, engines, name, taken, readers)
+        # an evaluation may search with one tower alone, which says nothing of the other
+        its_search = search if search is not None and search.takes(name) else None
+        sides = [some_documents(plan, name)] if its_search is None else its_search.sides
+        record = _measured(plan, its_search, sides, engines, name, taken, readers, base)
+        if base is None and record.measurements:
+            base = record.measurements[0].recall
         if reason_against:
             record = replace(record, reason=reason_against)
         found[name] = replace(record, num_calibration=num_calibrated)
@@ -163,25 +166,35 @@ def _measured(
     name: str,
     taken: Mapping[str, Candidate],
     readers: Mapping[str, InputReader],
+    base: float | None,
 ) -> PrecisionRecord:
-    """Compare the candidates of one model, the other's being settled."""
+    """Compare the candidates of one model, the other's being settled; base is fp32's recall."""
     vectors: list[dict[Candidate, np.ndarray]] = []
     timed: list[ModelInputs] = []
+    read: list[Side] = []
     for side in sides:
-        embedded, batches = _embed(side, readers[side.tower], engines[side.tower])
+        embedded, batches, places = _embed(side, readers[side.tower], engines[side.tower])
         vectors.append(embedded)
+        read.append(replace(side, places=places))
         timed += batches if side.tower == name else []
+    if not timed:
+        record = _unmeasured(plan, 'no Document to measure on could be read')
+        return replace(record, chosen=INT8) if record.asked == INT8 else record
     speeds = _speeds(engines[name], timed)
-    recalls: dict[Candidate, float] = {}
+    recalls: dict[Candidate, float | None] = {}
     if search is not None:
+        search = search.among(read)
         for candidate in engines[name]:
             asked = [candidate if side.tower == name else taken[side.tower] for side in sides]
             recalls[candidate] = search.recall(
                 [found[which] for found, which in zip(vectors, asked, strict=True)]
             )
     own = [found for found, side in zip(vectors, sides, strict=True) if side.tower == name]
+    if base is None:
+        base = recalls.get(_REFERENCE)
     measurements = tuple(
-        _measurement(candidate, speeds[candidate], own, recalls) for candidate in engines[name]
+        _measurement(candidate, speeds[candidate], own, recalls.get(candidate), base)
+        for candidate in engines[name]
     )
     return _decided(plan, measurements, search)
 
@@ -190,14 +203,13 @@ def _measurement(
     candidate: Candidate,
     speed: float,
     vectors: Sequence[Mapping[Candidate, np.ndarray]],
-    recalls: Mapping[Candidate, float],
+    recall: float | None,
+    base: float | None,
 ) -> Measurement:
     cosines = np.concatenate([_cosine(found[candidate], found[_REFERENCE]) for found in vectors])
-    recall = recalls.get(candidate)
     loss = None
-    if recall is not None:
-        best = recalls[_REFERENCE]
-        loss = 1 - recall / best if best else 0.0
+    if recall is not None and base is not None:
+        loss = 1 - recall / base if base else 0.0
     return Measurement(
         *candidate, round(speed, 1), float(cosines.mean()), float(cosines.min()), recall, loss
     )
@@ -210,6 +222,11 @@ def _decided(
     least = config.max_recall_loss
     of_int8 = [each for each in measurements if each.precision == INT8]
     if config.export_precision == INT8:
+        if not of_int8:
+            raise ArtifactError(
+                "export_precision='int8': no engine here runs the int8 graph, and the log says why: "
+                "take another release of onnxruntime, or export_precision='auto' or 'fp32'"
+            )
         best, reason = fastest(of_int8), 'int8 was asked for'
         if search is None:
             reason += ', and the run has nothing to search that would say what it loses'
@@ -217,8 +234,16 @@ def _decided(
         best = fastest([each for each in measurements if is_within(each, least)])
         within = [each for each in of_int8 if is_within(each, least)]
         reason = f'the fastest of those that lose at most {100 * least:g} % of recall'
-        if of_int8 and not within:
-            lost = min(each.recall_loss or 0.0 for each in of_int8)
+        losses = [each.recall_loss for each in of_int8 if each.recall_loss is not None]
+        if not of_int8:
+            reason = 'the fastest of fp32: no engine here runs the int8 graph'
+        elif not losses:
+            reason = (
+                'the fastest of fp32: nothing that the run searches is embedded by this model and '
+                'can be read, so what int8 would lose is not known'
+            )
+        elif not within:
+            lost = min(losses)
             reason = (
                 f'int8 loses {100 * lost:.2f} % of recall, and at most {100 * least:g} % may be'
             )
@@ -241,18 +266,31 @@ def _decided(
 
 def _embed(
     side: Side, reader: InputReader, engines: Mapping[Candidate, InferenceEngine]
-) -> tuple[dict[Candidate, np.ndarray], list[ModelInputs]]:
-    """Embed all Documents of a side with each engine; and some batches, to time them on."""
+) -> tuple[dict[Candidate, np.ndarray], list[ModelInputs], list[int]]:
+    """Embed a side with each engine; some batches, to time them on; and the places of what was read.
+
+    A Document that cannot be read is left out: training is over, and its result is not to be lost.
+    """
     found: dict[Candidate, list[np.ndarray]] = {candidate: [] for candidate in engines}
     kept: list[ModelInputs] = []
+    places: list[int] = []
+
+    def read(place: int) -> Any:
+        try:
+            return reader.read(side.data.document(place), side.data.position_of(place))
+        except ContentError as error:
+            return error
+
     lot = _BATCH_SIZE * reader.batches_at_once
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(side.places), lot):
-            docs = [
-                (side.data.document(place), side.data.position_of(place))
-                for place in side.places[start : start + lot]
-            ]
-            items = list(pool.map(lambda each: reader.read(*each), docs))
+            asked = side.places[start : start + lot]
+            results = list(zip(asked, pool.map(read, asked), strict=True))
+            good = [each for each in results if not isinstance(each[1], ContentError)]
+            if not good:
+                continue
+            places += [place for place, _ in good]
+            items = [item for _, item in good]
             chosen = list(reader.batches(items, _BATCH_SIZE))
             order = np.argsort(np.concatenate(chosen))
             batches = [reader.batch([items[place] for place in each]) for each in chosen]
@@ -261,7 +299,17 @@ def _embed(
                 found[candidate].append(vectors[order])
             if not kept:
                 kept = [batches[i] for i in spread(len(batches), _TIMED_BATCHES)]
-    return {candidate: np.concatenate(parts) for candidate, parts in found.items()}, kept
+    if len(places) < len(side.places):
+        logger.warning(
+            'Precision is measured without %d Documents, of %d, that cannot be read',
+            len(side.places) - len(places),
+            len(side.places),
+        )
+    nothing = np.empty((0, 1), np.float32)
+    vectors_of = {
+        each: np.concatenate(parts) if parts else nothing for each, parts in found.items()
+    }
+    return vectors_of, kept, places
 
 
 def _speeds(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,8 +23,11 @@ if TYPE_CHECKING:
     from finetuner.runs.plan import Plan
 
 NUM_CALIBRATION = 128
-# of a larger index, so many are searched, of classes drawn with the run's seed
+# of a larger index, so many are searched, drawn with the run's seed
 _MAX_INDEX = 10_000
+_NOTHING_TO_SEARCH = (
+    'the run has nothing to search: an EvaluationCallback, or eval_data with classes, says what is'
+)
 
 
 @dataclass(frozen=True)
@@ -63,36 +68,64 @@ class Search:
         """Both, or the one that there is."""
         return [self.queries] if self.index is None else [self.queries, self.index]
 
-    def recall(self, embeddings: Sequence[np.ndarray]) -> float:
-        """The mean recall of embeddings, one array for each of `sides`."""
-        labels = [[_label(side.data, i) for i in range(len(side.data))] for side in self.sides]
-        ids = [[side.data.document(i).id for i in range(len(side.data))] for side in self.sides]
+    def takes(self, tower: str) -> bool:
+        """Whether a tower embeds any of it."""
+        return any(side.tower == tower for side in self.sides)
+
+    def among(self, sides: Sequence[Side]) -> Search:
+        """The same search among other Documents, a side for each of `sides`."""
+        return replace(self, queries=sides[0], index=None if self.index is None else sides[1])
+
+    def recall(self, embeddings: Sequence[np.ndarray]) -> float | None:
+        """The mean recall of embeddings, one array for each of `sides`.
+
+        Queries that have nothing to find, which is what Documents that could not be read leave, do
+        not count; None where there is no other.
+        """
+        labels = [[_label(side.data, place) for place in side.places] for side in self.sides]
+        ids = [[side.data.document(place).id for place in side.places] for side in self.sides]
+        there = Counter(labels[-1])
+        themselves = set(zip(ids[-1], labels[-1], strict=True)) if self.exclude_self else set()
+        asked = [
+            number
+            for number, query in enumerate(zip(ids[0], labels[0], strict=True))
+            if there[query[1]] > (self.index is None or query in themselves)
+        ]
+        if not asked:
+            return None
         values = evaluate_queries(
-            embeddings[0],
-            labels[0],
+            embeddings[0][asked],
+            [labels[0][number] for number in asked],
             None if self.index is None else embeddings[1],
             None if self.index is None else labels[1],
             self.limit,
             self.distance,
             self.exclude_self,
-            ids[0],
+            [ids[0][number] for number in asked],
             None if self.index is None else ids[1],
         )
         return mean_metrics(values)['recall_at_k']
 
 
-def search_of(plan: Plan) -> Search | None:
-    """What the run evaluates: its first EvaluationCallback's, or its labelled eval_data."""
+def search_of(plan: Plan) -> Search | str:
+    """What the run evaluates: its first EvaluationCallback's, or its labelled eval_data.
+
+    Returns:
+        The search; in words, why there is none that recall could be taken of.
+    """
     evaluation = next((c for c in plan.callbacks if isinstance(c, EvaluationCallback)), None)
     if evaluation is None:
         validation = plan.validation
         if not isinstance(validation, ClassDataset) or validation.class_sizes.min() < 2:
-            return None
+            return _NOTHING_TO_SEARCH
         evaluation = EvaluationCallback(query_data=validation)
     seed = plan.config.seed
     queries: Any = sample(evaluation.query_data, evaluation.query_sample_size, seed)  # type: ignore[arg-type]
     index: Any = evaluation.index_data
-    queries, index = _fewer(queries, index, seed)
+    fewer = _fewer(queries, index, seed)
+    if isinstance(fewer, str):
+        return fewer
+    queries, index = fewer
     size = len(queries if index is None else index)
     limit = evaluation.limit
     if 2 * limit > size:
@@ -114,18 +147,46 @@ def search_of(plan: Plan) -> Search | None:
     )
 
 
-def _fewer(queries: ClassDataset, index: Any, seed: int) -> tuple[ClassDataset, Any]:
-    """Leave classes out until the index is as large as it may be."""
-    searched = queries if index is None else index
-    if len(searched) <= _MAX_INDEX:
-        return queries, index
-    labels = np.array([str(_label(searched, place)) for place in range(len(searched))])
-    wanted = np.array([str(_label(queries, place)) for place in range(len(queries))])
-    classes, sizes = np.unique(labels, return_counts=True)
-    order = np.random.default_rng(seed).permutation(len(classes))
-    kept = classes[order[: max(1, int((sizes[order].cumsum() <= _MAX_INDEX).sum()))]]
-    queries = queries.subset(np.flatnonzero(np.isin(wanted, kept)))
-    return queries, None if index is None else index.subset(np.flatnonzero(np.isin(labels, kept)))
+def _fewer(queries: ClassDataset, index: Any, seed: int) -> tuple[ClassDataset, Any] | str:
+    """Draw of a large index, as many of each class as there is room for; or why recall is none.
+
+    Classes that no query has are left out first: of them, nothing is to be found.
+    """
+    labels = _labels(queries if index is None else index)
+    wanted = labels if index is None else _labels(queries)
+    classes, codes, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    kept = classes
+    if len(labels) > _MAX_INDEX:
+        generator = np.random.default_rng(seed)
+        asked = generator.permutation(np.flatnonzero(np.isin(classes, wanted)))
+        # two of a class: a query that stands in the index itself has another to find
+        asked = asked[np.minimum(sizes[asked], 2).cumsum() <= _MAX_INDEX]
+        room = range(_MAX_INDEX + 1)
+        most = bisect.bisect_right(
+            room, _MAX_INDEX, key=lambda each: int(np.minimum(sizes[asked], each).sum())
+        )
+        order = generator.permutation(len(labels))
+        order = order[np.argsort(codes[order], kind='stable')]
+        # which of its class each is, in the order they are drawn
+        number = np.arange(len(labels)) - np.repeat(sizes.cumsum() - sizes, sizes)
+        drawn = np.sort(order[(number < most - 1) & np.isin(codes[order], asked)])
+        kept = classes[asked]
+        if index is None:
+            queries = queries.subset(drawn)
+        else:
+            queries = queries.subset(np.flatnonzero(np.isin(wanted, kept)))
+            index = index.subset(drawn)
+    if not np.isin(wanted, kept).any():
+        return 'no query has a class that is in the index: there is nothing to find'
+    if len(kept) < 2:
+        return (
+            'the Documents to search are of fewer than two classes: any vectors find the right ones'
+        )
+    return queries, index
+
+
+def _labels(data: Any) -> np.ndarray:
+    return np.array([str(_label(data, place)) for place in range(len(data))], dtype=np.str_)
 
 
 def tower_reader(plan: Plan, tower: str) -> InputReader:

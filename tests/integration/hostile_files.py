@@ -18,7 +18,17 @@ from onnx import helper
 from finetuner.artifact_files import hash_file
 from finetuner.model_spec import MANIFEST
 from tests.conftest import png
-from tests.unit.test_onnx_check import branching, constant, function_model, model, sized, tensor
+from tests.unit.test_onnx_check import (
+    branching,
+    constant,
+    function_model,
+    handed_on,
+    hidden_loop,
+    hidden_place,
+    model,
+    sized,
+    tensor,
+)
 
 PICTURE = png(np.zeros((4, 4, 3), np.uint8))
 
@@ -108,7 +118,7 @@ def hostile_zips() -> dict[str, bytes]:
 
 
 def hostile_graphs() -> dict[str, bytes]:
-    """30 graphs."""
+    """35 graphs."""
     places = (
         '/etc/passwd', '../../../etc/passwd', 'weights.bin', '../model.safetensors', 'link', '.',
         '/dev/zero', '/proc/self/mem', 'C:\\x', '\\\\host\\x', 'file:///etc/passwd', '*/_ORT_MEM_ADDR_/*',
@@ -139,6 +149,10 @@ def hostile_graphs() -> dict[str, bytes]:
         '4 TB of zeros': model([
             constant('s', [1 << 20, 1 << 20]), helper.make_node('ConstantOfShape', ['s'], ['y']),
         ]),
+        '4 TB of zeros, handed on': handed_on('Identity', value_ints=[1 << 40]),
+        '4 TB of numbers drawn': model(
+            [helper.make_node('RandomNormal', [], ['y'], shape=[1 << 40])]
+        ),
         'tiles of tiles': sized('Tile', [1 << 12, 1], [1 << 12, 1], [1 << 12, 1]),
         '200,000 nodes': model(
             [helper.make_node('Neg', [f'x{i}' if i else 'x'], [f'x{i + 1}']) for i in range(200_000)]
@@ -148,6 +162,9 @@ def hostile_graphs() -> dict[str, bytes]:
     whole = model().SerializeToString()
     return {
         **encoded,
+        'weights elsewhere, behind keys of 33 bits': hidden_place(1),
+        'weights elsewhere, behind keys of 64 bits': hidden_place(1 << 31),
+        'loop, behind a key of 33 bits': hidden_loop(),
         'cut short': whole[:-5],
         'length of 2 GB': b'\x3a\xff\xff\xff\xff\x07' + whole,
     }

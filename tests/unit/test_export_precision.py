@@ -4,10 +4,9 @@ import json
 import re
 import shutil
 
-import numpy as np
 import pytest
-import torch
 from docarray import Document, DocumentArray
+from onnx import helper
 
 from finetuner.artifact import INT8_ONNX, load_artifact
 from finetuner.artifact_files import hash_file
@@ -15,13 +14,13 @@ from finetuner.config import RunConfig
 from finetuner.engines import OnnxEngine
 from finetuner.excepts import ArtifactError, ConfigError
 from finetuner.inference import load_engine
-from finetuner.models.backbones import TOWERS
 from finetuner.openvino_engine import OpenvinoEngine
 from finetuner.precision_record import GRAPH_ENGINES, Measurement, PrecisionRecord
 from finetuner.runs.runner import execute_run
 from tests.conftest import make_picture_docs
+from tests.unit.test_onnx_check import model
 from tests.unit.test_runner import EVALUATION, Observer, config
-from tests.unit.tiny_encoder import CLIP_SIZE, write_tiny_clip, write_tiny_encoder
+from tests.unit.tiny_encoder import write_tiny_encoder
 
 MUCH = 0.5
 TEXTS = [f'{colour} {thing}' for colour in ('red', 'green', 'blue') for thing in ('shoe', 'hat')]
@@ -139,6 +138,14 @@ def test_nothing_to_search_keeps_fp32(tmp_path):
     assert INT8_ONNX not in artifact.manifest['files']
 
 
+def test_one_class_to_search_keeps_fp32(tmp_path):
+    data = {'query': make_picture_docs(num_classes=1, items_per_class=8, seed=1)}
+    artifact = trained(tmp_path / 'a', data, callbacks=[EVALUATION], export_precision='auto')
+    assert artifact.precision.chosen == 'fp32'
+    assert 'fewer than two classes' in artifact.precision.reason
+    assert artifact.precision.measurements == ()
+
+
 def test_fp32_measures_nothing_and_older_artifacts_are_fp32(tmp_path):
     artifact = trained(tmp_path / 'a', callbacks=[EVALUATION])
     assert artifact.precision is None
@@ -222,11 +229,55 @@ def test_the_fastest_of_what_is_installed():
             measurement('int8', 'openvino', 30, 0.01),
         ),
     )
-    assert record.engine_for(None, GRAPH_ENGINES) == ('int8', 'openvino')
+    assert record.engines_for(None, GRAPH_ENGINES)[0] == ('int8', 'openvino')
     # int8 in ONNX Runtime loses more than it may, so nobody gets it without asking
-    assert record.engine_for(None, ['onnx']) == ('fp32', 'onnx')
-    assert record.engine_for('int8', ['onnx']) == ('int8', 'onnx')
-    assert record.engine_for('fp32', GRAPH_ENGINES) == ('fp32', 'openvino')
+    assert record.engines_for(None, ['onnx'])[0] == ('fp32', 'onnx')
+    assert record.engines_for('int8', ['onnx'])[0] == ('int8', 'onnx')
+    assert record.engines_for('fp32', GRAPH_ENGINES)[0] == ('fp32', 'openvino')
+
+
+def test_the_next_is_taken_where_the_fastest_cannot_be_loaded(auto, tmp_path, caplog):
+    # as an older ONNX Runtime has no kernel for an operator of a newer one
+    unknown = model([helper.make_node('Gelu', ['x'], ['y'])]).SerializeToString()
+    speeds = {('int8', 'onnx'): 30.0, ('fp32', 'onnx'): 20.0}
+
+    def change(manifest):
+        manifest['precision']['chosen'], manifest['precision']['engine'] = 'int8', 'onnx'
+        for each in manifest['precision']['measurements']:
+            pair = each['precision'], each['engine']
+            each['documents_per_second'], each['recall_loss'] = speeds.get(pair, 1.0), 0.0
+        (tmp_path / 'a' / INT8_ONNX).write_bytes(unknown)
+        manifest['files'][INT8_ONNX] = hash_file(tmp_path / 'a' / INT8_ONNX)
+
+    artifact = load_artifact(damaged(auto, tmp_path / 'a', change))
+    engine = load_engine(artifact, device='cpu')
+    assert (engine.precision, engine.engine) == ('fp32', 'onnx')
+    assert 'int8 in onnx, the fastest, is left out: ONNX Runtime cannot load' in caplog.text
+    # what is asked for is not exchanged
+    for asked in (
+        {'precision': 'int8', 'engine': 'onnx'},
+        {'precision': 'int8'},
+        {'engine': 'onnx'},
+    ):
+        with pytest.raises(ArtifactError, match='cannot load the graph'):
+            load_engine(artifact, device='cpu', **asked)
+
+
+@pytest.mark.parametrize('asked', ['int8', 'auto'])
+def test_where_no_engine_runs_int8_the_run_says_so(asked, tmp_path, monkeypatch):
+    def write_unknown(source, target, batches):
+        made = model([helper.make_node('Unheard', ['x'], ['y'], domain='nowhere')])
+        target.write_bytes(made.SerializeToString())
+        return False
+
+    monkeypatch.setattr('finetuner.runs.precision.write_int8', write_unknown)
+    if asked == 'int8':
+        with pytest.raises(ArtifactError, match='no engine here runs the int8 graph'):
+            trained(tmp_path / 'a', export_precision=asked, callbacks=[EVALUATION])
+        return
+    record = trained(tmp_path / 'a', export_precision=asked, callbacks=[EVALUATION]).precision
+    assert record.chosen == 'fp32'
+    assert 'no engine here runs the int8 graph' in record.reason
 
 
 def test_texts_in_int8_through_a_run(tmp_path):
@@ -251,59 +302,6 @@ def test_texts_in_int8_through_a_run(tmp_path):
     assert record.num_calibration == 0
     assert {each.engine for each in record.measurements} == set(GRAPH_ENGINES)
     assert min(each.cosine for each in record.measurements) > 0.99
-
-
-def test_each_of_two_towers_has_its_own(tmp_path):
-    clip = write_tiny_clip(tmp_path / 'clip')
-    rng = np.random.default_rng(0)
-    pairs = DocumentArray(
-        Document(
-            chunks=[
-                Document(text=f'{text} {extra}', modality='text'),
-                Document(
-                    tensor=rng.integers(0, 256, (CLIP_SIZE, CLIP_SIZE, 3), dtype=np.uint8),
-                    modality='image',
-                ),
-            ]
-        )
-        for text in TEXTS
-        for extra in ('small', 'large')
-    )
-    evaluation = {
-        'name': 'EvaluationCallback',
-        'options': {'query_data': 'query', 'multi_modal': True, 'limit': 3},
-    }
-    artifact = trained(
-        tmp_path / 'a',
-        {'train': pairs, 'query': pairs},
-        model=str(clip),
-        model_options={},
-        loss='CLIPLoss',
-        batch_size=8,
-        callbacks=[evaluation],
-        export_precision='int8',
-    )
-    assert artifact.precision is None
-    for name in TOWERS:
-        tower = artifact.tower(name)
-        assert tower.precision.chosen == 'int8'
-        assert (tower.precision.num_queries, tower.precision.num_index) == (12, 12)
-        assert f'{name}/{INT8_ONNX}' in artifact.manifest['files']
-        assert '## Precision' in (tower.directory / 'README.md').read_text()
-    engine = load_engine(artifact, device='cpu')
-    assert engine.precision == 'int8'
-    expected = load_engine(artifact, device='cpu', precision='fp32')
-    picture = pairs[0].chunks[1].tensor
-    docs = DocumentArray([Document(text='red shoe'), Document(tensor=picture)])
-    assert engine.encode_documents(docs) == []
-    others = DocumentArray([Document(text='red shoe'), Document(tensor=picture)])
-    assert expected.encode_documents(others) == []
-    cosine = torch.nn.functional.cosine_similarity(
-        torch.tensor(docs.embeddings), torch.tensor(others.embeddings)
-    )
-    assert cosine.min() > 0.98
-    differences = np.abs(docs.embeddings - others.embeddings).max(axis=1)
-    assert differences.min() > 1e-6
 
 
 @pytest.mark.parametrize(

@@ -373,6 +373,11 @@ def test_a_jpeg_of_a_thousand_scans():
     spread = progressive(1000).replace(b'\xff\xda', b'\x00\xff\xff\xda')
     with pytest.raises(PictureError, match='JPEG of more than 50 scans'):
         load_picture(spread, 16)
+    # a marker that no length follows: two bytes of the next one are none
+    first, *others = progressive(1000).split(b'\xff\xda')
+    for bare in (b'\xff\x01', b'\xff\xd8', b'\xff\xd0'):
+        with pytest.raises(PictureError, match='JPEG of more than 50 scans'):
+            load_picture(first + b'\xff\xda' + (bare + b'\xff\xda').join(others), 16)
     # which pictures inside it, or anything in its notes, may look like
     notes = b'\xff\xda\x00\x0c' * 1000
     assert np.array_equal(

@@ -270,6 +270,35 @@ def test_only_allowed_addresses_are_asked(site):
     assert all(path.startswith('/open/to/') for path in asked)
 
 
+def test_an_address_of_endless_encodings_costs_no_time(site):
+    root, asked = site
+    policy = PicturePolicy(uri_allow=(f'{root}/open/',))
+    encoded = 'a.png'
+    for _ in range(3):
+        encoded = encoded.replace('%', '%25').replace('a', '%61')
+    assert read_uri(f'{root}/open/{encoded}', policy) == CONTENT
+    asked.clear()
+    for bad, says in (
+        (f'{root}/open/%' + '25' * 3_000 + '61.png', 'uri_allow'),
+        (f'{root}/open/%' + '25' * 5 + '2e%2e/secret/a.png', 'uri_allow'),
+        (f'{root}/open/a.png?' + 'x' * 10_000, '8,192 allowed of an address: shorten it'),
+        (f'{root}/open/to/?{root}/open/%' + '25' * 3_000, 'uri_allow'),
+    ):
+        with pytest.raises(PictureError, match=says):
+            read_uri(bad, policy)
+    assert all(path.startswith('/open/to/') for path in asked)
+
+
+def test_where_no_address_is_allowed_none_is_parsed(monkeypatch):
+    def parse(address):
+        raise AssertionError(f'{address[:20]} is parsed')
+
+    monkeypatch.setattr('finetuner.fetching.httpx.URL', parse)
+    for allowed in ((), ('/data',), ('10.0.0.0/8',)):
+        with pytest.raises(PictureError, match='uri_allow'):
+            read_uri('http://a/%' + '25' * 32_000, PicturePolicy(uri_allow=allowed))
+
+
 def test_an_allowed_site_allows_no_file_and_the_other_way_round(site, folders):
     root, _ = site
     with pytest.raises(PictureError, match='uri_allow'):
