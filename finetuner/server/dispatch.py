@@ -46,6 +46,8 @@ _READING = (
 _TIMED = ('/encode', '/search', '/rank')
 # the Executor gives up by itself, and says better why
 _GRACE_SECONDS = 0.5
+# less than this is counted sooner than a thread is found for it
+_SMALL_BYTES = 1 << 20
 _NOT_FINITE = (
     'a tag or a parameter of the request is NaN or infinite: such numbers cannot be sent; mend or '
     'remove the Documents that hold one'
@@ -94,7 +96,7 @@ class Dispatcher:
         """
         try:
             if request.buffer is not None:
-                call.num_documents = count_documents(request.buffer, self._limits.max_documents)
+                call.num_documents = await self._count(request.buffer)
             return await self._answer(request, call)
         except DecodeError:
             error: FinetunerError = ConfigError('the message is no DataRequest of Jina')
@@ -126,6 +128,13 @@ class Dispatcher:
         if not target_executor:
             self._known = sorted(found)
         return sorted(found)
+
+    async def _count(self, raw: bytes) -> int:
+        most = self._limits.max_documents
+        if len(raw) < _SMALL_BYTES:
+            return count_documents(raw, most)
+        # a million fields must not hold up the other requests of this process
+        return await asyncio.to_thread(count_documents, raw, most)
 
     async def _answer(self, request: DataRequest, call: Call) -> DataRequest:
         header = request.header
