@@ -17,6 +17,8 @@ from finetuner.server.security import DENIED, TokenCheck, current_identity
 
 _OPEN_METHODS = ('/grpc.health.v1.Health/', '/jina.JinaGatewayDryRunRPC/')
 _MOST_AHEAD = 1_000
+# in which the messages of a stream are sent if they are small
+_REFUSAL_SECONDS = 0.1
 _UNREACHABLE = 'an Executor is not reachable'
 _LATE = 'an Executor did not answer in time'
 
@@ -187,27 +189,18 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
 
 
 def _refusing(handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
+    """One that reads no message: gRPC would have all of a single one in memory before it calls."""
+
     async def refuse(_: Any, context: grpc.aio.ServicerContext) -> None:
         await context.abort(grpc.StatusCode.UNAUTHENTICATED, DENIED)
 
-    async def refuse_stream(
-        messages: Any, context: grpc.aio.ServicerContext
-    ) -> AsyncIterator[None]:
-        # a client that is still sending when it is refused sees an internal error instead
-        if hasattr(messages, '__aiter__'):
-            async for _ in messages:
-                break
+    async def refuse_stream(_: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[None]:
+        # a client that is still sending when it is refused may see an internal error instead
+        await asyncio.sleep(_REFUSAL_SECONDS)
         await context.abort(grpc.StatusCode.UNAUTHENTICATED, DENIED)
         yield  # a generator is what gRPC expects here
 
-    coders = {
-        'request_deserializer': handler.request_deserializer,
-        'response_serializer': handler.response_serializer,
-    }
-    if handler.request_streaming and handler.response_streaming:
-        return grpc.stream_stream_rpc_method_handler(refuse_stream, **coders)
+    # on the wire a single message is a stream of one
     if handler.response_streaming:
-        return grpc.unary_stream_rpc_method_handler(refuse_stream, **coders)
-    if handler.request_streaming:
-        return grpc.stream_unary_rpc_method_handler(refuse, **coders)
-    return grpc.unary_unary_rpc_method_handler(refuse, **coders)
+        return grpc.stream_stream_rpc_method_handler(refuse_stream)
+    return grpc.stream_unary_rpc_method_handler(refuse)

@@ -7,6 +7,7 @@ import pickle
 import shutil
 import signal
 import socket
+import struct
 import tempfile
 import threading
 import time
@@ -23,6 +24,7 @@ from jina.proto import jina_pb2, jina_pb2_grpc
 from jina.types.request.data import DataRequest, SingleDocumentRequest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.integration.hostile_clients import SETTINGS, Http2
 from tests.integration.operating import data_request, flow, raw_unary, texts, unary
 from tests.integration.serving import Server, serve
 
@@ -121,6 +123,13 @@ def test_refused_messages_leave_the_connection_and_its_neighbours_alone(tight):
         assert '1 MiB' in refused.details()
     for answer in results[1::3]:
         assert DataRequest(answer).docs.embeddings.shape == (1, 3)
+
+
+def test_a_connection_has_a_bounded_number_of_calls(tight):
+    with Http2(tight.grpc_port) as client:
+        settings = b''.join(payload for kind, _, payload in client.frames(1) if kind == SETTINGS)
+    pairs = [struct.unpack_from('>HI', settings, at) for at in range(0, len(settings), 6)]
+    assert (3, 1000) in pairs  # SETTINGS_MAX_CONCURRENT_STREAMS
 
 
 def test_a_small_message_that_unpacks_to_a_large_one_is_refused(tight):
