@@ -19,6 +19,7 @@ from finetuner.server.errors import http_status
 from finetuner.server.http_door import Door, call_of
 from finetuner.server.http_errors import error_answer, set_retry_after
 from finetuner.server.json_documents import read_body, write_documents
+from finetuner.server.limits import Limits
 
 # less than this is read and written sooner than a thread is found for it
 _SMALL_BYTES = 64 << 10
@@ -41,7 +42,7 @@ async def answer_call(request: Request, door: Door) -> Response:
     with call_of(request, door) as call:
         raw = await request.body()
         # parsing and base64 of megabytes must not hold up the other requests of this process
-        docs, parameters, endpoint, target = await in_thread(len(raw), _read, raw)
+        docs, parameters, endpoint, target = await in_thread(len(raw), _read, raw, door.limits)
         del raw
         if path != '/post':
             endpoint = path
@@ -124,9 +125,11 @@ async def send(
     return await door.dispatcher.answer(request, call)
 
 
-def _read(raw: bytes) -> tuple[DocumentArray, dict[str, Any], str | None, str | None]:
+def _read(
+    raw: bytes, limits: Limits
+) -> tuple[DocumentArray, dict[str, Any], str | None, str | None]:
     check_values(raw)
-    return read_body(raw)
+    return read_body(raw, limits)
 
 
 def _write_answer(answer: DataRequest) -> Response:

@@ -17,7 +17,15 @@ import numpy as np
 from docarray import Document, DocumentArray
 from docarray.math.ndarray import to_numpy_array
 
-from finetuner.excepts import ConfigError, DataError, FinetunerError, unknown_name
+from finetuner.excepts import (
+    ConfigError,
+    DataError,
+    FinetunerError,
+    TooLargeError,
+    unknown_name,
+)
+from finetuner.server.limits import Limits
+from finetuner.server.wire import NESTED_A_DOCUMENT, too_many_nested
 
 _TEXTS = ('id', 'text', 'uri', 'mime_type', 'modality', 'parent_id')
 _NUMBERS = ('weight', 'offset', 'granularity', 'adjacency')
@@ -39,12 +47,15 @@ _BODY_KEYS = (
 _BODY_IGNORED = ('header', 'routes', 'request_id')
 
 
-def read_body(raw: bytes) -> tuple[DocumentArray, dict[str, Any], str | None, str | None]:
+def read_body(
+    raw: bytes, limits: Limits | None = None
+) -> tuple[DocumentArray, dict[str, Any], str | None, str | None]:
     """Read the JSON body of a request.
 
     Args:
         raw: an object with `data` (a list of Documents, or `{"docs": [...]}`), `parameters`,
             and for `/post` the `exec_endpoint`.
+        limits: of requests; None for those that stand where nobody sets others.
 
     Returns:
         The Documents, the parameters, the endpoint and the Executor the body names (or None).
@@ -52,6 +63,7 @@ def read_body(raw: bytes) -> tuple[DocumentArray, dict[str, Any], str | None, st
     Raises:
         ConfigError: the body is no such object.
         DataError: a Document cannot be read; the message names its position.
+        TooLargeError: there are too many, or too many in others.
     """
     try:
         body = json.loads(raw or b'{}')
@@ -71,10 +83,11 @@ def read_body(raw: bytes) -> tuple[DocumentArray, dict[str, Any], str | None, st
     for name, value in (('exec_endpoint', endpoint), ('target_executor', target)):
         if value is not None and not isinstance(value, str):
             raise ConfigError(f'`{name}` is {value!r}: it takes a text')
-    return _read_documents(body.get('data')), parameters, endpoint, target
+    docs = _read_documents(body.get('data'), limits or Limits())
+    return docs, parameters, endpoint, target
 
 
-def _read_documents(data: Any) -> DocumentArray:
+def _read_documents(data: Any, limits: Limits) -> DocumentArray:
     if isinstance(data, dict):
         if set(data) != {'docs'}:
             raise ConfigError('`data` is a list of Documents, or an object with the key "docs"')
@@ -83,10 +96,26 @@ def _read_documents(data: Any) -> DocumentArray:
         return DocumentArray()
     if not isinstance(data, list):
         raise ConfigError('`data` is not a list of Documents')
-    return DocumentArray([_read_document(item, str(i)) for i, item in enumerate(data)])
+    # two bytes make a Document, so they are counted before any is made
+    limits.check_documents(len(data))
+    nested = _Nested(limits)
+    return DocumentArray([_read_document(item, str(i), nested) for i, item in enumerate(data)])
 
 
-def _read_document(item: Any, position: str) -> Document:
+class _Nested:
+    """Counts the Documents within others."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._most = limits.max_documents
+        self._left = NESTED_A_DOCUMENT * limits.max_documents
+
+    def add(self, count: int) -> None:
+        self._left -= count
+        if self._left < 0:
+            raise TooLargeError(too_many_nested(self._most))
+
+
+def _read_document(item: Any, position: str, nested: _Nested) -> Document:
     if not isinstance(item, Mapping):
         raise DataError(
             f'document {position} is not a JSON object such as {{"text": "..."}} or '
@@ -98,11 +127,11 @@ def _read_document(item: Any, position: str) -> Document:
             continue
         if name not in _FIELDS:
             raise DataError(f'document {position}: {unknown_name("field", name, _FIELDS)}')
-        fields[name] = _read_field(name, value, position)
+        fields[name] = _read_field(name, value, position, nested)
     return Document(**fields)
 
 
-def _read_field(name: str, value: Any, position: str) -> Any:
+def _read_field(name: str, value: Any, position: str, nested: _Nested) -> Any:
     if name == 'blob':
         return _read_blob(value, position)
     if name in _NESTED:
@@ -110,7 +139,10 @@ def _read_field(name: str, value: Any, position: str) -> Any:
             raise DataError(f'document {position}: {name!r} is not a list of Documents')
         if position.count(f'.{name}[') >= _MAX_DEPTH:
             raise DataError(f'document {position}: {name!r} nest more than {_MAX_DEPTH} deep')
-        return [_read_document(part, f'{position}.{name}[{i}]') for i, part in enumerate(value)]
+        nested.add(len(value))
+        return [
+            _read_document(part, f'{position}.{name}[{i}]', nested) for i, part in enumerate(value)
+        ]
     if name in _ARRAYS:
         try:
             array = np.asarray(value)

@@ -20,6 +20,7 @@ from finetuner.server.errors import http_status
 from finetuner.server.http_calls import check_content_type, check_values, dump, in_thread, send
 from finetuner.server.http_door import Door, call_of
 from finetuner.server.http_errors import openai_error, set_retry_after
+from finetuner.server.limits import Limits
 
 DEFAULT_MODEL = 'default'
 _KEYS = ('model', 'input', 'encoding_format', 'dimensions', 'user')
@@ -45,7 +46,7 @@ def add_openai(app: FastAPI, door: Door) -> None:
         check_content_type(request)
         with call_of(request, door) as call:
             raw = await request.body()
-            asked = await in_thread(len(raw), read_embeddings, raw)
+            asked = await in_thread(len(raw), read_embeddings, raw, door.limits)
             del raw
             answer = await send(door, call, '/encode', asked.docs, asked.parameters)
             refusal = _refusal(answer, asked)
@@ -87,15 +88,17 @@ class EmbeddingsRequest:
     as_base64: bool
 
 
-def read_embeddings(raw: bytes) -> EmbeddingsRequest:
+def read_embeddings(raw: bytes, limits: Limits) -> EmbeddingsRequest:
     """Read the body of a request for embeddings.
 
     Args:
         raw: JSON.
+        limits: of requests.
 
     Raises:
         ConfigError: the body is not as OpenAI's clients send it.
         DataError: an input cannot be taken; the message names its index.
+        TooLargeError: there are too many inputs.
     """
     check_values(raw)
     try:
@@ -124,12 +127,11 @@ def read_embeddings(raw: bytes) -> EmbeddingsRequest:
                 f'`dimensions` is {str(dimensions)[:60]!r}: it takes a whole number of 1 or more'
             )
         parameters['output_dim'] = dimensions
-    return EmbeddingsRequest(
-        DocumentArray(_read_inputs(body.get('input'))), parameters, model, wanted == 'base64'
-    )
+    docs = DocumentArray(_read_inputs(body.get('input'), limits))
+    return EmbeddingsRequest(docs, parameters, model, wanted == 'base64')
 
 
-def _read_inputs(given: Any) -> list[Document]:
+def _read_inputs(given: Any, limits: Limits) -> list[Document]:
     if isinstance(given, (str, Mapping)):
         given = [given]
     if not isinstance(given, list):
@@ -138,6 +140,7 @@ def _read_inputs(given: Any) -> list[Document]:
         raise ConfigError('`input` is an empty list: ' + _TAKEN)
     if all(isinstance(item, int) for item in given):
         raise _no_token_ids()
+    limits.check_documents(len(given))
     return [_read_input(item, i) for i, item in enumerate(given)]
 
 

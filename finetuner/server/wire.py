@@ -17,7 +17,8 @@ _NESTED = (14, 15)  # chunks, matches
 _MAPS = (17, 18, 19, 20)  # tags, scores, evaluations, _metadata
 _VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
 
-_NESTED_A_DOCUMENT = 10
+# over HTTP as well
+NESTED_A_DOCUMENT = 10
 # a Document has eighteen kinds of fields, and so has each of the ten within it
 _FIELDS_A_DOCUMENT = 200
 _MAX_MAP_BYTES = 8 << 20
@@ -59,6 +60,18 @@ def count_documents(raw: bytes, most: int) -> int:
     return count
 
 
+def too_many_nested(most: int) -> str:
+    """What a client is told whose Documents hold too many others.
+
+    Args:
+        most: Documents of a request.
+    """
+    return (
+        f'the chunks and matches of the Documents are more than {most:,} times '
+        f'{NESTED_A_DOCUMENT}: send the Documents in parts'
+    )
+
+
 class _Reading:
     """Walks through a message, and ends where it holds more of something than it may.
 
@@ -69,7 +82,7 @@ class _Reading:
     def __init__(self, most: int) -> None:
         self.nested: list[memoryview] = []
         self._most = most
-        self._nested_left = _NESTED_A_DOCUMENT * most
+        self._nested_left = NESTED_A_DOCUMENT * most
         self._max_fields = _MAX_FIELDS + _FIELDS_A_DOCUMENT * most
         self._num_fields = 0
         self._map_bytes = 0
@@ -104,10 +117,7 @@ class _Reading:
         for field, value in self.parts(doc):
             if field in _NESTED:
                 if not self._nested_left:
-                    raise TooLargeError(
-                        f'the chunks and matches of the Documents are more than {self._most:,} '
-                        f'times {_NESTED_A_DOCUMENT}: send the Documents in parts'
-                    )
+                    raise TooLargeError(too_many_nested(self._most))
                 self._nested_left -= 1
                 self.nested.append(value)
             elif field in _MAPS:

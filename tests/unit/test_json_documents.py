@@ -4,8 +4,10 @@ import json
 
 import pytest
 
-from finetuner.excepts import ConfigError, DataError
+from finetuner.excepts import ConfigError, DataError, TooLargeError
 from finetuner.server.json_documents import read_body
+from finetuner.server.limits import Limits
+from finetuner.server.openai_api import read_embeddings
 
 
 def nested(depth, value=1):
@@ -37,6 +39,31 @@ def test_too_deep():
     assert len(read_body(body(data=[doc]))[0]) == 1
     with pytest.raises(DataError, match="'chunks' nest more than 20 deep"):
         read_body(body(data=[{'chunks': [doc]}]))
+
+
+@pytest.mark.parametrize('wrap', [lambda docs: docs, lambda docs: {'docs': docs}])
+def test_too_many_documents_are_refused_before_any_is_made(wrap):
+    most = Limits(max_documents=5)
+    assert len(read_body(body(data=wrap([{}] * 5)), most)[0]) == 5
+    # what is no Document shows that none was looked at
+    with pytest.raises(TooLargeError, match='has 6 Documents, and this server takes 5'):
+        read_body(body(data=wrap([17] * 6)), most)
+
+
+def test_documents_within_others_are_counted_before_they_are_made():
+    most = Limits(max_documents=2)
+    deep = {'chunks': [{'matches': [{}] * 9}]}
+    assert len(read_body(body(data=[deep, deep]), most)[0]) == 2
+    one_more = {'chunks': [{'matches': [17] * 10}]}
+    with pytest.raises(TooLargeError, match=r'chunks and matches .* more than 2 times 10'):
+        read_body(body(data=[deep, one_more]), most)
+
+
+def test_too_many_inputs_of_openais_clients_are_refused_before_any_is_read():
+    most = Limits(max_documents=2)
+    assert len(read_embeddings(body(input=['a', 'b']), most).docs) == 2
+    with pytest.raises(TooLargeError, match='has 3 Documents'):
+        read_embeddings(body(input=['a', 'b', {}]), most)
 
 
 def test_what_is_sent_as_it_came():
