@@ -116,7 +116,7 @@ class Dispatcher:
         await graph._get_all_endpoints(self._streamer._connection_pool)
         try:
             pattern = re.compile(target_executor)
-        except re.error:
+        except (re.error, OverflowError, RecursionError):  # a{99999999999}, a thousand brackets
             return []
         found = {
             endpoint

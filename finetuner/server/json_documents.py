@@ -28,7 +28,10 @@ from finetuner.server.limits import Limits
 from finetuner.server.wire import NESTED_A_DOCUMENT, too_many_nested
 
 _TEXTS = ('id', 'text', 'uri', 'mime_type', 'modality', 'parent_id')
-_NUMBERS = ('weight', 'offset', 'granularity', 'adjacency')
+# those of protobuf: float and uint32
+_REAL, _WHOLE = ('weight', 'offset'), ('granularity', 'adjacency')
+_NUMBERS = (*_REAL, *_WHOLE)
+_LARGEST_REAL, _LARGEST_WHOLE = 3.4028234e38, (1 << 32) - 1
 _ARRAYS = ('tensor', 'embedding')
 _NESTED = ('chunks', 'matches')
 _FIELDS = (*_TEXTS, *_NUMBERS, *_ARRAYS, *_NESTED, 'blob', 'tags')
@@ -77,12 +80,13 @@ def read_body(
     parameters = body.get('parameters') or {}
     if not isinstance(parameters, dict):
         raise ConfigError('`parameters` is not a JSON object')
-    _check_sendable(parameters, 'a parameter', ConfigError)
+    check_sendable(parameters, 'a parameter', ConfigError)
     endpoint = body.get('exec_endpoint') or body.get('execEndpoint')
     target = body.get('target_executor') or body.get('targetExecutor')
     for name, value in (('exec_endpoint', endpoint), ('target_executor', target)):
         if value is not None and not isinstance(value, str):
             raise ConfigError(f'`{name}` is {value!r}: it takes a text')
+        check_sendable(value, f'`{name}`', ConfigError)
     docs = _read_documents(body.get('data'), limits or Limits())
     return docs, parameters, endpoint, target
 
@@ -158,34 +162,61 @@ def _read_field(name: str, value: Any, position: str, nested: _Nested) -> Any:
         expected = (int, float)
     if not isinstance(value, expected):
         raise DataError(f'document {position}: {name!r} is {str(value)[:60]!r}, of a wrong type')
-    if name == 'tags':
-        _check_sendable(value, f'document {position}: a tag', DataError)
-    if isinstance(value, str):
-        try:
-            value.encode('utf-8')
-        except UnicodeEncodeError as error:
-            raise DataError(
-                f'document {position}: {name!r} holds half a character (a surrogate), which is no text'
-            ) from error
+    if name in _NUMBERS:
+        return _read_number(name, value, position)
+    what = 'a tag' if name == 'tags' else repr(name)
+    check_sendable(value, f'document {position}: {what}', DataError)
     return value
 
 
-def _check_sendable(value: Any, what: str, error: type[FinetunerError]) -> None:
-    """Refuse what JSON can say, as Python reads it, and protobuf cannot."""
+def _read_number(name: str, value: Any, position: str) -> float:
+    is_whole = name in _WHOLE
+    least, most = (0, _LARGEST_WHOLE) if is_whole else (-_LARGEST_REAL, _LARGEST_REAL)
+    if least <= value <= most and (not is_whole or value == int(value)):
+        return int(value) if is_whole else float(value)
+    kind = 'a whole number' if is_whole else 'a number'
+    raise DataError(
+        f'document {position}: {name!r} is {str(value)[:60]}: it takes {kind} from {least:g} to '
+        f'{most:g}'
+    )
+
+
+def check_sendable(value: Any, what: str, error: type[FinetunerError]) -> None:
+    """Refuse what JSON can say, as Python reads it, and protobuf cannot.
+
+    Args:
+        value: read from JSON.
+        what: it is, for the message.
+        error: to raise.
+
+    Raises:
+        FinetunerError: of the kind `error`.
+    """
     waiting = [(value, 0)]
     while waiting:
         one, depth = waiting.pop()
         if depth > _MAX_DEPTH:
             raise error(f'{what} nests more than {_MAX_DEPTH} deep')
         if isinstance(one, dict):
-            waiting += [(inner, depth + 1) for inner in one.values()]
+            waiting += [(inner, depth + 1) for pair in one.items() for inner in pair]
         elif isinstance(one, list):
             waiting += [(inner, depth + 1) for inner in one]
+        elif isinstance(one, str):
+            _check_text(one, what, error)
         elif isinstance(one, int | float) and not -_LARGEST <= one <= _LARGEST:
             found = 'an integer beyond 1.8e308'
             if isinstance(one, float):
                 found = 'NaN' if one != one else 'infinite'
             raise error(f'{what} is {found}: such numbers cannot be sent; mend or remove it')
+
+
+def _check_text(text: str, what: str, error: type[FinetunerError]) -> None:
+    try:
+        text.encode('utf-8')
+    except UnicodeEncodeError as refused:
+        raise error(
+            f'{what} holds half a character (a surrogate), which is no text: mend or remove it'
+        ) from refused
 
 
 def _read_blob(value: Any, position: str) -> bytes:

@@ -20,6 +20,7 @@ from finetuner.server.errors import http_status
 from finetuner.server.http_calls import check_content_type, check_values, dump, in_thread, send
 from finetuner.server.http_door import Door, call_of
 from finetuner.server.http_errors import openai_error, set_retry_after
+from finetuner.server.json_documents import check_sendable
 from finetuner.server.limits import Limits
 
 DEFAULT_MODEL = 'default'
@@ -113,6 +114,7 @@ def read_embeddings(raw: bytes, limits: Limits) -> EmbeddingsRequest:
     model = body.get('model') or DEFAULT_MODEL
     if not isinstance(model, str):
         raise ConfigError(f'`model` is {str(model)[:60]!r}: it takes the name of a model')
+    check_sendable(model, '`model`', ConfigError)
     wanted = body.get('encoding_format') or 'float'
     if wanted not in _FORMATS:
         raise ConfigError(unknown_name('encoding_format', wanted, _FORMATS))
@@ -126,6 +128,7 @@ def read_embeddings(raw: bytes, limits: Limits) -> EmbeddingsRequest:
             raise ConfigError(
                 f'`dimensions` is {str(dimensions)[:60]!r}: it takes a whole number of 1 or more'
             )
+        check_sendable(dimensions, '`dimensions`', ConfigError)
         parameters['output_dim'] = dimensions
     docs = DocumentArray(_read_inputs(body.get('input'), limits))
     return EmbeddingsRequest(docs, parameters, model, wanted == 'base64')
@@ -151,7 +154,10 @@ def _read_input(item: Any, index: int) -> Document:
         return _read_part(item, index)
     if not isinstance(item, str):
         raise DataError(f'input {index} is {str(item)[:60]!r}: {_TAKEN}')
-    return _read_picture(item, index) if item.startswith('data:') else _read_text(item, index)
+    # a text may well begin with "data:"
+    if item.startswith('data:image/'):
+        return _read_picture(item, index)
+    return _read_text(item, index)
 
 
 def _read_part(item: Mapping[str, Any], index: int) -> Document:
@@ -171,10 +177,7 @@ def _read_part(item: Mapping[str, Any], index: int) -> Document:
 def _read_text(text: str, index: int) -> Document:
     if not text:
         raise DataError(f'input {index} is empty')
-    try:
-        text.encode('utf-8')
-    except UnicodeEncodeError as error:
-        raise DataError(f'input {index} holds half a character (a surrogate)') from error
+    check_sendable(text, f'input {index}', DataError)
     return Document(text=text)
 
 

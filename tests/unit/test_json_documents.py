@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from jina.types.request.data import DataRequest
 
 from finetuner.excepts import ConfigError, DataError, TooLargeError
 from finetuner.server.json_documents import read_body
@@ -64,6 +65,66 @@ def test_too_many_inputs_of_openais_clients_are_refused_before_any_is_read():
     assert len(read_embeddings(body(input=['a', 'b']), most).docs) == 2
     with pytest.raises(TooLargeError, match='has 3 Documents'):
         read_embeddings(body(input=['a', 'b', {}]), most)
+
+
+@pytest.mark.parametrize(
+    ('raw', 'words'),
+    [
+        (rb'{"data": [{"tags": {"a": ["\ud83d"]}}]}', 'document 0: a tag holds half a char'),
+        (rb'{"data": [{"tags": {"\ud83d": 1}}]}', 'document 0: a tag holds half a char'),
+        (rb'{"data": [{}, {"uri": "\ud83d"}]}', "document 1: 'uri' holds half a char"),
+        (rb'{"parameters": {"a": "\ud83d"}}', 'a parameter holds half a character'),
+        (rb'{"parameters": {"a": {"\ud83d": 1}}}', 'a parameter holds half a character'),
+        (rb'{"target_executor": "\ud83d"}', '`target_executor` holds half a character'),
+        (rb'{"exec_endpoint": "\ud83d"}', '`exec_endpoint` holds half a character'),
+    ],
+)
+def test_half_a_character(raw, words):
+    with pytest.raises((ConfigError, DataError), match=words):
+        read_body(raw)
+
+
+@pytest.mark.parametrize('name', ['granularity', 'adjacency', 'weight', 'offset'])
+@pytest.mark.parametrize(
+    'number', ['-1', '1.5', '4294967296', '1e39', 'NaN', 'Infinity', '9' * 400]
+)
+def test_numbers_that_a_field_cannot_hold(name, number):
+    raw = b'{"data": [{"%b": %b}]}' % (name.encode(), number.encode())
+    if name in ('weight', 'offset') and number in ('-1', '1.5', '4294967296'):
+        assert getattr(read_body(raw)[0][0], name) == float(number)
+        return
+    with pytest.raises(DataError, match=f'document 0: {name!r} is .*: it takes a .*number from'):
+        read_body(raw)
+
+
+def test_numbers_that_a_field_holds_reach_protobuf():
+    given = {'granularity': (1 << 32) - 1, 'adjacency': 2.0, 'weight': -3.4e38, 'offset': 1e-300}
+    docs = read_body(body(data=[given]))[0]
+    request = DataRequest()
+    request.data.docs = docs
+    assert request.proto.SerializeToString()
+    assert (docs[0].granularity, docs[0].adjacency) == ((1 << 32) - 1, 2)
+
+
+def test_texts_of_openais_clients_may_begin_like_an_address_of_data():
+    texts = ['data: the new oil', 'data:text/plain;base64,AAAA', 'data:']
+    assert read_embeddings(body(input=texts), Limits()).docs.texts == texts
+    picture = read_embeddings(body(input='data:image/png;base64,AAAA'), Limits()).docs[0]
+    assert picture.blob == bytes(3)
+
+
+@pytest.mark.parametrize(
+    ('raw', 'words'),
+    [
+        (rb'{"input": "a", "model": "\ud800"}', '`model` holds half a character'),
+        (b'{"input": "a", "dimensions": 1%b}' % (b'0' * 400), '`dimensions` is an integer beyond'),
+        (b'{"input": "a", "encoding_format": ["x"]}', 'unknown encoding_format'),
+        (rb'{"input": ["a", "\ud800"]}', 'input 1 holds half a character'),
+    ],
+)
+def test_what_openais_clients_cannot_send(raw, words):
+    with pytest.raises((ConfigError, DataError), match=words):
+        read_embeddings(raw, Limits())
 
 
 def test_what_is_sent_as_it_came():
