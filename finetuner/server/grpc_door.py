@@ -10,7 +10,7 @@ import grpc
 from jina.excepts import InternalNetworkError
 from jina.types.request.data import DataRequest, Response
 
-from finetuner.server.calls import ID_HEADER, Call, request_id_of
+from finetuner.server.calls import GONE, ID_HEADER, Call, request_id_of
 from finetuner.server.dispatch import Dispatcher
 from finetuner.server.journal import Journal
 from finetuner.server.security import DENIED, TokenCheck, current_identity
@@ -62,7 +62,8 @@ class GrpcDoor:
         rpc = _Rpc(context)
         answered: asyncio.Queue[asyncio.Task | None] = asyncio.Queue()
         ahead = asyncio.Semaphore(rpc.num_ahead)
-        reading = asyncio.create_task(self._read(messages, rpc, answered, ahead))
+        running: set[asyncio.Task] = set()
+        reading = asyncio.create_task(self._read(messages, rpc, answered, ahead, running))
         # also where the client goes away in the middle of a message
         reading.add_done_callback(lambda _: answered.put_nowait(None))
         try:
@@ -79,7 +80,11 @@ class GrpcDoor:
             rpc.end()
             await reading
         finally:
-            reading.cancel()
+            # whoever goes away is not answered, and holds no places among those who are
+            unfinished = [reading, *running]
+            for task in unfinished:
+                task.cancel()
+            await asyncio.gather(*unfinished, return_exceptions=True)
 
     async def stream_doc(self, _: Any, context: Any) -> AsyncIterator[None]:
         """Refuse: Jina would hand the Document on with nobody's name on it."""
@@ -94,8 +99,8 @@ class GrpcDoor:
         rpc: _Rpc,
         answered: asyncio.Queue[asyncio.Task | None],
         ahead: asyncio.Semaphore,
+        running: set[asyncio.Task],
     ) -> None:
-        running: set[asyncio.Task] = set()
         async for message in messages:
             await ahead.acquire()
             task = asyncio.create_task(self._answer(message, rpc))
@@ -116,6 +121,9 @@ class GrpcDoor:
             return await self._dispatcher.answer(request, call)
         except InternalNetworkError as error:
             call.status = 504 if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED else 503
+            raise
+        except asyncio.CancelledError:
+            call.status = GONE
             raise
         finally:
             rpc.note(call)

@@ -7,7 +7,9 @@ from collections.abc import Awaitable, Callable
 import grpc
 import pytest
 
-from finetuner.server.grpc_door import TokenInterceptor
+from finetuner.server.calls import Call
+from finetuner.server.grpc_door import GrpcDoor, TokenInterceptor
+from finetuner.server.limits import Slots
 from finetuner.server.security import TokenCheck
 from tests.integration.hostile_clients import DATA, Http2, frame, grpc_head
 
@@ -45,6 +47,60 @@ def against_server(ask: Callable[[int], Awaitable]) -> object:
             await server.stop(0)
 
     return asyncio.run(asyncio.wait_for(run(), 60))
+
+
+class Slow:
+    """A dispatcher whose answers nobody waits for."""
+
+    def __init__(self) -> None:
+        self.slots = Slots(100)
+
+    async def answer(self, request: bytes, call: Call) -> bytes:
+        with self.slots.taken_for(call):
+            await asyncio.sleep(8)
+        return request
+
+
+class Written:
+    """A journal of statuses."""
+
+    def __init__(self) -> None:
+        self.statuses: list[int] = []
+
+    def finish(self, call: Call) -> None:
+        self.statuses.append(call.status)
+
+
+@pytest.mark.parametrize('in_order', ['true', 'false'])
+def test_requests_of_a_stream_end_with_it(in_order):
+    dispatcher, journal = Slow(), Written()
+    stream = GrpcDoor(dispatcher, journal).stream
+
+    class Streams(grpc.GenericRpcHandler):
+        def service(self, _: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+            return grpc.stream_stream_rpc_method_handler(stream)
+
+    async def run() -> None:
+        server = grpc.aio.server()
+        server.add_generic_rpc_handlers((Streams(),))
+        port = server.add_insecure_port('127.0.0.1:0')
+        await server.start()
+        channel = grpc.aio.insecure_channel(f'127.0.0.1:{port}')
+        try:
+            metadata = (('__results_in_order__', in_order),)
+            call = channel.stream_stream(STREAM)(metadata=metadata)
+            for _ in range(5):
+                await call.write(b'')
+            while dispatcher.slots.in_flight < 5:
+                await asyncio.sleep(0.01)
+            call.cancel()
+            assert await dispatcher.slots.empty(3)
+        finally:
+            await channel.close()
+            await server.stop(0)
+
+    asyncio.run(asyncio.wait_for(run(), 30))
+    assert journal.statuses == [499] * 5
 
 
 @pytest.mark.parametrize('path', [UNARY, STREAM])
