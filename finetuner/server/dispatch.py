@@ -42,8 +42,8 @@ _READING = (
     '/encode', '/search', '/rank', '/info', '/index_info', '/ready',
     '/runs', '/status', '/logs', '/metrics', '/examples', '/artifact',
 )  # fmt: skip
-# /fit may wait for hours
-_TIMED = ('/encode', '/search', '/rank')
+# /fit may wait for hours; these end when nobody waits for them any more
+TIMED = ('/encode', '/search', '/rank')
 # the Executor gives up by itself, and says better why
 _GRACE_SECONDS = 0.5
 # less than this is counted sooner than a thread is found for it
@@ -149,7 +149,7 @@ class Dispatcher:
             call.endpoint = endpoint if endpoint in known else DEFAULT
         self._limits.check_documents(call.num_documents)
         with self._slots.taken_for(call):
-            until = self._limits.until(call.seconds) if endpoint in _TIMED else None
+            until = self._limits.until(call.seconds) if endpoint in TIMED else None
             self._set_parameters(request, call, identity, until)
             attributes = {
                 'request_id': call.request_id,

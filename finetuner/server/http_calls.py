@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,11 @@ from fastapi import Request, Response
 from google.protobuf.json_format import MessageToDict
 from jina.proto import jina_pb2
 from jina.types.request.data import DataRequest
+from starlette.requests import ClientDisconnect
 
 from finetuner.excepts import ConfigError, TooLargeError
 from finetuner.server.calls import Call
+from finetuner.server.dispatch import TIMED
 from finetuner.server.errors import http_status
 from finetuner.server.http_door import Door, call_of
 from finetuner.server.http_errors import error_answer, set_retry_after
@@ -50,7 +53,7 @@ async def answer_call(request: Request, door: Door) -> Response:
             raise ConfigError('`exec_endpoint` is missing: name the endpoint, such as "/encode"')
         elif not endpoint.startswith('/'):
             endpoint = f'/{endpoint}'
-        answer = await send(door, call, endpoint, docs, parameters, target)
+        answer = await send(door, call, request, endpoint, docs, parameters, target)
         status = answer.header.status
         if status.code == jina_pb2.StatusProto.ERROR:
             name = status.exception.name
@@ -100,6 +103,7 @@ async def in_thread(num_bytes: int, function: Any, *arguments: Any) -> Any:
 async def send(
     door: Door,
     call: Call,
+    asked: Request,
     endpoint: str,
     docs: DocumentArray,
     parameters: dict[str, Any],
@@ -110,10 +114,14 @@ async def send(
     Args:
         door: of the gateway.
         call: the request belongs to.
+        asked: the request over HTTP, read.
         endpoint: such as `/encode`.
         docs: to send.
         parameters: for the endpoint.
         target: regular expression for names of Executors.
+
+    Raises:
+        ClientDisconnect: nobody waits for the answer any more, and nothing but it was wanted.
     """
     request = DataRequest()
     request.header.exec_endpoint = endpoint
@@ -122,7 +130,29 @@ async def send(
     request.parameters = parameters
     request.data.docs = docs
     call.num_documents = len(docs)
-    return await door.dispatcher.answer(request, call)
+    answering = door.dispatcher.answer(request, call)
+    if endpoint not in TIMED:  # what others change is to be whole
+        return await answering
+    return await _unless_gone(asked, answering)
+
+
+async def _unless_gone(asked: Request, answering: Coroutine[Any, Any, DataRequest]) -> DataRequest:
+    """Await an answer for as long as its client does."""
+
+    async def leave() -> None:
+        while (await asked.receive())['type'] != 'http.disconnect':
+            pass
+
+    tasks = asyncio.create_task(answering), asyncio.create_task(leave())
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not tasks[0].done():
+            raise ClientDisconnect
+        return tasks[0].result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _read(

@@ -49,7 +49,7 @@ def add_openai(app: FastAPI, door: Door) -> None:
             raw = await request.body()
             asked = await in_thread(len(raw), read_embeddings, raw, door.limits)
             del raw
-            answer = await send(door, call, '/encode', asked.docs, asked.parameters)
+            answer = await send(door, call, request, '/encode', asked.docs, asked.parameters)
             refusal = _refusal(answer, asked)
             if refusal is not None:
                 set_retry_after(refusal, call.retry_after)
@@ -256,7 +256,7 @@ def _told(answer: DataRequest) -> tuple[str | None, int]:
 async def _models(request: Request, door: Door) -> list[dict[str, Any]]:
     """The served model, under `default` and its own name, and what else `/info` tells of."""
     with call_of(request, door) as call:
-        answer = await send(door, call, '/info', DocumentArray(), {})
+        answer = await send(door, call, request, '/info', DocumentArray(), {})
     status = answer.header.status
     if status.code == jina_pb2.StatusProto.ERROR:
         raise NotFoundError(status.description)

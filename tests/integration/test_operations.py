@@ -482,6 +482,34 @@ def test_each_request_has_an_id_and_a_line(watched):
     assert not [line for line in access_lines(watched) if line['endpoint'] == '/health']
 
 
+def test_clients_that_go_away_are_no_errors_and_hold_no_place(watched):
+    body = json.dumps({'data': [{'text': 'a'}], 'parameters': {'seconds': 60}}).encode()
+    head = (
+        f'POST /encode HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {TOKEN}\r\n'
+        f'Content-Type: application/json\r\nContent-Length: {len(body)}\r\n'
+    )
+    log_before = watched.log.read_text()
+    for name, sent in (('half', body[:20]), ('whole', body)):
+        with socket.create_connection(('127.0.0.1', watched.http_port), timeout=20) as out:
+            out.sendall(f'{head}X-Request-Id: left-{name}\r\n\r\n'.encode() + sent)
+            time.sleep(0.5)
+    until = time.monotonic() + 20
+    found: dict[str, int] = {}
+    while len(found) < 2 and time.monotonic() < until:
+        time.sleep(0.1)
+        lines = access_lines(watched)
+        found = {
+            line['request_id']: line['status']
+            for line in lines
+            if line['request_id'].startswith('left-')
+        }
+    assert found == {'left-half': 499, 'left-whole': 499}
+    assert measured(watched)[('finetuner_requests_in_flight',)] == 0
+    logged = watched.log.read_text()[len(log_before) :]
+    assert 'Traceback' not in logged
+    assert ' failed: ' not in logged
+
+
 # ---- the end
 
 
