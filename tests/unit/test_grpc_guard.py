@@ -1,7 +1,9 @@
 """The guard before gRPC: hands on what is fine byte by byte, and nothing of what is too large."""
 
 import asyncio
+import contextlib
 import random
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -141,14 +143,13 @@ def test_data_goes_on_before_its_frame_has_ended(tmp_path):
     opened = PREFACE + frame(HEADERS, 1, b'abc', 4)
 
     async def run() -> tuple[int, bytes]:
-        guard, (_, writer), (behind, _) = await connected(tmp_path, size)
-        writer.write(opened + head + body[: size // 2])
-        passed = await behind.readexactly(len(opened) + size // 2 - (1 << 17))
-        kept = len(client_of(guard)._buffer)
-        writer.write(body[size // 2 :])
-        writer.write_eof()
-        passed += await behind.read()
-        await guard.close()
+        async with connected(tmp_path, size) as (guard, (_, writer), (behind, _)):
+            writer.write(opened + head + body[: size // 2])
+            passed = await behind.readexactly(len(opened) + size // 2 - (1 << 17))
+            kept = len(client_of(guard)._buffer)
+            writer.write(body[size // 2 :])
+            writer.write_eof()
+            passed += await behind.read()
         return kept, passed
 
     kept, passed = asyncio.run(asyncio.wait_for(run(), 30))
@@ -182,16 +183,17 @@ def test_nothing_is_remembered_of_streams_that_were_never_opened_or_have_ended(t
     )
 
     async def run() -> tuple[bool, _ClientSide]:
-        guard, (_, writer), (behind, answer) = await connected(tmp_path, 100)
-        sent = PREFACE + frame(SETTINGS, 0) + never + ended
-        writer.write(sent)
-        passed = await behind.readexactly(len(sent))
-        answer.write(frame(SETTINGS, 0) + frame(HEADERS, 1, flags=4) + frame(HEADERS, 1, flags=5))
-        writer.write(refused)
-        while client_of(guard)._last_stream < 8003 or 1 in client_of(guard)._streams:
-            await asyncio.sleep(0.01)
-        client = client_of(guard)
-        await guard.close()
+        async with connected(tmp_path, 100) as (guard, (_, writer), (behind, answer)):
+            sent = PREFACE + frame(SETTINGS, 0) + never + ended
+            writer.write(sent)
+            passed = await behind.readexactly(len(sent))
+            answer.write(
+                frame(SETTINGS, 0) + frame(HEADERS, 1, flags=4) + frame(HEADERS, 1, flags=5)
+            )
+            writer.write(refused)
+            while client_of(guard)._last_stream < 8003 or 1 in client_of(guard)._streams:
+                await asyncio.sleep(0.01)
+            client = client_of(guard)
         return passed == sent, client
 
     passed, client = asyncio.run(asyncio.wait_for(run(), 30))
@@ -204,13 +206,12 @@ def test_a_connection_that_opens_streams_without_end_is_closed(tmp_path):
     streams = b''.join(frame(HEADERS, stream, b'abc', 4) for stream in range(1, 20_001, 2))
 
     async def run() -> bytes:
-        guard, (reader, writer), _ = await connected(tmp_path, 100)
-        writer.write(PREFACE + streams)
-        try:
-            got = await reader.read()
-        except ConnectionResetError:
-            got = b''
-        await guard.close()
+        async with connected(tmp_path, 100) as (_, (reader, writer), _):
+            writer.write(PREFACE + streams)
+            try:
+                got = await reader.read()
+            except ConnectionResetError:
+                got = b''
         return got
 
     assert asyncio.run(asyncio.wait_for(run(), 30)) == b''
@@ -219,16 +220,20 @@ def test_a_connection_that_opens_streams_without_end_is_closed(tmp_path):
 Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
-async def connected(folder: Path, max_bytes: int) -> tuple[GrpcGuard, Ends, Ends]:
+@contextlib.asynccontextmanager
+async def connected(folder: Path, max_bytes: int) -> AsyncIterator[tuple[GrpcGuard, Ends, Ends]]:
     """A guard, the client's end of a connection through it, and the server's."""
     served: asyncio.Future[Ends] = asyncio.get_running_loop().create_future()
     path = str(folder / 'socket')
-    await asyncio.start_unix_server(lambda *ends: served.set_result(ends), path)
+    # kept: a server that nobody holds may be gone before anything comes
+    server = await asyncio.start_unix_server(lambda *ends: served.set_result(ends), path)
     guard = GrpcGuard(max_bytes, 'too large')
     await guard.start('127.0.0.1', 0, path)
     port = guard._server.sockets[0].getsockname()[1]
     ends = await asyncio.open_connection('127.0.0.1', port)
-    return guard, ends, await served
+    yield guard, ends, await served
+    await guard.close()
+    server.close()
 
 
 def client_of(guard: GrpcGuard) -> _ClientSide:
