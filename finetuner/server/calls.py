@@ -13,6 +13,8 @@ from finetuner.excepts import ConfigError
 
 ID_HEADER = 'x-request-id'
 TIMEOUT_HEADER = 'x-request-timeout'
+# as nginx has it: the client went away
+GONE = 499
 _SANE_ID = re.compile('[A-Za-z0-9._-]{1,64}')
 
 # set where a request comes in, so that whatever works on it can add to it

@@ -42,10 +42,12 @@ _READING = (
     '/encode', '/search', '/rank', '/info', '/index_info', '/ready',
     '/runs', '/status', '/logs', '/metrics', '/examples', '/artifact',
 )  # fmt: skip
-# /fit may wait for hours
-_TIMED = ('/encode', '/search', '/rank')
+# /fit may wait for hours; these end when nobody waits for them any more
+TIMED = ('/encode', '/search', '/rank')
 # the Executor gives up by itself, and says better why
 _GRACE_SECONDS = 0.5
+# less than this is counted sooner than a thread is found for it
+_SMALL_BYTES = 1 << 20
 _NOT_FINITE = (
     'a tag or a parameter of the request is NaN or infinite: such numbers cannot be sent; mend or '
     'remove the Documents that hold one'
@@ -94,7 +96,7 @@ class Dispatcher:
         """
         try:
             if request.buffer is not None:
-                call.num_documents = count_documents(request.buffer, self._limits.max_documents)
+                call.num_documents = await self._count(request.buffer)
             return await self._answer(request, call)
         except DecodeError:
             error: FinetunerError = ConfigError('the message is no DataRequest of Jina')
@@ -114,7 +116,7 @@ class Dispatcher:
         await graph._get_all_endpoints(self._streamer._connection_pool)
         try:
             pattern = re.compile(target_executor)
-        except re.error:
+        except (re.error, OverflowError, RecursionError):  # a{99999999999}, a thousand brackets
             return []
         found = {
             endpoint
@@ -126,6 +128,13 @@ class Dispatcher:
         if not target_executor:
             self._known = sorted(found)
         return sorted(found)
+
+    async def _count(self, raw: bytes) -> int:
+        most = self._limits.max_documents
+        if len(raw) < _SMALL_BYTES:
+            return count_documents(raw, most)
+        # a million fields must not hold up the other requests of this process
+        return await asyncio.to_thread(count_documents, raw, most)
 
     async def _answer(self, request: DataRequest, call: Call) -> DataRequest:
         header = request.header
@@ -140,7 +149,7 @@ class Dispatcher:
             call.endpoint = endpoint if endpoint in known else DEFAULT
         self._limits.check_documents(call.num_documents)
         with self._slots.taken_for(call):
-            until = self._limits.until(call.seconds) if endpoint in _TIMED else None
+            until = self._limits.until(call.seconds) if endpoint in TIMED else None
             self._set_parameters(request, call, identity, until)
             attributes = {
                 'request_id': call.request_id,

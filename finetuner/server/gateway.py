@@ -34,6 +34,8 @@ _OF_JINA = ('metas', 'requests', 'runtime_args', 'req_handler_cls', 'req_handler
 _OPTIONS = ('runs', *Limits.__dataclass_fields__)
 # of the path of a Unix socket
 _MOST_PATH_BYTES = 100
+# fewer than those with which the guard closes a connection
+_MAX_STREAMS = 1_000
 # what a finished answer needs to leave this process
 _FLUSH_SECONDS = 1.0
 
@@ -120,6 +122,8 @@ class Gateway(CompositeGateway):
         server.grpc_server_options = {
             **dict(server.grpc_server_options or {}),
             'grpc.max_receive_message_length': self._limits.max_request_bytes,
+            # of a connection; a client with more calls waits with them
+            'grpc.max_concurrent_streams': _MAX_STREAMS,
             # compressed messages are refused: gRPC unpacks before it looks, and a few kilobytes
             # can be gigabytes
             'grpc.compression_enabled_algorithms_bitset': 1,

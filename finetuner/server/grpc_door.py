@@ -10,13 +10,15 @@ import grpc
 from jina.excepts import InternalNetworkError
 from jina.types.request.data import DataRequest, Response
 
-from finetuner.server.calls import ID_HEADER, Call, request_id_of
+from finetuner.server.calls import GONE, ID_HEADER, Call, request_id_of
 from finetuner.server.dispatch import Dispatcher
 from finetuner.server.journal import Journal
 from finetuner.server.security import DENIED, TokenCheck, current_identity
 
 _OPEN_METHODS = ('/grpc.health.v1.Health/', '/jina.JinaGatewayDryRunRPC/')
 _MOST_AHEAD = 1_000
+# in which the messages of a stream are sent if they are small
+_REFUSAL_SECONDS = 0.1
 _UNREACHABLE = 'an Executor is not reachable'
 _LATE = 'an Executor did not answer in time'
 
@@ -60,7 +62,8 @@ class GrpcDoor:
         rpc = _Rpc(context)
         answered: asyncio.Queue[asyncio.Task | None] = asyncio.Queue()
         ahead = asyncio.Semaphore(rpc.num_ahead)
-        reading = asyncio.create_task(self._read(messages, rpc, answered, ahead))
+        running: set[asyncio.Task] = set()
+        reading = asyncio.create_task(self._read(messages, rpc, answered, ahead, running))
         # also where the client goes away in the middle of a message
         reading.add_done_callback(lambda _: answered.put_nowait(None))
         try:
@@ -77,7 +80,11 @@ class GrpcDoor:
             rpc.end()
             await reading
         finally:
-            reading.cancel()
+            # whoever goes away is not answered, and holds no places among those who are
+            unfinished = [reading, *running]
+            for task in unfinished:
+                task.cancel()
+            await asyncio.gather(*unfinished, return_exceptions=True)
 
     async def stream_doc(self, _: Any, context: Any) -> AsyncIterator[None]:
         """Refuse: Jina would hand the Document on with nobody's name on it."""
@@ -92,8 +99,8 @@ class GrpcDoor:
         rpc: _Rpc,
         answered: asyncio.Queue[asyncio.Task | None],
         ahead: asyncio.Semaphore,
+        running: set[asyncio.Task],
     ) -> None:
-        running: set[asyncio.Task] = set()
         async for message in messages:
             await ahead.acquire()
             task = asyncio.create_task(self._answer(message, rpc))
@@ -114,6 +121,9 @@ class GrpcDoor:
             return await self._dispatcher.answer(request, call)
         except InternalNetworkError as error:
             call.status = 504 if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED else 503
+            raise
+        except asyncio.CancelledError:
+            call.status = GONE
             raise
         finally:
             rpc.note(call)
@@ -187,27 +197,18 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
 
 
 def _refusing(handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
+    """One that reads no message: gRPC would have all of a single one in memory before it calls."""
+
     async def refuse(_: Any, context: grpc.aio.ServicerContext) -> None:
         await context.abort(grpc.StatusCode.UNAUTHENTICATED, DENIED)
 
-    async def refuse_stream(
-        messages: Any, context: grpc.aio.ServicerContext
-    ) -> AsyncIterator[None]:
-        # a client that is still sending when it is refused sees an internal error instead
-        if hasattr(messages, '__aiter__'):
-            async for _ in messages:
-                break
+    async def refuse_stream(_: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[None]:
+        # a client that is still sending when it is refused may see an internal error instead
+        await asyncio.sleep(_REFUSAL_SECONDS)
         await context.abort(grpc.StatusCode.UNAUTHENTICATED, DENIED)
         yield  # a generator is what gRPC expects here
 
-    coders = {
-        'request_deserializer': handler.request_deserializer,
-        'response_serializer': handler.response_serializer,
-    }
-    if handler.request_streaming and handler.response_streaming:
-        return grpc.stream_stream_rpc_method_handler(refuse_stream, **coders)
+    # on the wire a single message is a stream of one
     if handler.response_streaming:
-        return grpc.unary_stream_rpc_method_handler(refuse_stream, **coders)
-    if handler.request_streaming:
-        return grpc.stream_unary_rpc_method_handler(refuse, **coders)
-    return grpc.unary_unary_rpc_method_handler(refuse, **coders)
+        return grpc.stream_stream_rpc_method_handler(refuse_stream)
+    return grpc.stream_unary_rpc_method_handler(refuse)

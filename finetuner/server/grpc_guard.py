@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import cast
 from urllib.parse import quote
 
@@ -20,9 +21,13 @@ _DATA, _HEADERS, _RST_STREAM, _WINDOW_UPDATE, _CONTINUATION = 0, 1, 3, 8, 9
 _END_STREAM, _END_HEADERS, _PADDED = 1, 4, 8
 _CANCEL = 8
 _MESSAGE_HEAD_BYTES = 5
-# beyond this gRPC announces no frames, and a connection keeps one in memory
-_MAX_FRAME_BYTES = 8 << 20
 _READ_BYTES = 1 << 16
+# DATA goes on in pieces; of other frames gRPC takes none that is as large, and one is kept here
+_MAX_WHOLE_BYTES = 1 << 20
+# gRPC announces streams up to `grpc.max_concurrent_streams` of the gateway, which are fewer
+_MAX_STREAMS = 4_000
+# of refused ones so many are remembered: what still comes of others gRPC throws away itself
+_MAX_REFUSED = 1_000
 
 
 class GrpcGuard:
@@ -112,7 +117,6 @@ class _ServerSide(_Side):
         self._is_in_headers = False
         self._has_settings = False  # with which a server must begin
         self._ours: list[bytes] = []
-        self.begun: set[int] = set()
 
     def data_received(self, data: bytes) -> None:
         self._client.write(data)
@@ -161,10 +165,24 @@ class _ServerSide(_Side):
         if kind in (_HEADERS, _CONTINUATION):
             self._is_in_headers = not flags & _END_HEADERS
         if kind == _HEADERS:
-            self.begun.add(stream)
+            self._client.note_answer(stream)
         if kind == _RST_STREAM or (kind in (_DATA, _HEADERS) and flags & _END_STREAM):
-            self.begun.discard(stream)
             self._client.forget(stream)
+
+
+@dataclass(slots=True)
+class _Stream:
+    """One that a client opened.
+
+    Attributes:
+        left: bytes that are missing of its message.
+        head: what is there of the next message's head.
+        has_answer: whether the server has begun to answer.
+    """
+
+    left: int = 0
+    head: bytes = b''
+    has_answer: bool = False
 
 
 class _ClientSide(_Side):
@@ -180,10 +198,10 @@ class _ClientSide(_Side):
         self._connecting: asyncio.Task | None = None
         self._buffer = bytearray()
         self._has_preface = False
-        # of each stream: bytes left of its message, and what is there of the next one's head
-        self._streams: dict[int, tuple[int, bytes]] = {}
+        self._streams: dict[int, _Stream] = {}  # those that the server knows and has not ended
+        self._last_stream = 0
         self._end_of_frames = 0
-        self._refused: set[int] = set()
+        self._refused: dict[int, None] = {}
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -228,7 +246,9 @@ class _ClientSide(_Side):
         for start, length, kind, flags, stream in self._frames():
             end = start + _HEAD_BYTES + length
             if kind != _DATA:
-                if kind == _RST_STREAM:
+                if kind == _HEADERS:
+                    self._open(stream)
+                elif kind == _RST_STREAM:
                     self.forget(stream)
                 continue
             if stream not in self._refused and self._is_fine(start, length, flags, stream):
@@ -242,42 +262,57 @@ class _ClientSide(_Side):
         del self._buffer[: self._end_of_frames]
 
     def _frames(self) -> Iterator[tuple[int, int, int, int, int]]:
-        """The whole frames in the buffer."""
-        position, there = 0, len(self._buffer)
-        self._end_of_frames = 0
-        while there - position >= _HEAD_BYTES:
-            length, kind, flags, stream = _read_head(self._buffer[position : position + 9])
-            if length > _MAX_FRAME_BYTES:
-                self.close()
-                return
-            if there - position < _HEAD_BYTES + length:
-                return
+        """The whole frames in the buffer; DATA that is long is made into several."""
+        position = self._end_of_frames = 0
+        while len(self._buffer) - position >= _HEAD_BYTES:
+            start = position + _HEAD_BYTES
+            length, kind, flags, stream = _read_head(self._buffer[position:start])
+            there = len(self._buffer) - start
+            if there < length:
+                if kind != _DATA or flags & _PADDED:
+                    if length > _MAX_WHOLE_BYTES:
+                        self.close()
+                    return
+                if there < _READ_BYTES:
+                    return
+                self._buffer[position:start] = _head(there, kind, flags & ~_END_STREAM, stream)
+                self._buffer += _head(length - there, kind, flags, stream)
+                length, flags = there, flags & ~_END_STREAM
             yield position, length, kind, flags, stream
-            position += _HEAD_BYTES + length
-            self._end_of_frames = position
+            position = self._end_of_frames = start + length
+
+    def _open(self, stream: int) -> None:
+        """Follow a stream, if it is a new one: gRPC ignores all others, and so must we."""
+        if stream <= self._last_stream or not stream % 2:
+            return
+        self._last_stream = stream
+        self._streams[stream] = _Stream()
+        if len(self._streams) > _MAX_STREAMS:
+            self.close()
 
     def _is_fine(self, start: int, length: int, flags: int, stream: int) -> bool:
         """Follow the messages of a stream; false where one is too large."""
+        known = self._streams.get(stream)
+        if known is None:  # gRPC throws away what comes of streams that it does not know
+            return True
         position, end = start + _HEAD_BYTES, start + _HEAD_BYTES + length
         if flags & _PADDED and length:
             end -= self._buffer[position]
             position += 1
-        left, head = self._streams.get(stream, (0, b''))
         while position < end:
-            if left:
-                step = min(left, end - position)
-                left -= step
+            if known.left:
+                step = min(known.left, end - position)
+                known.left -= step
                 position += step
                 continue
-            missing = _MESSAGE_HEAD_BYTES - len(head)
-            head += bytes(self._buffer[position : min(position + missing, end)])
+            missing = _MESSAGE_HEAD_BYTES - len(known.head)
+            known.head += bytes(self._buffer[position : min(position + missing, end)])
             position += missing
-            if len(head) == _MESSAGE_HEAD_BYTES:
-                left = int.from_bytes(head[1:], 'big')
-                head = b''
-                if left > self._max_bytes:
+            if len(known.head) == _MESSAGE_HEAD_BYTES:
+                known.left = int.from_bytes(known.head[1:], 'big')
+                known.head = b''
+                if known.left > self._max_bytes:
                     return False
-        self._streams[stream] = (left, head)
         return True
 
     def _drop(self, length: int, flags: int, stream: int) -> None:
@@ -285,17 +320,24 @@ class _ClientSide(_Side):
         if length:
             self._server.insert(_frame(_WINDOW_UPDATE, 0, 0, length.to_bytes(4, 'big')))
         if stream not in self._refused:
-            self._refused.add(stream)
-            self._streams.pop(stream, None)
+            refused = self._streams.pop(stream)
+            self._refused[stream] = None
+            if len(self._refused) > _MAX_REFUSED:
+                del self._refused[next(iter(self._refused))]
             self._server.write(_frame(_RST_STREAM, 0, stream, _CANCEL.to_bytes(4, 'big')))
-            self._server.insert(_refusal(stream, stream in self._server.begun, self._refusal))
+            self._server.insert(_refusal(stream, refused.has_answer, self._refusal))
         if flags & _END_STREAM:
-            self._refused.discard(stream)
+            self._refused.pop(stream, None)
+
+    def note_answer(self, stream: int) -> None:
+        """The server has begun to answer."""
+        if stream in self._streams:
+            self._streams[stream].has_answer = True
 
     def forget(self, stream: int) -> None:
-        """Nothing more comes of a stream."""
+        """The client or the server ended a stream."""
         self._streams.pop(stream, None)
-        self._refused.discard(stream)
+        self._refused.pop(stream, None)
 
     def _pass_on(self, num_bytes: int) -> None:
         self._server.write(bytes(self._buffer[:num_bytes]))
@@ -308,9 +350,12 @@ def _read_head(head: bytes | bytearray) -> tuple[int, int, int, int]:
     return length, head[3], head[4], stream
 
 
+def _head(length: int, kind: int, flags: int, stream: int) -> bytes:
+    return length.to_bytes(3, 'big') + bytes((kind, flags)) + stream.to_bytes(4, 'big')
+
+
 def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
-    head = len(payload).to_bytes(3, 'big') + bytes((kind, flags)) + stream.to_bytes(4, 'big')
-    return head + payload
+    return _head(len(payload), kind, flags, stream) + payload
 
 
 def _refusal(stream: int, has_begun: bool, text: str) -> bytes:

@@ -20,6 +20,7 @@ from jina.serve.executors import __dry_run_endpoint__ as DRY_RUN
 from jina.serve.runtimes.servers.http import HTTPServer
 from jina.types.request.data import DataRequest
 from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 from swagger_ui_bundle import swagger_ui_path
 
@@ -28,7 +29,7 @@ from finetuner.client import LocalClient
 from finetuner.config import Settings
 from finetuner.excepts import FinetunerError
 from finetuner.runs.dispatcher import MAX_RETRIES
-from finetuner.server.calls import Call
+from finetuner.server.calls import GONE, Call
 from finetuner.server.errors import http_status, message_of_unexpected
 from finetuner.server.exploring import Explorer
 from finetuner.server.http_calls import answer_call
@@ -145,6 +146,7 @@ def build_app(door: Door, streamer: Any, traces: bool = False) -> FastAPI:
     app.door, app.traces = door, traces
     app.add_middleware(DoorMiddleware, door=door)
     app.add_exception_handler(FinetunerError, _answer_error)
+    app.add_exception_handler(ClientDisconnect, _answer_nobody)
     app.add_exception_handler(Exception, _answer_unexpected)
     app.add_exception_handler(RequestValidationError, _answer_invalid)
     app.state.is_closing = lambda: False
@@ -248,6 +250,11 @@ async def _answer_error(request: Request, error: Exception) -> Response:
         title = {404: 'Not found', 403: 'Not allowed', 409: 'Not now'}.get(status, 'This cannot be')
         return render(request, 'error.html', status_code=status, title=title, message=str(error))
     return answer_of(error, request.url.path)
+
+
+async def _answer_nobody(_: Request, __: Exception) -> Response:
+    """The client went away in the middle of its body: no error of the server's."""
+    return Response(status_code=GONE)
 
 
 async def _answer_invalid(_: Request, error: Exception) -> Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,16 @@ from fastapi import Request, Response
 from google.protobuf.json_format import MessageToDict
 from jina.proto import jina_pb2
 from jina.types.request.data import DataRequest
+from starlette.requests import ClientDisconnect
 
 from finetuner.excepts import ConfigError, TooLargeError
 from finetuner.server.calls import Call
+from finetuner.server.dispatch import TIMED
 from finetuner.server.errors import http_status
 from finetuner.server.http_door import Door, call_of
 from finetuner.server.http_errors import error_answer, set_retry_after
 from finetuner.server.json_documents import read_body, write_documents
+from finetuner.server.limits import Limits
 
 # less than this is read and written sooner than a thread is found for it
 _SMALL_BYTES = 64 << 10
@@ -41,7 +45,7 @@ async def answer_call(request: Request, door: Door) -> Response:
     with call_of(request, door) as call:
         raw = await request.body()
         # parsing and base64 of megabytes must not hold up the other requests of this process
-        docs, parameters, endpoint, target = await in_thread(len(raw), _read, raw)
+        docs, parameters, endpoint, target = await in_thread(len(raw), _read, raw, door.limits)
         del raw
         if path != '/post':
             endpoint = path
@@ -49,7 +53,7 @@ async def answer_call(request: Request, door: Door) -> Response:
             raise ConfigError('`exec_endpoint` is missing: name the endpoint, such as "/encode"')
         elif not endpoint.startswith('/'):
             endpoint = f'/{endpoint}'
-        answer = await send(door, call, endpoint, docs, parameters, target)
+        answer = await send(door, call, request, endpoint, docs, parameters, target)
         status = answer.header.status
         if status.code == jina_pb2.StatusProto.ERROR:
             name = status.exception.name
@@ -99,6 +103,7 @@ async def in_thread(num_bytes: int, function: Any, *arguments: Any) -> Any:
 async def send(
     door: Door,
     call: Call,
+    asked: Request,
     endpoint: str,
     docs: DocumentArray,
     parameters: dict[str, Any],
@@ -109,10 +114,14 @@ async def send(
     Args:
         door: of the gateway.
         call: the request belongs to.
+        asked: the request over HTTP, read.
         endpoint: such as `/encode`.
         docs: to send.
         parameters: for the endpoint.
         target: regular expression for names of Executors.
+
+    Raises:
+        ClientDisconnect: nobody waits for the answer any more, and nothing but it was wanted.
     """
     request = DataRequest()
     request.header.exec_endpoint = endpoint
@@ -121,12 +130,36 @@ async def send(
     request.parameters = parameters
     request.data.docs = docs
     call.num_documents = len(docs)
-    return await door.dispatcher.answer(request, call)
+    answering = door.dispatcher.answer(request, call)
+    if endpoint not in TIMED:  # what others change is to be whole
+        return await answering
+    return await _unless_gone(asked, answering)
 
 
-def _read(raw: bytes) -> tuple[DocumentArray, dict[str, Any], str | None, str | None]:
+async def _unless_gone(asked: Request, answering: Coroutine[Any, Any, DataRequest]) -> DataRequest:
+    """Await an answer for as long as its client does."""
+
+    async def leave() -> None:
+        while (await asked.receive())['type'] != 'http.disconnect':
+            pass
+
+    tasks = asyncio.create_task(answering), asyncio.create_task(leave())
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not tasks[0].done():
+            raise ClientDisconnect
+        return tasks[0].result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _read(
+    raw: bytes, limits: Limits
+) -> tuple[DocumentArray, dict[str, Any], str | None, str | None]:
     check_values(raw)
-    return read_body(raw)
+    return read_body(raw, limits)
 
 
 def _write_answer(answer: DataRequest) -> Response:

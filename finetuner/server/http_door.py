@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from finetuner.excepts import FinetunerError
 from finetuner.server.calls import (
+    GONE,
     ID_HEADER,
     TIMEOUT_HEADER,
     Call,
@@ -106,7 +107,7 @@ class CallMiddleware:
             await self._app(scope, receive, send_on)
         finally:
             if not has_answer:
-                call.status = 499  # as nginx has it: the client went away
+                call.status = GONE
             self._door.journal.finish(call, scope['path'])
 
 

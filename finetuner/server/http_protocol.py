@@ -38,12 +38,24 @@ class PatientProtocol(H11Protocol):
         if self._timer is None:
             self._begin()
         self._num_bytes += len(data)
-        state = self.conn.their_state
+        cycle = self.cycle
         super().data_received(data)
-        if state is h11.IDLE and self.conn.their_state is h11.SEND_BODY:
+        if self.cycle is not cycle and self.conn.their_state is h11.SEND_BODY:
             self._begin()  # the body has a time of its own
         elif not self._is_waiting():
             self._end()
+
+    def on_response_complete(self) -> None:
+        """Begin with what waited behind the request that is answered, if something did."""
+        cycle = self.cycle
+        super().on_response_complete()
+        if self.transport.is_closing():
+            return
+        if self.cycle is not cycle:
+            # uvicorn's timer is for connections without a request: it would break this one
+            self._unset_keepalive_if_required()
+        if self._timer is None and self._is_waiting():
+            self._begin()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Expect nothing more."""

@@ -17,10 +17,21 @@ import numpy as np
 from docarray import Document, DocumentArray
 from docarray.math.ndarray import to_numpy_array
 
-from finetuner.excepts import ConfigError, DataError, FinetunerError, unknown_name
+from finetuner.excepts import (
+    ConfigError,
+    DataError,
+    FinetunerError,
+    TooLargeError,
+    unknown_name,
+)
+from finetuner.server.limits import Limits
+from finetuner.server.wire import NESTED_A_DOCUMENT, too_many_nested
 
 _TEXTS = ('id', 'text', 'uri', 'mime_type', 'modality', 'parent_id')
-_NUMBERS = ('weight', 'offset', 'granularity', 'adjacency')
+# those of protobuf: float and uint32
+_REAL, _WHOLE = ('weight', 'offset'), ('granularity', 'adjacency')
+_NUMBERS = (*_REAL, *_WHOLE)
+_LARGEST_REAL, _LARGEST_WHOLE = 3.4028234e38, (1 << 32) - 1
 _ARRAYS = ('tensor', 'embedding')
 _NESTED = ('chunks', 'matches')
 _FIELDS = (*_TEXTS, *_NUMBERS, *_ARRAYS, *_NESTED, 'blob', 'tags')
@@ -39,12 +50,15 @@ _BODY_KEYS = (
 _BODY_IGNORED = ('header', 'routes', 'request_id')
 
 
-def read_body(raw: bytes) -> tuple[DocumentArray, dict[str, Any], str | None, str | None]:
+def read_body(
+    raw: bytes, limits: Limits | None = None
+) -> tuple[DocumentArray, dict[str, Any], str | None, str | None]:
     """Read the JSON body of a request.
 
     Args:
         raw: an object with `data` (a list of Documents, or `{"docs": [...]}`), `parameters`,
             and for `/post` the `exec_endpoint`.
+        limits: of requests; None for those that stand where nobody sets others.
 
     Returns:
         The Documents, the parameters, the endpoint and the Executor the body names (or None).
@@ -52,6 +66,7 @@ def read_body(raw: bytes) -> tuple[DocumentArray, dict[str, Any], str | None, st
     Raises:
         ConfigError: the body is no such object.
         DataError: a Document cannot be read; the message names its position.
+        TooLargeError: there are too many, or too many in others.
     """
     try:
         body = json.loads(raw or b'{}')
@@ -65,16 +80,18 @@ def read_body(raw: bytes) -> tuple[DocumentArray, dict[str, Any], str | None, st
     parameters = body.get('parameters') or {}
     if not isinstance(parameters, dict):
         raise ConfigError('`parameters` is not a JSON object')
-    _check_sendable(parameters, 'a parameter', ConfigError)
+    check_sendable(parameters, 'a parameter', ConfigError)
     endpoint = body.get('exec_endpoint') or body.get('execEndpoint')
     target = body.get('target_executor') or body.get('targetExecutor')
     for name, value in (('exec_endpoint', endpoint), ('target_executor', target)):
         if value is not None and not isinstance(value, str):
             raise ConfigError(f'`{name}` is {value!r}: it takes a text')
-    return _read_documents(body.get('data')), parameters, endpoint, target
+        check_sendable(value, f'`{name}`', ConfigError)
+    docs = _read_documents(body.get('data'), limits or Limits())
+    return docs, parameters, endpoint, target
 
 
-def _read_documents(data: Any) -> DocumentArray:
+def _read_documents(data: Any, limits: Limits) -> DocumentArray:
     if isinstance(data, dict):
         if set(data) != {'docs'}:
             raise ConfigError('`data` is a list of Documents, or an object with the key "docs"')
@@ -83,10 +100,26 @@ def _read_documents(data: Any) -> DocumentArray:
         return DocumentArray()
     if not isinstance(data, list):
         raise ConfigError('`data` is not a list of Documents')
-    return DocumentArray([_read_document(item, str(i)) for i, item in enumerate(data)])
+    # two bytes make a Document, so they are counted before any is made
+    limits.check_documents(len(data))
+    nested = _Nested(limits)
+    return DocumentArray([_read_document(item, str(i), nested) for i, item in enumerate(data)])
 
 
-def _read_document(item: Any, position: str) -> Document:
+class _Nested:
+    """Counts the Documents within others."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._most = limits.max_documents
+        self._left = NESTED_A_DOCUMENT * limits.max_documents
+
+    def add(self, count: int) -> None:
+        self._left -= count
+        if self._left < 0:
+            raise TooLargeError(too_many_nested(self._most))
+
+
+def _read_document(item: Any, position: str, nested: _Nested) -> Document:
     if not isinstance(item, Mapping):
         raise DataError(
             f'document {position} is not a JSON object such as {{"text": "..."}} or '
@@ -98,11 +131,11 @@ def _read_document(item: Any, position: str) -> Document:
             continue
         if name not in _FIELDS:
             raise DataError(f'document {position}: {unknown_name("field", name, _FIELDS)}')
-        fields[name] = _read_field(name, value, position)
+        fields[name] = _read_field(name, value, position, nested)
     return Document(**fields)
 
 
-def _read_field(name: str, value: Any, position: str) -> Any:
+def _read_field(name: str, value: Any, position: str, nested: _Nested) -> Any:
     if name == 'blob':
         return _read_blob(value, position)
     if name in _NESTED:
@@ -110,7 +143,10 @@ def _read_field(name: str, value: Any, position: str) -> Any:
             raise DataError(f'document {position}: {name!r} is not a list of Documents')
         if position.count(f'.{name}[') >= _MAX_DEPTH:
             raise DataError(f'document {position}: {name!r} nest more than {_MAX_DEPTH} deep')
-        return [_read_document(part, f'{position}.{name}[{i}]') for i, part in enumerate(value)]
+        nested.add(len(value))
+        return [
+            _read_document(part, f'{position}.{name}[{i}]', nested) for i, part in enumerate(value)
+        ]
     if name in _ARRAYS:
         try:
             array = np.asarray(value)
@@ -126,34 +162,61 @@ def _read_field(name: str, value: Any, position: str) -> Any:
         expected = (int, float)
     if not isinstance(value, expected):
         raise DataError(f'document {position}: {name!r} is {str(value)[:60]!r}, of a wrong type')
-    if name == 'tags':
-        _check_sendable(value, f'document {position}: a tag', DataError)
-    if isinstance(value, str):
-        try:
-            value.encode('utf-8')
-        except UnicodeEncodeError as error:
-            raise DataError(
-                f'document {position}: {name!r} holds half a character (a surrogate), which is no text'
-            ) from error
+    if name in _NUMBERS:
+        return _read_number(name, value, position)
+    what = 'a tag' if name == 'tags' else repr(name)
+    check_sendable(value, f'document {position}: {what}', DataError)
     return value
 
 
-def _check_sendable(value: Any, what: str, error: type[FinetunerError]) -> None:
-    """Refuse what JSON can say, as Python reads it, and protobuf cannot."""
+def _read_number(name: str, value: Any, position: str) -> float:
+    is_whole = name in _WHOLE
+    least, most = (0, _LARGEST_WHOLE) if is_whole else (-_LARGEST_REAL, _LARGEST_REAL)
+    if least <= value <= most and (not is_whole or value == int(value)):
+        return int(value) if is_whole else float(value)
+    kind = 'a whole number' if is_whole else 'a number'
+    raise DataError(
+        f'document {position}: {name!r} is {str(value)[:60]}: it takes {kind} from {least:g} to '
+        f'{most:g}'
+    )
+
+
+def check_sendable(value: Any, what: str, error: type[FinetunerError]) -> None:
+    """Refuse what JSON can say, as Python reads it, and protobuf cannot.
+
+    Args:
+        value: read from JSON.
+        what: it is, for the message.
+        error: to raise.
+
+    Raises:
+        FinetunerError: of the kind `error`.
+    """
     waiting = [(value, 0)]
     while waiting:
         one, depth = waiting.pop()
         if depth > _MAX_DEPTH:
             raise error(f'{what} nests more than {_MAX_DEPTH} deep')
         if isinstance(one, dict):
-            waiting += [(inner, depth + 1) for inner in one.values()]
+            waiting += [(inner, depth + 1) for pair in one.items() for inner in pair]
         elif isinstance(one, list):
             waiting += [(inner, depth + 1) for inner in one]
+        elif isinstance(one, str):
+            _check_text(one, what, error)
         elif isinstance(one, int | float) and not -_LARGEST <= one <= _LARGEST:
             found = 'an integer beyond 1.8e308'
             if isinstance(one, float):
                 found = 'NaN' if one != one else 'infinite'
             raise error(f'{what} is {found}: such numbers cannot be sent; mend or remove it')
+
+
+def _check_text(text: str, what: str, error: type[FinetunerError]) -> None:
+    try:
+        text.encode('utf-8')
+    except UnicodeEncodeError as refused:
+        raise error(
+            f'{what} holds half a character (a surrogate), which is no text: mend or remove it'
+        ) from refused
 
 
 def _read_blob(value: Any, position: str) -> bytes:

@@ -20,6 +20,8 @@ from finetuner.server.errors import http_status
 from finetuner.server.http_calls import check_content_type, check_values, dump, in_thread, send
 from finetuner.server.http_door import Door, call_of
 from finetuner.server.http_errors import openai_error, set_retry_after
+from finetuner.server.json_documents import check_sendable
+from finetuner.server.limits import Limits
 
 DEFAULT_MODEL = 'default'
 _KEYS = ('model', 'input', 'encoding_format', 'dimensions', 'user')
@@ -45,9 +47,9 @@ def add_openai(app: FastAPI, door: Door) -> None:
         check_content_type(request)
         with call_of(request, door) as call:
             raw = await request.body()
-            asked = await in_thread(len(raw), read_embeddings, raw)
+            asked = await in_thread(len(raw), read_embeddings, raw, door.limits)
             del raw
-            answer = await send(door, call, '/encode', asked.docs, asked.parameters)
+            answer = await send(door, call, request, '/encode', asked.docs, asked.parameters)
             refusal = _refusal(answer, asked)
             if refusal is not None:
                 set_retry_after(refusal, call.retry_after)
@@ -87,15 +89,17 @@ class EmbeddingsRequest:
     as_base64: bool
 
 
-def read_embeddings(raw: bytes) -> EmbeddingsRequest:
+def read_embeddings(raw: bytes, limits: Limits) -> EmbeddingsRequest:
     """Read the body of a request for embeddings.
 
     Args:
         raw: JSON.
+        limits: of requests.
 
     Raises:
         ConfigError: the body is not as OpenAI's clients send it.
         DataError: an input cannot be taken; the message names its index.
+        TooLargeError: there are too many inputs.
     """
     check_values(raw)
     try:
@@ -110,6 +114,7 @@ def read_embeddings(raw: bytes) -> EmbeddingsRequest:
     model = body.get('model') or DEFAULT_MODEL
     if not isinstance(model, str):
         raise ConfigError(f'`model` is {str(model)[:60]!r}: it takes the name of a model')
+    check_sendable(model, '`model`', ConfigError)
     wanted = body.get('encoding_format') or 'float'
     if wanted not in _FORMATS:
         raise ConfigError(unknown_name('encoding_format', wanted, _FORMATS))
@@ -123,13 +128,13 @@ def read_embeddings(raw: bytes) -> EmbeddingsRequest:
             raise ConfigError(
                 f'`dimensions` is {str(dimensions)[:60]!r}: it takes a whole number of 1 or more'
             )
+        check_sendable(dimensions, '`dimensions`', ConfigError)
         parameters['output_dim'] = dimensions
-    return EmbeddingsRequest(
-        DocumentArray(_read_inputs(body.get('input'))), parameters, model, wanted == 'base64'
-    )
+    docs = DocumentArray(_read_inputs(body.get('input'), limits))
+    return EmbeddingsRequest(docs, parameters, model, wanted == 'base64')
 
 
-def _read_inputs(given: Any) -> list[Document]:
+def _read_inputs(given: Any, limits: Limits) -> list[Document]:
     if isinstance(given, (str, Mapping)):
         given = [given]
     if not isinstance(given, list):
@@ -138,6 +143,7 @@ def _read_inputs(given: Any) -> list[Document]:
         raise ConfigError('`input` is an empty list: ' + _TAKEN)
     if all(isinstance(item, int) for item in given):
         raise _no_token_ids()
+    limits.check_documents(len(given))
     return [_read_input(item, i) for i, item in enumerate(given)]
 
 
@@ -148,7 +154,10 @@ def _read_input(item: Any, index: int) -> Document:
         return _read_part(item, index)
     if not isinstance(item, str):
         raise DataError(f'input {index} is {str(item)[:60]!r}: {_TAKEN}')
-    return _read_picture(item, index) if item.startswith('data:') else _read_text(item, index)
+    # a text may well begin with "data:"
+    if item.startswith('data:image/'):
+        return _read_picture(item, index)
+    return _read_text(item, index)
 
 
 def _read_part(item: Mapping[str, Any], index: int) -> Document:
@@ -168,10 +177,7 @@ def _read_part(item: Mapping[str, Any], index: int) -> Document:
 def _read_text(text: str, index: int) -> Document:
     if not text:
         raise DataError(f'input {index} is empty')
-    try:
-        text.encode('utf-8')
-    except UnicodeEncodeError as error:
-        raise DataError(f'input {index} holds half a character (a surrogate)') from error
+    check_sendable(text, f'input {index}', DataError)
     return Document(text=text)
 
 
@@ -250,7 +256,7 @@ def _told(answer: DataRequest) -> tuple[str | None, int]:
 async def _models(request: Request, door: Door) -> list[dict[str, Any]]:
     """The served model, under `default` and its own name, and what else `/info` tells of."""
     with call_of(request, door) as call:
-        answer = await send(door, call, '/info', DocumentArray(), {})
+        answer = await send(door, call, request, '/info', DocumentArray(), {})
     status = answer.header.status
     if status.code == jina_pb2.StatusProto.ERROR:
         raise NotFoundError(status.description)

@@ -17,7 +17,10 @@ _NESTED = (14, 15)  # chunks, matches
 _MAPS = (17, 18, 19, 20)  # tags, scores, evaluations, _metadata
 _VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
 
-_NESTED_A_DOCUMENT = 10
+# over HTTP as well
+NESTED_A_DOCUMENT = 10
+# a Document has eighteen kinds of fields, and so has each of the ten within it
+_FIELDS_A_DOCUMENT = 200
 _MAX_MAP_BYTES = 8 << 20
 _MAX_PARAMETER_BYTES = 4 << 20
 _MAX_FIELDS = 10_000
@@ -37,99 +40,121 @@ def count_documents(raw: bytes, most: int) -> int:
     Raises:
         ConfigError: the bytes are no such message.
         DataError: the Documents are in the field `docs_bytes`, which Jina unpickles.
-        TooLargeError: parameters, tags or Documents within others are too many.
+        TooLargeError: parameters, tags, fields or Documents within others are too many.
     """
     count = 0
-    nested: list[memoryview] = []
-    map_bytes = 0
+    reading = _Reading(most)
     try:
-        for docs in _document_arrays(memoryview(raw)):
-            for field, doc in _parts(docs):
+        for docs in reading.document_arrays(memoryview(raw)):
+            for field, doc in reading.parts(docs):
                 if field != _DOCS:
                     continue
                 count += 1
                 if count > most:
                     return count
-                map_bytes += _look_into(doc, nested)
-        left = _NESTED_A_DOCUMENT * most
-        while nested:
-            map_bytes += _look_into(nested.pop(), nested)
-            left -= 1
-            if left < len(nested):
-                raise TooLargeError(
-                    f'the chunks and matches of the Documents are more than {most:,} times '
-                    f'{_NESTED_A_DOCUMENT}: send the Documents in parts'
-                )
-            _check_maps(map_bytes)
+                reading.look_into(doc)
+        while reading.nested:
+            reading.look_into(reading.nested.pop())
     except (IndexError, OverflowError) as error:
         raise ConfigError(f'{_NO_REQUEST}: its bytes are cut off or mixed up') from error
-    _check_maps(map_bytes)
     return count
 
 
-def _check_maps(num_bytes: int) -> None:
-    if num_bytes > _MAX_MAP_BYTES:
-        raise TooLargeError(
-            f'the tags of the Documents take more than {_MAX_MAP_BYTES >> 20} MiB: send them in '
-            'parts, or keep contents in text, blob or tensor'
-        )
+def too_many_nested(most: int) -> str:
+    """What a client is told whose Documents hold too many others.
+
+    Args:
+        most: Documents of a request.
+    """
+    return (
+        f'the chunks and matches of the Documents are more than {most:,} times '
+        f'{NESTED_A_DOCUMENT}: send the Documents in parts'
+    )
 
 
-def _document_arrays(message: memoryview) -> Iterator[memoryview]:
-    """The arrays of Documents in a request: one, but the wire allows more, which are joined."""
-    num_fields = 0
-    for number, data in _parts(message):
-        num_fields += 1
-        if number == _PARAMETERS and len(data) > _MAX_PARAMETER_BYTES:
-            raise TooLargeError(
-                f'the parameters take {len(data):,} bytes: at most {_MAX_PARAMETER_BYTES:,} are '
-                'taken'
-            )
-        if number == _DATA:
-            for kind, docs in _parts(data):
-                num_fields += 1
-                if kind == _DOCS_BYTES:
-                    raise DataError(
-                        'the Documents are pickled (`docs_bytes`): this server opens no pickle; '
-                        'send them as protobuf, as jina.Client does'
+class _Reading:
+    """Walks through a message, and ends where it holds more of something than it may.
+
+    Attributes:
+        nested: Documents within others, found and not looked into yet.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.nested: list[memoryview] = []
+        self._most = most
+        self._nested_left = NESTED_A_DOCUMENT * most
+        self._max_fields = _MAX_FIELDS + _FIELDS_A_DOCUMENT * most
+        self._num_fields = 0
+        self._map_bytes = 0
+
+    def document_arrays(self, message: memoryview) -> Iterator[memoryview]:
+        """The arrays of Documents in a request: one, but the wire allows more, which are joined."""
+        num_fields = parameter_bytes = 0
+        for number, data in self.parts(message):
+            num_fields += 1
+            if number == _PARAMETERS:  # protobuf merges them if there are more
+                parameter_bytes += len(data)
+                if parameter_bytes > _MAX_PARAMETER_BYTES:
+                    raise TooLargeError(
+                        f'the parameters take {parameter_bytes:,} bytes: at most '
+                        f'{_MAX_PARAMETER_BYTES:,} are taken'
                     )
-                if kind == _DOCS:
-                    yield docs
-        if num_fields > _MAX_FIELDS:
-            raise ConfigError(f'{_NO_REQUEST}: it has more than {_MAX_FIELDS:,} fields')
+            if number == _DATA:
+                for kind, docs in self.parts(data):
+                    num_fields += 1
+                    if kind == _DOCS_BYTES:
+                        raise DataError(
+                            'the Documents are pickled (`docs_bytes`): this server opens no '
+                            'pickle; send them as protobuf, as jina.Client does'
+                        )
+                    if kind == _DOCS:
+                        yield docs
+            if num_fields > _MAX_FIELDS:
+                raise ConfigError(f'{_NO_REQUEST}: it has more than {_MAX_FIELDS:,} fields')
 
+    def look_into(self, doc: memoryview) -> None:
+        """Note the Documents within one, and count the bytes of its maps."""
+        for field, value in self.parts(doc):
+            if field in _NESTED:
+                if not self._nested_left:
+                    raise TooLargeError(too_many_nested(self._most))
+                self._nested_left -= 1
+                self.nested.append(value)
+            elif field in _MAPS:
+                self._map_bytes += len(value)
+                if self._map_bytes > _MAX_MAP_BYTES:
+                    raise TooLargeError(
+                        f'the tags of the Documents take more than {_MAX_MAP_BYTES >> 20} MiB: '
+                        'send them in parts, or keep contents in text, blob or tensor'
+                    )
 
-def _look_into(doc: memoryview, nested: list[memoryview]) -> int:
-    """Note the Documents within one, and count the bytes of its maps."""
-    map_bytes = 0
-    for field, value in _parts(doc):
-        if field in _NESTED:
-            nested.append(value)
-        elif field in _MAPS:
-            map_bytes += len(value)
-    return map_bytes
-
-
-def _parts(view: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """The delimited fields of a message, with their numbers; all others are skipped."""
-    position, end = 0, len(view)
-    while position < end:
-        key, position = _varint(view, position)
-        kind = key & 7
-        if kind == _DELIMITED:
-            length, position = _varint(view, position)
-            if length > end - position:
-                raise IndexError
-            yield key >> 3, view[position : position + length]
-            position += length
-        elif kind == _VARINT:
-            _, position = _varint(view, position)
-        elif kind == _FIXED64:
-            position += 8
-        elif kind == _FIXED32:
-            position += 4
-        else:
-            raise ConfigError(f'{_NO_REQUEST}: it has a field of kind {kind}')
+    def parts(self, view: memoryview) -> Iterator[tuple[int, memoryview]]:
+        """The delimited fields of a message, with their numbers; all others are skipped."""
+        position, end = 0, len(view)
+        while position < end:
+            # two bytes make a field, so they are counted whether anybody looks at them or not
+            self._num_fields += 1
+            if self._num_fields > self._max_fields:
+                raise TooLargeError(
+                    f'the Documents have more than {self._max_fields:,} fields in all: send them '
+                    'in parts'
+                )
+            key, position = _varint(view, position)
+            kind = key & 7
+            if kind == _DELIMITED:
+                length, position = _varint(view, position)
+                if length > end - position:
+                    raise IndexError
+                yield key >> 3, view[position : position + length]
+                position += length
+            elif kind == _VARINT:
+                _, position = _varint(view, position)
+            elif kind == _FIXED64:
+                position += 8
+            elif kind == _FIXED32:
+                position += 4
+            else:
+                raise ConfigError(f'{_NO_REQUEST}: it has a field of kind {kind}')
 
 
 def _varint(view: memoryview, position: int) -> tuple[int, int]:

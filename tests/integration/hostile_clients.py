@@ -66,10 +66,14 @@ def _literal(name: str, value: str) -> bytes:
     return b'\0' + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
 
 
-def grpc_head(stream: int, *more: tuple[str, str], end: bool = False) -> bytes:
+def grpc_head(
+    stream: int,
+    *more: tuple[str, str],
+    end: bool = False,
+    path: str = '/jina.JinaSingleDataRequestRPC/process_single_data',
+) -> bytes:
     headers = (
-        (':method', 'POST'), (':scheme', 'http'), (':authority', 'x'),
-        (':path', '/jina.JinaSingleDataRequestRPC/process_single_data'),
+        (':method', 'POST'), (':scheme', 'http'), (':authority', 'x'), (':path', path),
         ('content-type', 'application/grpc'), ('te', 'trailers'), *more,
     )  # fmt: skip
     block = b''.join(_literal(*header) for header in headers)

@@ -107,7 +107,7 @@ def test_pictures_as_other_servers_take_them(server, client):
         ({'input': [1, 2, 3]}, 'token ids', None),
         ({'input': []}, 'empty list', None),
         ({'input': [{'image': 'http://169.254.169.254/latest'}]}, 'input 0 is an address', None),
-        ({'input': ['data:text/plain;base64,AAAA']}, 'input 0 is a data URL', None),
+        ({'input': [{'image': 'data:text/plain;base64,AA'}]}, 'input 0 is a data URL', None),
         ({'input': ['data:image/png;base64,?']}, 'input 0 is not base64', None),
         ({'input': 'a', 'dimensions': 0}, '`dimensions`', None),
         ({'input': 'a', 'encoding_format': 'int8'}, 'encoding_format', None),

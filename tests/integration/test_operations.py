@@ -7,6 +7,7 @@ import pickle
 import shutil
 import signal
 import socket
+import struct
 import tempfile
 import threading
 import time
@@ -23,6 +24,7 @@ from jina.proto import jina_pb2, jina_pb2_grpc
 from jina.types.request.data import DataRequest, SingleDocumentRequest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.integration.hostile_clients import SETTINGS, Http2
 from tests.integration.operating import data_request, flow, raw_unary, texts, unary
 from tests.integration.serving import Server, serve
 
@@ -121,6 +123,13 @@ def test_refused_messages_leave_the_connection_and_its_neighbours_alone(tight):
         assert '1 MiB' in refused.details()
     for answer in results[1::3]:
         assert DataRequest(answer).docs.embeddings.shape == (1, 3)
+
+
+def test_a_connection_has_a_bounded_number_of_calls(tight):
+    with Http2(tight.grpc_port) as client:
+        settings = b''.join(payload for kind, _, payload in client.frames(1) if kind == SETTINGS)
+    pairs = [struct.unpack_from('>HI', settings, at) for at in range(0, len(settings), 6)]
+    assert (3, 1000) in pairs  # SETTINGS_MAX_CONCURRENT_STREAMS
 
 
 def test_a_small_message_that_unpacks_to_a_large_one_is_refused(tight):
@@ -471,6 +480,34 @@ def test_each_request_has_an_id_and_a_line(watched):
     assert (lines['mine-3']['protocol'], lines['mine-3']['documents']) == ('grpc', 3)
     assert TOKEN not in watched.log.read_text()
     assert not [line for line in access_lines(watched) if line['endpoint'] == '/health']
+
+
+def test_clients_that_go_away_are_no_errors_and_hold_no_place(watched):
+    body = json.dumps({'data': [{'text': 'a'}], 'parameters': {'seconds': 60}}).encode()
+    head = (
+        f'POST /encode HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {TOKEN}\r\n'
+        f'Content-Type: application/json\r\nContent-Length: {len(body)}\r\n'
+    )
+    log_before = watched.log.read_text()
+    for name, sent in (('half', body[:20]), ('whole', body)):
+        with socket.create_connection(('127.0.0.1', watched.http_port), timeout=20) as out:
+            out.sendall(f'{head}X-Request-Id: left-{name}\r\n\r\n'.encode() + sent)
+            time.sleep(0.5)
+    until = time.monotonic() + 20
+    found: dict[str, int] = {}
+    while len(found) < 2 and time.monotonic() < until:
+        time.sleep(0.1)
+        lines = access_lines(watched)
+        found = {
+            line['request_id']: line['status']
+            for line in lines
+            if line['request_id'].startswith('left-')
+        }
+    assert found == {'left-half': 499, 'left-whole': 499}
+    assert measured(watched)[('finetuner_requests_in_flight',)] == 0
+    logged = watched.log.read_text()[len(log_before) :]
+    assert 'Traceback' not in logged
+    assert ' failed: ' not in logged
 
 
 # ---- the end

@@ -1,13 +1,15 @@
 """The guard before gRPC: hands on what is fine byte by byte, and nothing of what is too large."""
 
 import asyncio
+import contextlib
 import random
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import uvloop
 
-from finetuner.server.grpc_guard import GrpcGuard
+from finetuner.server.grpc_guard import GrpcGuard, _ClientSide
 
 PREFACE = b'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n'
 DATA, HEADERS, RST_STREAM, SETTINGS, WINDOW_UPDATE = 0, 1, 3, 4, 8
@@ -33,11 +35,16 @@ def message(num_bytes: int) -> bytes:
 
 
 def frames_in(data: bytes) -> list[tuple[int, int, bytes]]:
+    return [(kind, stream, payload) for kind, _, stream, payload in frames_with_flags(data)]
+
+
+def frames_with_flags(data: bytes) -> list[tuple[int, int, int, bytes]]:
     found = []
-    while data:
-        length = int.from_bytes(data[:3], 'big')
-        found.append((data[3], int.from_bytes(data[5:9], 'big'), data[9 : 9 + length]))
-        data = data[9 + length :]
+    position = 0
+    while position < len(data):
+        head, start = data[position : position + 9], position + 9
+        position = start + int.from_bytes(head[:3], 'big')
+        found.append((head[3], head[4], int.from_bytes(head[5:], 'big'), data[start:position]))
     return found
 
 
@@ -122,7 +129,113 @@ def test_of_a_message_that_is_too_large_nothing_goes_on(tmp_path, seed, has_begu
     assert (RST_STREAM, 1, bytes(4)) in received
 
 
-def test_frames_of_any_size_take_no_memory(tmp_path):
-    huge = (0xFFFFFF).to_bytes(3, 'big') + bytes((DATA, 0)) + (1).to_bytes(4, 'big')
+@pytest.mark.parametrize(('kind', 'flags'), [(HEADERS, 4), (DATA, 8), (77, 0)])
+def test_frames_that_must_be_kept_whole_take_little_memory(tmp_path, kind, flags):
+    huge = (0xFFFFFF).to_bytes(3, 'big') + bytes((kind, flags)) + (1).to_bytes(4, 'big')
     behind, got = through_guard(tmp_path, PREFACE + huge + bytes(1000))
     assert (behind, got) == (PREFACE, b'')
+
+
+def test_data_goes_on_before_its_frame_has_ended(tmp_path):
+    size = 0xFFFFFF
+    body = message(size - 5) + random.Random(0).randbytes(size - 5)
+    head = size.to_bytes(3, 'big') + bytes((DATA, 1)) + (1).to_bytes(4, 'big')
+    opened = PREFACE + frame(HEADERS, 1, b'abc', 4)
+
+    async def run() -> tuple[int, bytes]:
+        async with connected(tmp_path, size) as (guard, (_, writer), (behind, _)):
+            writer.write(opened + head + body[: size // 2])
+            passed = await behind.readexactly(len(opened) + size // 2 - (1 << 17))
+            kept = len(client_of(guard)._buffer)
+            writer.write(body[size // 2 :])
+            writer.write_eof()
+            passed += await behind.read()
+        return kept, passed
+
+    kept, passed = asyncio.run(asyncio.wait_for(run(), 30))
+    assert kept < 1 << 19
+    *pieces, last = frames_with_flags(passed[len(opened) :])
+    assert {(kind, flags, stream) for kind, flags, stream, _ in pieces} == {(DATA, 0, 1)}
+    assert last[:3] == (DATA, 1, 1)
+    assert b''.join(payload for *_, payload in [*pieces, last]) == body
+
+
+def test_a_message_that_is_too_large_is_found_in_the_middle_of_a_large_frame(tmp_path):
+    first = (message(100) + bytes(100)) * 5000
+    sent = PREFACE + frame(HEADERS, 1, b'abc', 4)
+    fine = frame(HEADERS, 3, b'abc', 4) + frame(DATA, 3, message(2) + b'ok', 1)
+    large = frame(DATA, 1, first + message(101) + bytes(300_000), 1)
+    behind, got = through_guard(tmp_path, sent + large + fine, frame(SETTINGS, 0))
+    passed = frames_in(behind[len(PREFACE) :])
+    assert first.startswith(b''.join(part for kind, on, part in passed if (kind, on) == (DATA, 1)))
+    assert (RST_STREAM, 1, (8).to_bytes(4, 'big')) in passed
+    assert passed[-2:] == frames_in(fine)
+    assert (RST_STREAM, 1, bytes(4)) in frames_in(got)
+
+
+def test_nothing_is_remembered_of_streams_that_were_never_opened_or_have_ended(tmp_path):
+    data = frame(DATA, 1, message(3) + b'ab')
+    never = b''.join(frame(DATA, stream, b'\x00') for stream in range(1, 10_001, 2))
+    # the server ends the first, the client the second; the others are refused
+    ended = frame(HEADERS, 1) + data + frame(HEADERS, 3) + frame(RST_STREAM, 3, bytes(4))
+    refused = b''.join(
+        frame(HEADERS, stream) + frame(DATA, stream, message(101)) for stream in range(5, 8005, 2)
+    )
+
+    async def run() -> tuple[bool, _ClientSide]:
+        async with connected(tmp_path, 100) as (guard, (_, writer), (behind, answer)):
+            sent = PREFACE + frame(SETTINGS, 0) + never + ended
+            writer.write(sent)
+            passed = await behind.readexactly(len(sent))
+            answer.write(
+                frame(SETTINGS, 0) + frame(HEADERS, 1, flags=4) + frame(HEADERS, 1, flags=5)
+            )
+            writer.write(refused)
+            while client_of(guard)._last_stream < 8003 or 1 in client_of(guard)._streams:
+                await asyncio.sleep(0.01)
+            client = client_of(guard)
+        return passed == sent, client
+
+    passed, client = asyncio.run(asyncio.wait_for(run(), 30))
+    assert passed
+    assert client._streams == {}
+    assert len(client._refused) == 1000
+
+
+def test_a_connection_that_opens_streams_without_end_is_closed(tmp_path):
+    streams = b''.join(frame(HEADERS, stream, b'abc', 4) for stream in range(1, 20_001, 2))
+
+    async def run() -> bytes:
+        async with connected(tmp_path, 100) as (_, (reader, writer), _):
+            writer.write(PREFACE + streams)
+            try:
+                got = await reader.read()
+            except ConnectionResetError:
+                got = b''
+        return got
+
+    assert asyncio.run(asyncio.wait_for(run(), 30)) == b''
+
+
+Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+@contextlib.asynccontextmanager
+async def connected(folder: Path, max_bytes: int) -> AsyncIterator[tuple[GrpcGuard, Ends, Ends]]:
+    """A guard, the client's end of a connection through it, and the server's."""
+    served: asyncio.Future[Ends] = asyncio.get_running_loop().create_future()
+    path = str(folder / 'socket')
+    # kept: a server that nobody holds may be gone before anything comes
+    server = await asyncio.start_unix_server(lambda *ends: served.set_result(ends), path)
+    guard = GrpcGuard(max_bytes, 'too large')
+    await guard.start('127.0.0.1', 0, path)
+    port = guard._server.sockets[0].getsockname()[1]
+    ends = await asyncio.open_connection('127.0.0.1', port)
+    yield guard, ends, await served
+    await guard.close()
+    server.close()
+
+
+def client_of(guard: GrpcGuard) -> _ClientSide:
+    (client,) = guard._clients
+    return client

@@ -1,15 +1,22 @@
 """Counting Documents in the bytes of a request, without opening any."""
 
+import asyncio
 import contextlib
+import tracemalloc
 
 import numpy as np
 import pytest
 from docarray import Document, DocumentArray
 from hypothesis import given
 from hypothesis import strategies as st
+from jina.logging.logger import JinaLogger
 from jina.types.request.data import DataRequest
 
 from finetuner.excepts import ConfigError, FinetunerError, TooLargeError
+from finetuner.server.calls import Call
+from finetuner.server.dispatch import Dispatcher
+from finetuner.server.identity import IdentitySeal
+from finetuner.server.limits import Limits, Slots
 from finetuner.server.wire import count_documents
 
 
@@ -66,11 +73,31 @@ def in_request(doc: bytes) -> bytes:
         (in_request(delimited(14, b'') * 200_000), 'chunks and matches'),
         (in_request(delimited(17, bytes(9 << 20))), 'tags'),
         (delimited(2, bytes(5 << 20)), 'parameters'),
+        (delimited(2, bytes(1 << 20)) * 5, 'parameters'),
+        (in_request(b'\x48\x01' * 300_000), 'more than 210,000 fields'),
     ],
 )
 def test_small_messages_that_make_many_objects_are_refused(raw, words):
     with pytest.raises(TooLargeError, match=words):
         count_documents(raw, 1000)
+
+
+@pytest.mark.parametrize('doc', [b'\x48\x01' * 3_000_000, delimited(14, b'') * 3_000_000])
+def test_nothing_is_kept_of_what_is_refused(doc):
+    raw = in_request(doc)
+    tracemalloc.start()
+    with pytest.raises(TooLargeError):
+        count_documents(raw, 100)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 1 << 20
+
+
+def test_the_largest_legal_request_has_few_enough_fields():
+    chunk = Document(text='a', uri='b', mime_type='c/d', weight=1.0, offset=2.0, modality='e')
+    root = Document(chunks=[Document(chunk, copy=True) for _ in range(10)], tags={'a': 1})
+    docs = DocumentArray([Document(root, copy=True) for _ in range(100)])
+    assert count_documents(message(docs), 100) == 100
 
 
 def test_documents_within_each_other_without_end_are_walked_without_recursion():
@@ -83,6 +110,30 @@ def test_documents_within_each_other_without_end_are_walked_without_recursion():
 def test_many_empty_fields_are_refused():
     with pytest.raises(ConfigError, match='more than 10,000 fields'):
         count_documents(delimited(3, b'') * 20_000, 1000)
+
+
+def test_other_requests_go_on_while_a_large_message_is_counted(tmp_path):
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            ticks += 1
+            await asyncio.sleep(0)
+
+    async def run() -> DataRequest:
+        seal = IdentitySeal.of_home(tmp_path)
+        dispatcher = Dispatcher(None, seal, Limits(), Slots(1), None, JinaLogger('test'))
+        ticking = asyncio.create_task(tick())
+        request = DataRequest(in_request(b'\x48\x01' * 2_100_000))
+        before = ticks
+        answer = await dispatcher.answer(request, Call('grpc', 'id'))
+        assert ticks > before
+        ticking.cancel()
+        return answer
+
+    answer = asyncio.run(run())
+    assert answer.header.status.exception.name == 'TooLargeError'
 
 
 @given(st.binary(max_size=300))

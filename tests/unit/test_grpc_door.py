@@ -1,0 +1,139 @@
+"""Calls over gRPC without the token: refused before anything of them is read."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable
+
+import grpc
+import pytest
+
+from finetuner.server.calls import Call
+from finetuner.server.grpc_door import GrpcDoor, TokenInterceptor
+from finetuner.server.limits import Slots
+from finetuner.server.security import TokenCheck
+from tests.integration.hostile_clients import DATA, Http2, frame, grpc_head
+
+UNARY, STREAM = '/jina.JinaSingleDataRequestRPC/process_single_data', '/jina.JinaRPC/Call'
+
+
+class Methods(grpc.GenericRpcHandler):
+    """One that takes a message and one that takes many; none gets any."""
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+        async def one(_, __):
+            raise AssertionError
+
+        async def many(_, __):
+            raise AssertionError
+            yield
+
+        if details.method == UNARY:
+            return grpc.unary_unary_rpc_method_handler(one)
+        return grpc.stream_stream_rpc_method_handler(many)
+
+
+def against_server(ask: Callable[[int], Awaitable]) -> object:
+    async def run() -> object:
+        server = grpc.aio.server(
+            interceptors=[TokenInterceptor(TokenCheck('secret'))],
+            options=[('grpc.max_receive_message_length', 128 << 20)],
+        )
+        server.add_generic_rpc_handlers((Methods(),))
+        port = server.add_insecure_port('127.0.0.1:0')
+        await server.start()
+        try:
+            return await ask(port)
+        finally:
+            await server.stop(0)
+
+    return asyncio.run(asyncio.wait_for(run(), 60))
+
+
+class Slow:
+    """A dispatcher whose answers nobody waits for."""
+
+    def __init__(self) -> None:
+        self.slots = Slots(100)
+
+    async def answer(self, request: bytes, call: Call) -> bytes:
+        with self.slots.taken_for(call):
+            await asyncio.sleep(8)
+        return request
+
+
+class Written:
+    """A journal of statuses."""
+
+    def __init__(self) -> None:
+        self.statuses: list[int] = []
+
+    def finish(self, call: Call) -> None:
+        self.statuses.append(call.status)
+
+
+@pytest.mark.parametrize('in_order', ['true', 'false'])
+def test_requests_of_a_stream_end_with_it(in_order):
+    dispatcher, journal = Slow(), Written()
+    stream = GrpcDoor(dispatcher, journal).stream
+
+    class Streams(grpc.GenericRpcHandler):
+        def service(self, _: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+            return grpc.stream_stream_rpc_method_handler(stream)
+
+    async def run() -> None:
+        server = grpc.aio.server()
+        server.add_generic_rpc_handlers((Streams(),))
+        port = server.add_insecure_port('127.0.0.1:0')
+        await server.start()
+        channel = grpc.aio.insecure_channel(f'127.0.0.1:{port}')
+        try:
+            metadata = (('__results_in_order__', in_order),)
+            call = channel.stream_stream(STREAM)(metadata=metadata)
+            for _ in range(5):
+                await call.write(b'')
+            while dispatcher.slots.in_flight < 5:
+                await asyncio.sleep(0.01)
+            call.cancel()
+            assert await dispatcher.slots.empty(3)
+        finally:
+            await channel.close()
+            await server.stop(0)
+
+    asyncio.run(asyncio.wait_for(run(), 30))
+    assert journal.statuses == [499] * 5
+
+
+@pytest.mark.parametrize('path', [UNARY, STREAM])
+def test_a_stranger_is_refused_before_its_message_is_there(path):
+    def begin(port: int) -> bytes:
+        with Http2(port) as client:
+            client.socket.sendall(grpc_head(1, path=path))
+            announced = b'\0' + (40 << 20).to_bytes(4, 'big')
+            client.socket.sendall(frame(DATA, 0, 1, announced + bytes(1000)))
+            return client.answer(5)
+
+    answer = against_server(lambda port: asyncio.to_thread(begin, port))
+    assert b'grpc-status\x0216' in answer
+
+
+@pytest.mark.parametrize('size', [0, 1000, 60_000])
+def test_strangers_are_told_that_a_token_is_missing(size):
+    async def ask(port: int) -> Counter:
+        told: Counter = Counter()
+        for _ in range(10):
+            async with grpc.aio.insecure_channel(f'127.0.0.1:{port}') as channel:
+                with pytest.raises(grpc.RpcError) as refused:
+                    await channel.unary_unary(UNARY)(bytes(size))
+                told[refused.value.code()] += 1
+
+                async def messages():
+                    for _ in range(5):
+                        yield bytes(size)
+
+                with pytest.raises(grpc.RpcError) as refused:
+                    async for _ in channel.stream_stream(STREAM)(messages()):
+                        pass
+                told[refused.value.code()] += 1
+        return told
+
+    assert against_server(ask) == {grpc.StatusCode.UNAUTHENTICATED: 20}
