@@ -7,7 +7,7 @@ import pytest
 from docarray import Document, DocumentArray
 from jina.types.request.data import DataRequest
 
-import finetuner.server.identity  # noqa: F401  what gateway and Executors import
+import finetuner.server.messages  # noqa: F401  as gateway and Executors do
 from finetuner.excepts import DataError
 
 
