@@ -31,7 +31,7 @@ ModelInputs = np.ndarray | Mapping[str, np.ndarray]
 # texts are embedded so many padded tokens at a time, for each Document that a batch of pictures has
 _TOKENS_PER_DOCUMENT = 64
 # So many batches cost by themselves what one costs that is full: on one core all-MiniLM-L6-v2 takes
-# 2.4 ms of each in ONNX Runtime, and 0.11 ms of a token (benchmarks/capacity.py).
+# 2.9 ms of each in ONNX Runtime, and 0.12 ms of a token (benchmarks/capacity.py).
 _BATCHES_WORTH = 24
 _EXAMPLE_TEXTS = ('a', 'two words', 'a text of some more words than the others have')
 
