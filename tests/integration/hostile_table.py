@@ -1,13 +1,22 @@
 """The table of what means harm, and the healthy pictures among which it is tried."""
 
+from pathlib import Path
+
 import numpy as np
+import pytest
 from docarray import Document, DocumentArray
 
+from finetuner.artifact import save_artifact
 from tests.conftest import make_picture_docs
 from tests.integration.hostile_pictures import hostile
 from tests.integration.serving import REPOSITORY
+from tests.unit.tiny_artifacts import make_model, make_spec, pictures
 
 MEGABYTE = 1 << 20
+# what Pillow says of damaged notes, and numpy of embeddings that are none
+NO_WARNINGS = pytest.mark.filterwarnings(
+    'ignore::UserWarning', 'ignore:invalid value:RuntimeWarning'
+)
 GOOD = make_picture_docs(5, 2, size=24)
 
 
@@ -35,6 +44,13 @@ class Table:
         kept = REPOSITORY / 'build' / f'{name}.txt'
         kept.parent.mkdir(exist_ok=True)
         kept.write_text(f'{table}\n', encoding='utf-8')
+
+
+def write_artifact(folder: Path) -> Path:
+    """An artifact of pictures, with its graph."""
+    directory = folder / 'pictures'
+    save_artifact(directory, make_model(), make_spec(), onnx_inputs=pictures())
+    return directory
 
 
 def among_healthy(batch):

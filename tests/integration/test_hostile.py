@@ -23,7 +23,7 @@ import pytest
 from docarray import Document, DocumentArray
 
 from finetuner import fetching
-from finetuner.artifact import load_artifact, save_artifact, save_model
+from finetuner.artifact import load_artifact, save_model
 from finetuner.client import LocalClient
 from finetuner.config import Settings
 from finetuner.excepts import ArtifactError, DataError, PictureError
@@ -41,29 +41,25 @@ from tests.integration.hostile_files import (
 from tests.integration.hostile_table import (
     GOOD,
     MEGABYTE,
+    NO_WARNINGS,
     Table,
     among_healthy,
     batches,
     check_neighbours,
     healthy_vectors,
+    write_artifact,
 )
 from tests.integration.hostile_uris import addresses, inline, redirects
 from tests.integration.serving import REPOSITORY
-from tests.unit.tiny_artifacts import make_model, make_spec, pictures
 from tests.unit.tiny_encoder import write_tiny_encoder
 
 TABLE = Table()
-# what Pillow says of damaged notes, and numpy of embeddings that are none
-pytestmark = pytest.mark.filterwarnings(
-    'ignore::UserWarning', 'ignore:invalid value:RuntimeWarning'
-)
+pytestmark = NO_WARNINGS
 
 
 @pytest.fixture(scope='module')
 def artifact(tmp_path_factory):
-    directory = tmp_path_factory.mktemp('hostile') / 'pictures'
-    save_artifact(directory, make_model(), make_spec(), onnx_inputs=pictures())
-    return directory
+    return write_artifact(tmp_path_factory.mktemp('hostile'))
 
 
 @pytest.fixture(scope='module')

@@ -18,7 +18,6 @@ from docarray import DocumentArray
 from jina.proto import jina_pb2
 from jina.types.request.data import DataRequest
 
-from finetuner.artifact import save_artifact
 from finetuner.data.sources import open_documents
 from finetuner.data.stored.storing import load_documents
 from finetuner.excepts import DataError, FinetunerError
@@ -46,20 +45,18 @@ from tests.integration.hostile_messages import (
 from tests.integration.hostile_table import (
     GOOD,
     MEGABYTE,
+    NO_WARNINGS,
     Table,
     among_healthy,
     batches,
     check_neighbours,
     healthy_vectors,
+    write_artifact,
 )
 from tests.integration.serving import REPOSITORY, serve
-from tests.unit.tiny_artifacts import make_model, make_spec, pictures
 
 TABLE = Table()
-# what Pillow says of damaged notes, and numpy of embeddings that are none
-pytestmark = pytest.mark.filterwarnings(
-    'ignore::UserWarning', 'ignore:invalid value:RuntimeWarning'
-)
+pytestmark = NO_WARNINGS
 FLOW = (REPOSITORY / 'flows' / 'encode.yml').read_text()
 # 100000 tries all that were asked for; fewer show the same growth
 NUM_PARAMETERS = int(os.environ.get('HOSTILE_PARAMETERS', '5000'))
@@ -68,9 +65,7 @@ METHOD = '/jina.JinaSingleDataRequestRPC/process_single_data'
 
 @pytest.fixture(scope='module')
 def artifact(tmp_path_factory):
-    directory = tmp_path_factory.mktemp('hostile') / 'pictures'
-    save_artifact(directory, make_model(), make_spec(), onnx_inputs=pictures())
-    return directory
+    return write_artifact(tmp_path_factory.mktemp('hostile'))
 
 
 @pytest.fixture(scope='module')
