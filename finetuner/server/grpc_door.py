@@ -58,7 +58,12 @@ class GrpcDoor:
     async def stream(
         self, messages: AsyncIterator[DataRequest], context: Any = None, *_: Any, **__: Any
     ) -> AsyncIterator[DataRequest]:
-        """Answer requests as they come, each as soon as it can be, or in their order if asked to."""
+        """Answer requests side by side, in their order.
+
+        Jina answers in order only clients that ask for it; who does not (`results_in_order`) takes
+        for granted that the first embedding is that of the first Document, and small requests
+        overtake others in an Executor that batches over all of them.
+        """
         rpc = _Rpc(context)
         answered: asyncio.Queue[asyncio.Task | None] = asyncio.Queue()
         ahead = asyncio.Semaphore(rpc.num_ahead)
@@ -106,10 +111,7 @@ class GrpcDoor:
             task = asyncio.create_task(self._answer(message, rpc))
             running.add(task)
             task.add_done_callback(running.discard)
-            if rpc.in_order:
-                answered.put_nowait(task)
-            else:
-                task.add_done_callback(answered.put_nowait)
+            answered.put_nowait(task)
         if running:
             await asyncio.wait(running)
 
@@ -139,7 +141,6 @@ class _Rpc:
         self._id = request_id_of(metadata.get(ID_HEADER))
         self._count = 0
         self._retry_after: float | None = None
-        self.in_order = metadata.get('__results_in_order__') == 'true'
         wanted = metadata.get('__prefetch__', '')
         ahead = int(wanted) if wanted.isdecimal() and len(wanted) < 10 else _MOST_AHEAD
         self.num_ahead = min(max(ahead, 1), _MOST_AHEAD)

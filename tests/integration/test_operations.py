@@ -326,9 +326,14 @@ def test_nobody_takes_their_name_off_a_request(tight, parameters):
     assert answer[0].tags['seen']['__identity'] == own
 
 
-def test_streams_come_back_whole_and_in_order_when_asked(tight):
+def test_streams_come_back_whole_and_in_order(tight):
     docs = texts(9)
-    for options in ({'results_in_order': True}, {'results_in_order': True, 'prefetch': 1}):
+    for options in (
+        {},
+        {'prefetch': 4},
+        {'results_in_order': True},
+        {'results_in_order': True, 'prefetch': 1},
+    ):
         answer = tight.client().post('/encode', docs, request_size=3, **options)
         assert answer[:, 'text'] == docs[:, 'text']
     assert tight.client().post('/encode', DocumentArray()) == DocumentArray()

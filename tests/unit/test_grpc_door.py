@@ -71,6 +71,33 @@ class Written:
         self.statuses.append(call.status)
 
 
+def test_answers_come_in_the_order_of_the_requests_whoever_asks():
+    class LastFirst(Slow):
+        async def answer(self, request: bytes, call: Call) -> bytes:
+            await asyncio.sleep(request[0] / 50)
+            return request
+
+    stream = GrpcDoor(LastFirst(), Written()).stream
+
+    class Streams(grpc.GenericRpcHandler):
+        def service(self, _: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+            return grpc.stream_stream_rpc_method_handler(stream)
+
+    async def run() -> list[int]:
+        server = grpc.aio.server()
+        server.add_generic_rpc_handlers((Streams(),))
+        port = server.add_insecure_port('127.0.0.1:0')
+        await server.start()
+        try:
+            async with grpc.aio.insecure_channel(f'127.0.0.1:{port}') as channel:
+                asked = [bytes([number]) for number in (9, 5, 7, 1, 0)]
+                return [answer[0] async for answer in channel.stream_stream(STREAM)(iter(asked))]
+        finally:
+            await server.stop(0)
+
+    assert asyncio.run(asyncio.wait_for(run(), 30)) == [9, 5, 7, 1, 0]
+
+
 @pytest.mark.parametrize('in_order', ['true', 'false'])
 def test_requests_of_a_stream_end_with_it(in_order):
     dispatcher, journal = Slow(), Written()
