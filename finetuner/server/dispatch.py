@@ -6,6 +6,7 @@ import asyncio
 import functools
 import re
 import time
+from collections.abc import Coroutine
 from typing import Any
 
 from docarray import DocumentArray
@@ -25,18 +26,28 @@ from finetuner.excepts import (
     unknown_name,
 )
 from finetuner.server.calls import Call
+from finetuner.server.coalescing import (
+    ENDPOINT,
+    ID_PARAMETER,
+    MOST_OF_ONE,
+    PART_OF,
+    TIMEOUT_PARAMETER,
+    Coalescer,
+    is_small,
+)
 from finetuner.server.errors import http_status, message_of_unexpected
 from finetuner.server.identity import PARAMETER, IdentitySeal
 from finetuner.server.limits import Limits, Slots
 from finetuner.server.security import DENIED, FORBIDDEN, current_identity
+from finetuner.server.telemetry import GatewayMetrics
 from finetuner.server.tracing import stage_span
-from finetuner.server.wire import count_documents
+from finetuner.server.wire import Documents, find_documents
 from finetuner.storage.tokens import Identity, Scope
 
-TIMEOUT_PARAMETER = '__timeout'
-ID_PARAMETER = '__request_id'
 _OURS = (PARAMETER, TIMEOUT_PARAMETER, ID_PARAMETER)
 _JINAS_OWN = '_jina'
+# of Jina and of ours: what the gateway alone asks Executors
+_HIDDEN = (_JINAS_OWN, '/_')
 # endpoints that change nothing; of others nothing is known
 _READING = (
     '/encode', '/search', '/rank', '/info', '/index_info', '/ready',
@@ -64,6 +75,7 @@ class Dispatcher:
         slots: for requests being answered.
         tracer: None where tracing is off.
         logger: for what clients may not read.
+        metrics: of the gateway.
     """
 
     def __init__(
@@ -74,15 +86,18 @@ class Dispatcher:
         slots: Slots,
         tracer: Any,
         logger: JinaLogger,
+        metrics: GatewayMetrics,
     ) -> None:
         self._streamer = streamer
         self._limits = limits
         self._slots = slots
         self._tracer = tracer
         self._logger = logger
+        self._metrics = metrics
         self._seal = functools.lru_cache(maxsize=1024)(seal.seal)
         self._known: list[str] = []
         self._sole_nodes: dict[str, Any] = {}
+        self._coalescers: dict[str, Coalescer] = {}
 
     async def answer(self, request: DataRequest, call: Call) -> DataRequest:
         """Answer a request, with an error in its header where that is the answer.
@@ -95,9 +110,15 @@ class Dispatcher:
             InternalNetworkError: no Executor could be reached.
         """
         try:
+            documents = None
             if request.buffer is not None:
-                call.num_documents = await self._count(request.buffer)
-            return await self._answer(request, call)
+                documents = await self._find(request.buffer)
+                call.num_documents = documents.count
+            elif call.num_documents <= MOST_OF_ONE:
+                documents = await self._find(request.SerializeToString())
+            if documents is not None and not is_small(documents):
+                documents = None  # it would keep the bytes of the whole message
+            return await self._answer(request, call, documents)
         except DecodeError:
             error: FinetunerError = ConfigError('the message is no DataRequest of Jina')
             return _refuse(DataRequest(), error, call)
@@ -123,27 +144,30 @@ class Dispatcher:
             for node in executors_of(self._streamer)
             if pattern.match(node.name)
             for endpoint in node.endpoints or ()
-            if not endpoint.startswith(_JINAS_OWN)
+            if not endpoint.startswith(_HIDDEN)
         }
         if not target_executor:
             self._known = sorted(found)
         return sorted(found)
 
-    async def _count(self, raw: bytes) -> int:
+    async def _find(self, raw: bytes) -> Documents:
         most = self._limits.max_documents
         if len(raw) < _SMALL_BYTES:
-            return count_documents(raw, most)
+            return find_documents(raw, most)
         # a million fields must not hold up the other requests of this process
-        return await asyncio.to_thread(count_documents, raw, most)
+        return await asyncio.to_thread(find_documents, raw, most)
 
-    async def _answer(self, request: DataRequest, call: Call) -> DataRequest:
+    async def _answer(
+        self, request: DataRequest, call: Call, documents: Documents | None
+    ) -> DataRequest:
         header = request.header
         endpoint, target = header.exec_endpoint, header.target_executor
         identity = current_identity.get()
         if not endpoint.startswith(_JINAS_OWN):
             # Jina passes Documents through where no Executor knows the endpoint
             known = await self.endpoints(target)
-            if endpoint not in known and DEFAULT not in known:
+            is_known = endpoint in known or DEFAULT in known
+            if not is_known or endpoint.startswith(_HIDDEN):
                 raise NotFoundError(unknown_name('endpoint', endpoint, known))
             _check_scope(identity, endpoint)
             call.endpoint = endpoint if endpoint in known else DEFAULT
@@ -158,7 +182,8 @@ class Dispatcher:
                 'num_documents': call.num_documents,
             }
             with stage_span(self._tracer, call.parent, f'gateway {endpoint}', attributes) as span:
-                answer = await self._send_until(request, endpoint, target, until)
+                sending = self._send(request, endpoint, target, documents, until)
+                answer = await (sending if until is None else _within(sending, until))
                 if answer.header.status.code == jina_pb2.StatusProto.ERROR:
                     answer = self._strip(answer, endpoint, call)
                 else:
@@ -185,27 +210,32 @@ class Dispatcher:
         if until is not None:
             parameters[TIMEOUT_PARAMETER] = max(0.0, until - time.monotonic())
 
-    async def _send_until(
-        self, request: DataRequest, endpoint: str, target: str, until: float | None
+    async def _send(
+        self,
+        request: DataRequest,
+        endpoint: str,
+        target: str,
+        documents: Documents | None,
+        until: float | None,
     ) -> DataRequest:
-        sending = self._send(request, endpoint, target)
-        if until is None:
-            return await sending
-        try:
-            return await asyncio.wait_for(sending, until - time.monotonic() + _GRACE_SECONDS)
-        except asyncio.TimeoutError as error:
-            raise DeadlineError(
-                'the answer was not there in time: send fewer Documents at a time, or allow more '
-                '(`request_seconds` of the gateway; deadline or X-Request-Timeout of the request)'
-            ) from error
-
-    async def _send(self, request: DataRequest, endpoint: str, target: str) -> DataRequest:
         node = None if target else self._sole_node(endpoint)
         if node is None:
             future, _ = self._streamer._streamer._request_handler(
                 request=request, return_type=DocumentArray
             )
             return await future
+        # spans of Jina's belong to one request each
+        if documents is None or until is None or self._tracer is not None:
+            return await self._ask(node, request, endpoint)
+        if endpoint != PART_OF or ENDPOINT not in node.endpoints:
+            return await self._ask(node, request, endpoint)
+        coalescer = self._coalescers.get(node.name)
+        if coalescer is None:
+            coalescer = Coalescer(functools.partial(self._ask, node), self._metrics.called)
+            self._coalescers[node.name] = coalescer
+        return await coalescer.answer(request, documents, until)
+
+    async def _ask(self, node: Any, request: DataRequest, endpoint: str) -> DataRequest:
         # Jina copies the whole graph for each request, to ask each Executor in turn; where one
         # alone knows the endpoint that changes nothing but the time
         result = await self._streamer._connection_pool.send_requests_once(
@@ -256,6 +286,16 @@ class Dispatcher:
         if exception.name == TooManyRequestsError.__name__:
             return _failure(answer, exception.name, message, call, _seconds(arguments[1:]))
         return _failure(answer, exception.name, message, call)
+
+
+async def _within(sending: Coroutine[Any, Any, DataRequest], until: float) -> DataRequest:
+    try:
+        return await asyncio.wait_for(sending, until - time.monotonic() + _GRACE_SECONDS)
+    except asyncio.TimeoutError as error:
+        raise DeadlineError(
+            'the answer was not there in time: send fewer Documents at a time, or allow more '
+            '(`request_seconds` of the gateway; deadline or X-Request-Timeout of the request)'
+        ) from error
 
 
 def executors_of(streamer: Any) -> list[Any]:

@@ -19,6 +19,7 @@ from finetuner.excepts import ConfigError, DataError, FinetunerError, unknown_na
 from finetuner.names import is_alias
 from finetuner.server import messages  # noqa: F401 - pickles are refused where it is imported
 from finetuner.server.artifact_names import ArtifactNames
+from finetuner.server.coalescing import ENDPOINT, TIMEOUT_PARAMETER, answer_parts
 from finetuner.server.identity import PARAMETER, IdentitySeal
 from finetuner.server.parameters import Parameters
 from finetuner.server.tags import ERROR_TAG, MODEL_TAG
@@ -29,8 +30,6 @@ from finetuner.uris import PicturePolicy
 if TYPE_CHECKING:
     from finetuner.engines import InferenceEngine
 
-# seconds that the gateway leaves a request
-TIMEOUT_PARAMETER = '__timeout'
 _CONTENTS = ('text', 'blob', 'tensor', 'uri')
 _NESTED = ('chunks', 'matches')
 _ROOTS = '@r'
@@ -203,6 +202,23 @@ class FinetunerExecutor(Executor):
             paths = parameters.get('access_paths') or self._access_paths
             _drop_contents(docs, keep_nested=paths not in ('r', _ROOTS))
         return answer
+
+    @requests(on=ENDPOINT)
+    async def encode_parts(
+        self,
+        docs: DocumentArray,
+        parameters: dict[str, Any],
+        tracing_context: Any = None,
+        **_: Any,
+    ) -> dict[str, Any]:
+        """Answer small requests to `/encode` that our gateway sends together.
+
+        Args:
+            docs: see `answer_parts`, as for all.
+            parameters: which Documents are whose among them.
+            tracing_context: see `encode`.
+        """
+        return await answer_parts(self, docs, parameters, tracing_context)
 
     @requests(on=['/index', '/search'])
     async def encode_for_index(

@@ -92,7 +92,8 @@ class Gateway(CompositeGateway):
         refuse_open_server(self.host, token)
         self._slots = Slots(self._limits.max_requests)
         self._readiness = Readiness(self.streamer)
-        journal = Journal(GatewayMetrics(getattr(self, 'metrics_registry', None)), AccessLog())
+        metrics = GatewayMetrics(getattr(self, 'metrics_registry', None))
+        journal = Journal(metrics, AccessLog())
         dispatcher = Dispatcher(
             self.streamer,
             IdentitySeal.of_home(Settings.from_environment().home),
@@ -100,6 +101,7 @@ class Gateway(CompositeGateway):
             self._slots,
             self.tracer,
             self.logger,
+            metrics,
         )
         GrpcDoor(dispatcher, journal).stand_in(self._request_handler)
         # gRPC listens there, behind the guards

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 MAX_MODELS = 50
 OTHER_MODELS = 'other'
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+_CALLS = (1, 2, 4, 8, 16)
 _BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -57,8 +58,15 @@ class GatewayMetrics:
             registry=self._registry,
             multiprocess_mode='livesum',
         )
+        self._coalesced = Histogram(
+            'finetuner_coalesced_requests',
+            'Small requests to /encode that an Executor got in one call',
+            buckets=_CALLS,
+            registry=self._registry,
+        )
+        mine = (self._requests, self._documents, self._seconds, self._in_flight, self._coalesced)
         for registry in filter(None, others):
-            for metric in (self._requests, self._documents, self._seconds, self._in_flight):
+            for metric in mine:
                 registry.register(metric)
 
     def answered(self, call: Call, endpoint: str, seconds: float) -> None:
@@ -73,6 +81,14 @@ class GatewayMetrics:
         self._seconds.labels(endpoint, call.protocol).observe(seconds)
         if call.num_documents:
             self._documents.labels(endpoint, call.protocol).inc(call.num_documents)
+
+    def called(self, num_requests: int) -> None:
+        """Count a call to an Executor.
+
+        Args:
+            num_requests: small ones that went in it.
+        """
+        self._coalesced.observe(num_requests)
 
     def write(self, in_flight: int) -> bytes:
         """All metrics there are, in Prometheus' text format.

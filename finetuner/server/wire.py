@@ -1,4 +1,4 @@
-"""What a request over gRPC holds, read from its bytes: Documents are counted, not opened.
+"""What a request over gRPC holds, read from its bytes: Documents are found, not opened.
 
 Few bytes of protobuf can make many objects: two make an empty Document, six an entry of a tag. So
 what makes them is counted before anything is built.
@@ -6,13 +6,15 @@ what makes them is counted before anything is built.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from finetuner.excepts import ConfigError, DataError, TooLargeError
 
 # numbers of fields in jina.proto and docarray.proto
 _PARAMETERS, _DATA = 2, 4
 _DOCS, _DOCS_BYTES = 1, 2
+_URI = 9
 _NESTED = (14, 15)  # chunks, matches
 _MAPS = (17, 18, 19, 20)  # tags, scores, evaluations, _metadata
 _VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
@@ -27,15 +29,35 @@ _MAX_FIELDS = 10_000
 _NO_REQUEST = 'the message is no DataRequest of Jina'
 
 
-def count_documents(raw: bytes, most: int) -> int:
-    """Count the Documents of a `DataRequestProto`, those within others aside.
+@dataclass(frozen=True)
+class Documents:
+    """The Documents of a message, not opened.
+
+    Attributes:
+        count: those within others not counted.
+        arrays: the `DocumentArrayProto`s, views of the message.
+        are_plain: whether each is all there is to read: no address, no Documents within.
+    """
+
+    count: int
+    arrays: tuple[memoryview, ...]
+    are_plain: bool
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all of them."""
+        return sum(map(len, self.arrays))
+
+
+def find_documents(raw: bytes, most: int) -> Documents:
+    """Find the Documents of a `DataRequestProto`.
 
     Args:
         raw: the message as it came.
         most: of which more need not be counted.
 
     Returns:
-        The count, or some number above `most`.
+        Them; or only some, of which there are more than `most`.
 
     Raises:
         ConfigError: the bytes are no such message.
@@ -43,21 +65,62 @@ def count_documents(raw: bytes, most: int) -> int:
         TooLargeError: parameters, tags, fields or Documents within others are too many.
     """
     count = 0
+    arrays = []
     reading = _Reading(most)
     try:
         for docs in reading.document_arrays(memoryview(raw)):
+            arrays.append(docs)
             for field, doc in reading.parts(docs):
                 if field != _DOCS:
                     continue
                 count += 1
                 if count > most:
-                    return count
+                    return Documents(count, (), False)
                 reading.look_into(doc)
         while reading.nested:
             reading.look_into(reading.nested.pop())
     except (IndexError, OverflowError) as error:
         raise ConfigError(f'{_NO_REQUEST}: its bytes are cut off or mixed up') from error
-    return count
+    return Documents(count, tuple(arrays), reading.are_plain)
+
+
+def split_documents(raw: bytes, count: int) -> list[memoryview]:
+    """The Documents of a `DataRequestProto` of ours, each by itself.
+
+    Args:
+        raw: the message.
+        count: at most so many.
+
+    Returns:
+        A `DocumentProto` each.
+
+    Raises:
+        ConfigError: the bytes are no such message.
+    """
+    reading = _Reading(count)
+    try:
+        return [
+            doc
+            for docs in reading.document_arrays(memoryview(raw))
+            for field, doc in reading.parts(docs)
+            if field == _DOCS
+        ]
+    except (IndexError, OverflowError) as error:
+        raise ConfigError(f'{_NO_REQUEST}: its bytes are cut off or mixed up') from error
+
+
+def data_of(arrays: Iterable[bytes | memoryview]) -> bytes:
+    """The field `data` of a `DataRequestProto`, to be put behind its other fields.
+
+    Args:
+        arrays: `DocumentArrayProto`s, which become one.
+    """
+    return _delimited(_DATA, _delimited(_DOCS, b''.join(arrays)))
+
+
+def array_of(docs: Iterable[memoryview]) -> bytes:
+    """A `DocumentArrayProto` of `DocumentProto`s."""
+    return b''.join(_delimited(_DOCS, doc) for doc in docs)
 
 
 def too_many_nested(most: int) -> str:
@@ -77,10 +140,12 @@ class _Reading:
 
     Attributes:
         nested: Documents within others, found and not looked into yet.
+        are_plain: whether no Document has an address or others within.
     """
 
     def __init__(self, most: int) -> None:
         self.nested: list[memoryview] = []
+        self.are_plain = True
         self._most = most
         self._nested_left = NESTED_A_DOCUMENT * most
         self._max_fields = _MAX_FIELDS + _FIELDS_A_DOCUMENT * most
@@ -115,7 +180,10 @@ class _Reading:
     def look_into(self, doc: memoryview) -> None:
         """Note the Documents within one, and count the bytes of its maps."""
         for field, value in self.parts(doc):
-            if field in _NESTED:
+            if field == _URI:
+                self.are_plain = False
+            elif field in _NESTED:
+                self.are_plain = False
                 if not self._nested_left:
                     raise TooLargeError(too_many_nested(self._most))
                 self._nested_left -= 1
@@ -155,6 +223,15 @@ class _Reading:
                 position += 4
             else:
                 raise ConfigError(f'{_NO_REQUEST}: it has a field of kind {kind}')
+
+
+def _delimited(field: int, content: bytes | memoryview) -> bytes:
+    length, written = len(content), bytearray((field << 3 | _DELIMITED,))
+    while length >= 0x80:
+        written.append(length & 0x7F | 0x80)
+        length >>= 7
+    written.append(length)
+    return b''.join((written, content))
 
 
 def _varint(view: memoryview, position: int) -> tuple[int, int]:

@@ -17,7 +17,8 @@ from finetuner.server.calls import Call
 from finetuner.server.dispatch import Dispatcher
 from finetuner.server.identity import IdentitySeal
 from finetuner.server.limits import Limits, Slots
-from finetuner.server.wire import count_documents
+from finetuner.server.telemetry import GatewayMetrics
+from finetuner.server.wire import find_documents
 
 
 def message(docs: DocumentArray, **parameters) -> bytes:
@@ -37,18 +38,18 @@ def test_all_kinds_of_documents_are_counted(count):
         lambda: Document(text='root', matches=[Document(text='b')], chunks=[Document(text='c')]),
     ]
     docs = DocumentArray([kinds[i % len(kinds)]() for i in range(count)])
-    assert count_documents(message(docs, a=1, b={'c': 'd'}), 1000) == count
+    assert find_documents(message(docs, a=1, b={'c': 'd'}), 1000).count == count
 
 
 def test_a_message_may_come_in_parts():
     parts = message(DocumentArray([Document(text='a')])) * 3
-    assert count_documents(parts, 1000) == 3
+    assert find_documents(parts, 1000).count == 3
 
 
 def test_counting_ends_where_there_are_too_many():
     docs = b'\x0a\x00' * 5_000_000
     data = b'\x0a' + varint(len(docs)) + docs
-    assert count_documents(b'\x22' + varint(len(data)) + data, 10) == 11
+    assert find_documents(b'\x22' + varint(len(data)) + data, 10).count == 11
 
 
 def varint(number: int) -> bytes:
@@ -79,7 +80,7 @@ def in_request(doc: bytes) -> bytes:
 )
 def test_small_messages_that_make_many_objects_are_refused(raw, words):
     with pytest.raises(TooLargeError, match=words):
-        count_documents(raw, 1000)
+        find_documents(raw, 1000)
 
 
 @pytest.mark.parametrize('doc', [b'\x48\x01' * 3_000_000, delimited(14, b'') * 3_000_000])
@@ -87,7 +88,7 @@ def test_nothing_is_kept_of_what_is_refused(doc):
     raw = in_request(doc)
     tracemalloc.start()
     with pytest.raises(TooLargeError):
-        count_documents(raw, 100)
+        find_documents(raw, 100)
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert most < 1 << 20
@@ -97,19 +98,19 @@ def test_the_largest_legal_request_has_few_enough_fields():
     chunk = Document(text='a', uri='b', mime_type='c/d', weight=1.0, offset=2.0, modality='e')
     root = Document(chunks=[Document(chunk, copy=True) for _ in range(10)], tags={'a': 1})
     docs = DocumentArray([Document(root, copy=True) for _ in range(100)])
-    assert count_documents(message(docs), 100) == 100
+    assert find_documents(message(docs), 100).count == 100
 
 
 def test_documents_within_each_other_without_end_are_walked_without_recursion():
     doc = b''
     for _ in range(2000):
         doc = delimited(14, doc)
-    assert count_documents(in_request(doc), 1000) == 1
+    assert find_documents(in_request(doc), 1000).count == 1
 
 
 def test_many_empty_fields_are_refused():
     with pytest.raises(ConfigError, match='more than 10,000 fields'):
-        count_documents(delimited(3, b'') * 20_000, 1000)
+        find_documents(delimited(3, b'') * 20_000, 1000)
 
 
 def test_other_requests_go_on_while_a_large_message_is_counted(tmp_path):
@@ -123,7 +124,9 @@ def test_other_requests_go_on_while_a_large_message_is_counted(tmp_path):
 
     async def run() -> DataRequest:
         seal = IdentitySeal.of_home(tmp_path)
-        dispatcher = Dispatcher(None, seal, Limits(), Slots(1), None, JinaLogger('test'))
+        dispatcher = Dispatcher(
+            None, seal, Limits(), Slots(1), None, JinaLogger('test'), GatewayMetrics()
+        )
         ticking = asyncio.create_task(tick())
         request = DataRequest(in_request(b'\x48\x01' * 2_100_000))
         before = ticks
@@ -139,7 +142,7 @@ def test_other_requests_go_on_while_a_large_message_is_counted(tmp_path):
 @given(st.binary(max_size=300))
 def test_any_bytes_are_counted_or_refused_on_purpose(raw):
     with contextlib.suppress(FinetunerError):
-        assert count_documents(raw, 100) >= 0
+        assert find_documents(raw, 100).count >= 0
 
 
 @given(st.integers(0, 400), st.integers(0, 255))
@@ -147,4 +150,4 @@ def test_a_changed_byte_does_no_harm(position, value):
     raw = bytearray(message(DocumentArray([Document(text='a' * 20, tags={'b': 1})] * 3)))
     raw[position % len(raw)] = value
     with contextlib.suppress(FinetunerError):
-        count_documents(bytes(raw), 100)
+        find_documents(bytes(raw), 100)
