@@ -22,6 +22,7 @@ from finetuner.server.artifact_names import ArtifactNames
 from finetuner.server.coalescing import ENDPOINT, TIMEOUT_PARAMETER, answer_parts
 from finetuner.server.identity import PARAMETER, IdentitySeal
 from finetuner.server.parameters import Parameters
+from finetuner.server.refusals import log_refusals_briefly
 from finetuner.server.tags import ERROR_TAG, MODEL_TAG
 from finetuner.server.telemetry import build_observer
 from finetuner.server.tracing import stage_spans
@@ -114,6 +115,7 @@ class FinetunerExecutor(Executor):
             FinetunerError: there is no such artifact or model, or an argument is out of range.
         """
         super().__init__(**kwargs)
+        log_refusals_briefly(self.runtime_args)
         if logging_level not in _LEVELS:
             raise ConfigError(unknown_name('logging_level', logging_level, _LEVELS))
         logging.getLogger('finetuner').setLevel(logging_level)

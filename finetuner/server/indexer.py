@@ -17,6 +17,7 @@ from finetuner.excepts import ConfigError, ConflictError, DataError, TooLargeErr
 from finetuner.server import messages  # noqa: F401 - pickles are refused where it is imported
 from finetuner.server.parameters import Parameters
 from finetuner.server.ranking import rank_matches
+from finetuner.server.refusals import log_refusals_briefly
 from finetuner.server.tags import ERROR_TAG, MODEL_TAG
 from finetuner.vector_index import Hit, Item, VectorIndex
 
@@ -82,6 +83,7 @@ class IndexExecutor(Executor):
             FinetunerError: an argument is out of range, the index is open elsewhere or damaged.
         """
         super().__init__(**kwargs)
+        log_refusals_briefly(self.runtime_args)
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise ConfigError(
                 f'name is {name!r}: it takes 1 to 64 letters, digits, dots, dashes or underscores'

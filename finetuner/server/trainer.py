@@ -22,6 +22,7 @@ from finetuner.server import messages  # noqa: F401 - pickles are refused where 
 from finetuner.server.admission import fit_requested, refuse_paths, refuse_uris
 from finetuner.server.identity import PARAMETER, IdentitySeal
 from finetuner.server.parameters import Parameters
+from finetuner.server.refusals import log_refusals_briefly
 from finetuner.server.uploads import Uploads
 from finetuner.storage.tokens import TokenStore
 
@@ -64,6 +65,7 @@ class TrainerExecutor(Executor):
             kwargs: what Jina hands every Executor.
         """
         super().__init__(**kwargs)
+        log_refusals_briefly(self.runtime_args)
         settings = Settings.from_environment()
         limits = WorkerLimits(memory_mb, num_threads)
         launcher = ProcessLauncher(settings, limits=limits)

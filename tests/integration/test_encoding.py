@@ -119,6 +119,16 @@ def test_a_vector_is_the_same_beside_neighbours_that_fail(server, way, blobs, ex
     assert_same_vectors(np.array([found[place] for place in good]), expected[good], TOLERANCE)
 
 
+def test_the_log_has_a_line_for_a_request_that_is_refused(server):
+    before = len(server.log.read_text())
+    for _ in range(3):
+        answer = server.post('/encode', {'data': [{'text': 'a'}], 'target_executor': 'onnx'})
+        assert answer.status_code == 422
+    logged = server.log.read_text()[before:]
+    assert logged.count('refused: DataError') == 3
+    assert 'Traceback' not in logged
+
+
 def test_a_vector_is_the_same_while_others_ask(server, blobs, expected):
     rng = np.random.default_rng(0)
     together = threading.Barrier(8)
