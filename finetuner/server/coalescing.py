@@ -38,7 +38,7 @@ MOST_OF_ONE = 8
 _MOST_BYTES_OF_ONE = 256 << 10
 # calls on their way, below which a request goes at once and alone
 _FREE_CALLS = 2
-_WAIT_SECONDS = 0.003
+_WAIT_SECONDS = 0.005
 
 
 def is_small(documents: Documents) -> bool:
