@@ -37,7 +37,7 @@ from finetuner.server.coalescing import (
 )
 from finetuner.server.errors import http_status, message_of_unexpected
 from finetuner.server.identity import PARAMETER, IdentitySeal
-from finetuner.server.limits import Limits, Slots
+from finetuner.server.limits import ByteBudget, Limits, Slots
 from finetuner.server.security import DENIED, FORBIDDEN, current_identity
 from finetuner.server.telemetry import GatewayMetrics
 from finetuner.server.tracing import stage_span
@@ -73,6 +73,7 @@ class Dispatcher:
         seal: for the identity of who asks.
         limits: of requests.
         slots: for requests being answered.
+        budget: for the bytes of those over gRPC; HTTP counts as they come.
         tracer: None where tracing is off.
         logger: for what clients may not read.
         metrics: of the gateway.
@@ -84,6 +85,7 @@ class Dispatcher:
         seal: IdentitySeal,
         limits: Limits,
         slots: Slots,
+        budget: ByteBudget,
         tracer: Any,
         logger: JinaLogger,
         metrics: GatewayMetrics,
@@ -91,6 +93,7 @@ class Dispatcher:
         self._streamer = streamer
         self._limits = limits
         self._slots = slots
+        self._budget = budget
         self._tracer = tracer
         self._logger = logger
         self._metrics = metrics
@@ -110,15 +113,9 @@ class Dispatcher:
             InternalNetworkError: no Executor could be reached.
         """
         try:
-            documents = None
-            if request.buffer is not None:
-                documents = await self._find(request.buffer)
-                call.num_documents = documents.count
-            elif call.num_documents <= MOST_OF_ONE:
-                documents = await self._find(request.SerializeToString())
-            if documents is not None and not is_small(documents):
-                documents = None  # it would keep the bytes of the whole message
-            return await self._answer(request, call, documents)
+            with self._budget.taken(len(request.buffer or b'')):
+                documents = await self._small_documents(request, call)
+                return await self._answer(request, call, documents)
         except DecodeError:
             error: FinetunerError = ConfigError('the message is no DataRequest of Jina')
             return _refuse(DataRequest(), error, call)
@@ -149,6 +146,18 @@ class Dispatcher:
         if not target_executor:
             self._known = sorted(found)
         return sorted(found)
+
+    async def _small_documents(self, request: DataRequest, call: Call) -> Documents | None:
+        """Count the Documents of a request; returns them where they may be sent with others."""
+        if request.buffer is not None:
+            documents = await self._find(request.buffer)
+            call.num_documents = documents.count
+        elif call.num_documents <= MOST_OF_ONE:
+            documents = await self._find(request.SerializeToString())
+        else:
+            return None
+        # of a large request they would keep the bytes in memory
+        return documents if is_small(documents) else None
 
     async def _find(self, raw: bytes) -> Documents:
         most = self._limits.max_documents

@@ -25,7 +25,7 @@ from finetuner.server.http import HttpServer
 from finetuner.server.http_door import Door
 from finetuner.server.identity import IdentitySeal
 from finetuner.server.journal import Journal
-from finetuner.server.limits import Limits, Slots
+from finetuner.server.limits import ByteBudget, Limits, Slots
 from finetuner.server.security import TokenCheck, refuse_open_server
 from finetuner.server.telemetry import GatewayMetrics
 
@@ -56,6 +56,7 @@ class Gateway(CompositeGateway):
         self,
         runs: bool = True,
         max_request_mb: float = Limits.max_request_mb,
+        max_total_mb: float = Limits.max_total_mb,
         max_documents: int = Limits.max_documents,
         max_requests: int = Limits.max_requests,
         request_seconds: float = Limits.request_seconds,
@@ -69,6 +70,7 @@ class Gateway(CompositeGateway):
         Args:
             runs: whether runs can be submitted and watched here: the REST API and the pages.
             max_request_mb: see `Limits`, as for all that follow.
+            max_total_mb: of all requests together.
             max_documents: of one request.
             max_requests: at the same time.
             request_seconds: for embeddings and searches.
@@ -80,6 +82,7 @@ class Gateway(CompositeGateway):
         _refuse_unknown(kwargs)
         self._limits = Limits(
             max_request_mb=max_request_mb,
+            max_total_mb=max_total_mb,
             max_documents=max_documents,
             max_requests=max_requests,
             request_seconds=request_seconds,
@@ -91,6 +94,7 @@ class Gateway(CompositeGateway):
         token = TokenCheck.from_environment()
         refuse_open_server(self.host, token)
         self._slots = Slots(self._limits.max_requests)
+        self._budget = ByteBudget(self._limits.max_total_bytes)
         self._readiness = Readiness(self.streamer)
         metrics = GatewayMetrics(getattr(self, 'metrics_registry', None))
         journal = Journal(metrics, AccessLog())
@@ -99,6 +103,7 @@ class Gateway(CompositeGateway):
             IdentitySeal.of_home(Settings.from_environment().home),
             self._limits,
             self._slots,
+            self._budget,
             self.tracer,
             self.logger,
             metrics,
@@ -108,7 +113,16 @@ class Gateway(CompositeGateway):
         self._sockets = tempfile.TemporaryDirectory(prefix='finetuner-')
         self._guarded: list[tuple[str, int, str]] = []
         self._guards: list[GrpcGuard] = []
-        door = Door(token, self._limits, self._slots, self._readiness, journal, dispatcher, runs)
+        door = Door(
+            token,
+            self._limits,
+            self._slots,
+            self._budget,
+            self._readiness,
+            journal,
+            dispatcher,
+            runs,
+        )
         for i, (server, arguments) in enumerate(
             zip(self.servers, self._server_kwargs, strict=True)
         ):
@@ -148,7 +162,7 @@ class Gateway(CompositeGateway):
         """Start the servers, and then what stands before them."""
         await super().setup_server()
         for host, port, path in self._guarded:
-            guard = GrpcGuard(self._limits.max_request_bytes, self._limits.too_large)
+            guard = GrpcGuard(self._limits, self._budget)
             await guard.start(host, port, path)
             self._guards.append(guard)
 

@@ -17,6 +17,8 @@ from finetuner.server.security import DENIED, TokenCheck, current_identity
 
 _OPEN_METHODS = ('/grpc.health.v1.Health/', '/jina.JinaGatewayDryRunRPC/')
 _MOST_AHEAD = 1_000
+# of messages of one stream that wait for their answers; a larger one waits alone
+_MOST_BYTES_AHEAD = 64 << 20
 # in which the messages of a stream are sent if they are small
 _REFUSAL_SECONDS = 0.1
 _UNREACHABLE = 'an Executor is not reachable'
@@ -106,11 +108,17 @@ class GrpcDoor:
         ahead: asyncio.Semaphore,
         running: set[asyncio.Task],
     ) -> None:
+        sizes: dict[asyncio.Task, int] = {}
         async for message in messages:
+            size = len(message.buffer or b'')
+            while sizes and sum(sizes.values()) + size > _MOST_BYTES_AHEAD:
+                await asyncio.wait(sizes, return_when=asyncio.FIRST_COMPLETED)
             await ahead.acquire()
             task = asyncio.create_task(self._answer(message, rpc))
+            sizes[task] = size
             running.add(task)
             task.add_done_callback(running.discard)
+            task.add_done_callback(sizes.pop)
             answered.put_nowait(task)
         if running:
             await asyncio.wait(running)

@@ -1,4 +1,4 @@
-"""Keeps messages that are too large from gRPC, which looks at their size when it has them in memory.
+"""Keeps messages that are too large or too slow from gRPC, which looks at their size when it has them in memory.
 
 gRPC's server reads a message whole before it compares its length with the most it may have. So
 connections come in here, where the frames of HTTP/2 are looked at and handed on as they are; only
@@ -12,16 +12,34 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import cast
-from urllib.parse import quote
+from typing import NamedTuple
 
-_PREFACE = b'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n'
-_HEAD_BYTES = 9
-_DATA, _HEADERS, _RST_STREAM, _WINDOW_UPDATE, _CONTINUATION = 0, 1, 3, 8, 9
-_END_STREAM, _END_HEADERS, _PADDED = 1, 4, 8
-_CANCEL = 8
+from finetuner.server.http2 import (
+    CANCEL,
+    CONTINUATION,
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    HEAD_BYTES,
+    HEADERS,
+    PADDED,
+    PREFACE,
+    RST_STREAM,
+    WINDOW_UPDATE,
+    read_head,
+    write_frame,
+    write_head,
+    write_refusal,
+)
+from finetuner.server.limits import TOO_MUCH_AT_ONCE, ByteBudget, Limits, least_bytes
+from finetuner.server.relay import Side
+
 _MESSAGE_HEAD_BYTES = 5
 _READ_BYTES = 1 << 16
+# numbers of gRPC
+_DEADLINE, _EXHAUSTED = 4, 8
+_TOO_SLOW = 'the message came too slowly'
+_LOOK_SECONDS = 0.5
 # DATA goes on in pieces; of other frames gRPC takes none that is as large, and one is kept here
 _MAX_WHOLE_BYTES = 1 << 20
 # gRPC announces streams up to `grpc.max_concurrent_streams` of the gateway, which are fewer
@@ -34,15 +52,16 @@ class GrpcGuard:
     """Listens where the gRPC server would, and hands on to where it does.
 
     Args:
-        max_bytes: of a message.
-        refusal: text for the client whose message is larger.
+        limits: of messages.
+        budget: for the messages of all clients that are not whole yet.
     """
 
-    def __init__(self, max_bytes: int, refusal: str) -> None:
-        self._max_bytes = max_bytes
-        self._refusal = refusal
+    def __init__(self, limits: Limits, budget: ByteBudget) -> None:
+        self.limits = limits
+        self.budget = budget
+        self._watching: asyncio.Task | None = None
         self._server: asyncio.Server | None = None
-        self._clients: set[_ClientSide] = set()
+        self.clients: set[_ClientSide] = set()
 
     async def start(self, host: str, port: int, path: str) -> None:
         """Listen.
@@ -55,9 +74,16 @@ class GrpcGuard:
         loop = asyncio.get_running_loop()
 
         def build() -> asyncio.Protocol:
-            return _ClientSide(path, self._max_bytes, self._refusal, self._clients)
+            return _ClientSide(path, self)
 
         self._server = await loop.create_server(build, host, port)
+        self._watching = asyncio.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            for client in list(self.clients):
+                client.end_slow(asyncio.get_running_loop().time())
 
     async def refuse_new(self) -> None:
         """Take no new connections; those there are stay."""
@@ -67,45 +93,13 @@ class GrpcGuard:
     async def close(self) -> None:
         """Let go of all connections, once what is written to them has left."""
         await self.refuse_new()
-        for client in list(self._clients):
+        if self._watching is not None:
+            self._watching.cancel()
+        for client in list(self.clients):
             client.close()
 
 
-class _Side(asyncio.Protocol):
-    """One of the two ends of a connection."""
-
-    def __init__(self) -> None:
-        self.transport: asyncio.Transport | None = None
-        self.other: _Side | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's are not of asyncio's classes
-        self.transport = cast(asyncio.Transport, transport)
-
-    def connection_lost(self, _: Exception | None) -> None:
-        if self.other is not None and self.other.transport is not None:
-            self.other.transport.close()
-
-    def pause_writing(self) -> None:
-        if self.other is not None and self.other.transport is not None:
-            with contextlib.suppress(RuntimeError):  # it is closing
-                self.other.transport.pause_reading()
-
-    def resume_writing(self) -> None:
-        if self.other is not None and self.other.transport is not None:
-            with contextlib.suppress(RuntimeError):
-                self.other.transport.resume_reading()
-
-    def write(self, data: bytes) -> None:
-        if self.transport is not None and not self.transport.is_closing():
-            self.transport.write(data)
-
-    def close(self) -> None:
-        if self.transport is not None:
-            self.transport.close()
-
-
-class _ServerSide(_Side):
+class _ServerSide(Side):
     """What comes from the gRPC server: handed on; between its frames there is room for ours."""
 
     def __init__(self, client: _ClientSide) -> None:
@@ -127,11 +121,11 @@ class _ServerSide(_Side):
                 self._left -= step
                 position += step
                 continue
-            missing = _HEAD_BYTES - len(self._head)
+            missing = HEAD_BYTES - len(self._head)
             self._head += data[position : position + missing]
             position += missing
-            if len(self._head) == _HEAD_BYTES:
-                length, kind, flags, stream = _read_head(self._head)
+            if len(self._head) == HEAD_BYTES:
+                length, kind, flags, stream = read_head(self._head)
                 self._head = b''
                 self._left = length
                 self._note(kind, flags, stream)
@@ -162,12 +156,19 @@ class _ServerSide(_Side):
 
     def _note(self, kind: int, flags: int, stream: int) -> None:
         self._has_settings = True
-        if kind in (_HEADERS, _CONTINUATION):
-            self._is_in_headers = not flags & _END_HEADERS
-        if kind == _HEADERS:
+        if kind in (HEADERS, CONTINUATION):
+            self._is_in_headers = not flags & END_HEADERS
+        if kind == HEADERS:
             self._client.note_answer(stream)
-        if kind == _RST_STREAM or (kind in (_DATA, _HEADERS) and flags & _END_STREAM):
+        if kind == RST_STREAM or (kind in (DATA, HEADERS) and flags & END_STREAM):
             self._client.forget(stream)
+
+
+class _Fault(NamedTuple):
+    """Why a call is refused: gRPC's number, and a text for the client."""
+
+    status: int
+    text: str
 
 
 @dataclass(slots=True)
@@ -176,24 +177,30 @@ class _Stream:
 
     Attributes:
         left: bytes that are missing of its message.
+        held: bytes that are there of it.
+        is_first: whether it is the first; gRPC may leave later ones until there is time for them.
+        looked_at: when it was last seen to grow, on the clock of the event loop.
+        held_then: bytes that were there.
         head: what is there of the next message's head.
         has_answer: whether the server has begun to answer.
     """
 
     left: int = 0
+    held: int = 0
+    is_first: bool = True
+    looked_at: float = 0.0
+    held_then: int = 0
     head: bytes = b''
     has_answer: bool = False
 
 
-class _ClientSide(_Side):
+class _ClientSide(Side):
     """What comes from a client: frames, of which those of too large messages stop here."""
 
-    def __init__(self, path: str, max_bytes: int, refusal: str, clients: set[_ClientSide]) -> None:
+    def __init__(self, path: str, guard: GrpcGuard) -> None:
         super().__init__()
         self._path = path
-        self._max_bytes = max_bytes
-        self._refusal = refusal
-        self._clients = clients
+        self._guard = guard
         self._server = _ServerSide(self)
         self._connecting: asyncio.Task | None = None
         self._buffer = bytearray()
@@ -205,13 +212,16 @@ class _ClientSide(_Side):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self._clients.add(self)
+        self._guard.clients.add(self)
         if self.transport is not None:
             self.transport.pause_reading()
         self._connecting = asyncio.ensure_future(self._connect())
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._clients.discard(self)
+        self._guard.clients.discard(self)
+        for stream in self._streams.values():
+            self._guard.budget.give_back(stream.held)
+        self._streams.clear()
         super().connection_lost(error)
 
     async def _connect(self) -> None:
@@ -238,25 +248,28 @@ class _ClientSide(_Side):
 
     def _hand_on(self) -> None:
         if not self._has_preface:
-            if len(self._buffer) < len(_PREFACE):
+            if len(self._buffer) < len(PREFACE):
                 return
             self._has_preface = True
-            self._pass_on(len(_PREFACE))
+            self._pass_on(len(PREFACE))
         passed = 0
         for start, length, kind, flags, stream in self._frames():
-            end = start + _HEAD_BYTES + length
-            if kind != _DATA:
-                if kind == _HEADERS:
+            end = start + HEAD_BYTES + length
+            if kind != DATA:
+                if kind == HEADERS:
                     self._open(stream)
-                elif kind == _RST_STREAM:
+                elif kind == RST_STREAM:
                     self.forget(stream)
                 continue
-            if stream not in self._refused and self._is_fine(start, length, flags, stream):
-                continue
+            fault = None
+            if stream not in self._refused:
+                fault = self._follow(start, length, flags, stream)
+                if fault is None:
+                    continue
             # what was fine before goes on; this frame does not
             self._server.write(bytes(self._buffer[passed:start]))
             passed = end
-            self._drop(length, flags, stream)
+            self._drop(length, flags, stream, fault)
         if self._end_of_frames > passed:
             self._server.write(bytes(self._buffer[passed : self._end_of_frames]))
         del self._buffer[: self._end_of_frames]
@@ -264,20 +277,20 @@ class _ClientSide(_Side):
     def _frames(self) -> Iterator[tuple[int, int, int, int, int]]:
         """The whole frames in the buffer; DATA that is long is made into several."""
         position = self._end_of_frames = 0
-        while len(self._buffer) - position >= _HEAD_BYTES:
-            start = position + _HEAD_BYTES
-            length, kind, flags, stream = _read_head(self._buffer[position:start])
+        while len(self._buffer) - position >= HEAD_BYTES:
+            start = position + HEAD_BYTES
+            length, kind, flags, stream = read_head(self._buffer[position:start])
             there = len(self._buffer) - start
             if there < length:
-                if kind != _DATA or flags & _PADDED:
+                if kind != DATA or flags & PADDED:
                     if length > _MAX_WHOLE_BYTES:
                         self.close()
                     return
                 if there < _READ_BYTES:
                     return
-                self._buffer[position:start] = _head(there, kind, flags & ~_END_STREAM, stream)
-                self._buffer += _head(length - there, kind, flags, stream)
-                length, flags = there, flags & ~_END_STREAM
+                self._buffer[position:start] = write_head(there, kind, flags & ~END_STREAM, stream)
+                self._buffer += write_head(length - there, kind, flags, stream)
+                length, flags = there, flags & ~END_STREAM
             yield position, length, kind, flags, stream
             position = self._end_of_frames = start + length
 
@@ -290,20 +303,26 @@ class _ClientSide(_Side):
         if len(self._streams) > _MAX_STREAMS:
             self.close()
 
-    def _is_fine(self, start: int, length: int, flags: int, stream: int) -> bool:
-        """Follow the messages of a stream; false where one is too large."""
+    def _follow(self, start: int, length: int, flags: int, stream: int) -> _Fault | None:
+        """Follow the messages of a stream; returns why one cannot be taken, if so."""
         known = self._streams.get(stream)
         if known is None:  # gRPC throws away what comes of streams that it does not know
-            return True
-        position, end = start + _HEAD_BYTES, start + _HEAD_BYTES + length
-        if flags & _PADDED and length:
+            return None
+        position, end = start + HEAD_BYTES, start + HEAD_BYTES + length
+        if flags & PADDED and length:
             end -= self._buffer[position]
             position += 1
         while position < end:
             if known.left:
                 step = min(known.left, end - position)
+                if not self._guard.budget.take(step):
+                    return _Fault(_EXHAUSTED, TOO_MUCH_AT_ONCE)
                 known.left -= step
+                known.held += step
                 position += step
+                if not known.left:  # gRPC has it, and hands it to who counts it again
+                    self._let_go(known)
+                    known.is_first = False
                 continue
             missing = _MESSAGE_HEAD_BYTES - len(known.head)
             known.head += bytes(self._buffer[position : min(position + missing, end)])
@@ -311,22 +330,47 @@ class _ClientSide(_Side):
             if len(known.head) == _MESSAGE_HEAD_BYTES:
                 known.left = int.from_bytes(known.head[1:], 'big')
                 known.head = b''
-                if known.left > self._max_bytes:
-                    return False
-        return True
+                if known.left > self._guard.limits.max_request_bytes:
+                    return _Fault(_EXHAUSTED, self._guard.limits.too_large)
+                known.looked_at = asyncio.get_running_loop().time()
+        return None
 
-    def _drop(self, length: int, flags: int, stream: int) -> None:
+    def _let_go(self, stream: _Stream) -> None:
+        self._guard.budget.give_back(stream.held)
+        stream.held = stream.held_then = 0
+
+    def end_slow(self, now: float) -> None:
+        """Refuse messages that stand still.
+
+        Args:
+            now: on the clock of the event loop.
+        """
+        limits = self._guard.limits
+        for stream, known in list(self._streams.items()):
+            patience = limits.slow_client_seconds
+            if not known.is_first:
+                patience += limits.request_seconds
+            seconds = now - known.looked_at
+            if not known.left or seconds < patience:
+                continue
+            is_slow = known.held - known.held_then < least_bytes(known.held, seconds)
+            if is_slow and not self.is_paused:
+                self._drop(0, 0, stream, _Fault(_DEADLINE, _TOO_SLOW))
+            known.looked_at, known.held_then = now, known.held
+
+    def _drop(self, length: int, flags: int, stream: int, fault: _Fault | None) -> None:
         """Give back the window that a frame took, and answer its call if it is the first."""
         if length:
-            self._server.insert(_frame(_WINDOW_UPDATE, 0, 0, length.to_bytes(4, 'big')))
-        if stream not in self._refused:
+            self._server.insert(write_frame(WINDOW_UPDATE, 0, 0, length.to_bytes(4, 'big')))
+        if fault is not None:
             refused = self._streams.pop(stream)
+            self._let_go(refused)
             self._refused[stream] = None
             if len(self._refused) > _MAX_REFUSED:
                 del self._refused[next(iter(self._refused))]
-            self._server.write(_frame(_RST_STREAM, 0, stream, _CANCEL.to_bytes(4, 'big')))
-            self._server.insert(_refusal(stream, refused.has_answer, self._refusal))
-        if flags & _END_STREAM:
+            self._server.write(write_frame(RST_STREAM, 0, stream, CANCEL.to_bytes(4, 'big')))
+            self._server.insert(write_refusal(stream, refused.has_answer, *fault))
+        if flags & END_STREAM:
             self._refused.pop(stream, None)
 
     def note_answer(self, stream: int) -> None:
@@ -336,47 +380,11 @@ class _ClientSide(_Side):
 
     def forget(self, stream: int) -> None:
         """The client or the server ended a stream."""
-        self._streams.pop(stream, None)
+        ended = self._streams.pop(stream, None)
+        if ended is not None:
+            self._let_go(ended)
         self._refused.pop(stream, None)
 
     def _pass_on(self, num_bytes: int) -> None:
         self._server.write(bytes(self._buffer[:num_bytes]))
         del self._buffer[:num_bytes]
-
-
-def _read_head(head: bytes | bytearray) -> tuple[int, int, int, int]:
-    length = head[0] << 16 | head[1] << 8 | head[2]
-    stream = int.from_bytes(head[5:9], 'big') & 0x7FFFFFFF
-    return length, head[3], head[4], stream
-
-
-def _head(length: int, kind: int, flags: int, stream: int) -> bytes:
-    return length.to_bytes(3, 'big') + bytes((kind, flags)) + stream.to_bytes(4, 'big')
-
-
-def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
-    return _head(len(payload), kind, flags, stream) + payload
-
-
-def _refusal(stream: int, has_begun: bool, text: str) -> bytes:
-    """RESOURCE_EXHAUSTED, in header fields that leave HPACK's tables alone, and a reset."""
-    fields = b'' if has_begun else b'\x88' + _literal('content-type', 'application/grpc')
-    fields += _literal('grpc-status', '8') + _literal('grpc-message', quote(text, safe=' '))
-    return _frame(_HEADERS, _END_STREAM | _END_HEADERS, stream, fields) + _frame(
-        _RST_STREAM, 0, stream, bytes(4)
-    )
-
-
-def _literal(name: str, value: str) -> bytes:
-    return b'\x00' + _text(name) + _text(value)
-
-
-def _text(text: str) -> bytes:
-    raw = text.encode()
-    if len(raw) < 127:
-        return bytes((len(raw),)) + raw
-    rest, length = len(raw) - 127, b'\x7f'
-    while rest >= 128:
-        length += bytes((rest & 0x7F | 0x80,))
-        rest >>= 7
-    return length + bytes((rest,)) + raw

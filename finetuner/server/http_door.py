@@ -26,7 +26,7 @@ from finetuner.server.dispatch import Dispatcher
 from finetuner.server.health import Readiness
 from finetuner.server.http_errors import answer_of, error_answer
 from finetuner.server.journal import Journal
-from finetuner.server.limits import Limits, Slots
+from finetuner.server.limits import ByteBudget, Limits, Slots
 from finetuner.server.pages import COOKIE
 from finetuner.server.security import (
     DENIED,
@@ -51,6 +51,7 @@ class Door:
         token: checked on every path but health and documentation.
         limits: of requests.
         slots: for requests being answered.
+        budget: for their bytes.
         readiness: whether the Executors can answer.
         journal: of requests.
         dispatcher: that answers.
@@ -60,6 +61,7 @@ class Door:
     token: TokenCheck
     limits: Limits
     slots: Slots
+    budget: ByteBudget
     readiness: Readiness
     journal: Journal
     dispatcher: Dispatcher
@@ -133,9 +135,14 @@ class DoorMiddleware:
         if refusal is not None:
             await refusal(scope, receive, send)
             return
-        if scope['method'] not in ('GET', 'HEAD'):
-            receive = self._bounded(scope['path'], headers, receive)
-        await self._app(scope, receive, send)
+        if scope['method'] in ('GET', 'HEAD') or scope['path'] in _UPLOADS:
+            await self._app(scope, receive, send)
+            return
+        body = _Body(receive, self._door)
+        try:
+            await self._app(scope, body.receive, send)
+        finally:
+            self._door.budget.give_back(body.num_bytes)
 
     async def _refusal(self, scope: Scope, headers: Headers) -> ASGIApp | None:
         looks = scope['method'] in ('GET', 'HEAD')
@@ -171,21 +178,32 @@ class DoorMiddleware:
             return answer_of(error, path)
         return None
 
-    def _bounded(self, path: str, headers: Headers, receive: Receive) -> Receive:
-        """Count what comes, where the client does not say how much it will be."""
-        is_known = 'content-length' in headers and 'transfer-encoding' not in headers
-        if is_known or path in _UPLOADS:
-            return receive
-        num_bytes = 0
 
-        async def counted() -> Message:
-            nonlocal num_bytes
-            message = await receive()
-            num_bytes += len(message.get('body', b''))
-            self._door.limits.check_bytes(num_bytes)
-            return message
+class _Body:
+    """The body of a request as it comes, counted.
 
-        return counted
+    Attributes:
+        num_bytes: that have come.
+    """
+
+    def __init__(self, receive: Receive, door: Door) -> None:
+        self._receive = receive
+        self._door = door
+        self.num_bytes = 0
+
+    async def receive(self) -> Message:
+        """The next piece.
+
+        Raises:
+            TooLargeError: with it the body is.
+            TooManyRequestsError: there is no memory for it beside those of other requests.
+        """
+        message = await self._receive()
+        size = len(message.get('body', b''))
+        self._door.limits.check_bytes(self.num_bytes + size)
+        self._door.budget.take_or_refuse(size)
+        self.num_bytes += size
+        return message
 
 
 def _authorization(headers: Headers) -> str | None:

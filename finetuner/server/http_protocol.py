@@ -8,8 +8,8 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-# as Apache's mod_reqtimeout: a body that comes at this rate or faster has all the time it needs
-_BYTES_A_SECOND = 500
+from finetuner.server.limits import least_bytes
+
 _TOO_SLOW = (
     b'HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-type: text/plain\r\n'
     b'content-length: 27\r\n\r\nthe request came too slowly'
@@ -20,13 +20,14 @@ class PatientProtocol(H11Protocol):
     """HTTP/1.1 that ends connections whose clients are too slow.
 
     Attributes:
-        patience: seconds for the head of a request, and for its body but for what comes fast enough.
+        patience: seconds for the head of a request; and in which of its body must come what
+            `least_bytes` says.
     """
 
     patience: float
     _timer: asyncio.TimerHandle | None = None
-    _began = 0.0
     _num_bytes = 0
+    _num_bytes_then = 0
 
     def connection_made(self, transport: Any) -> None:
         """Expect a request."""
@@ -69,8 +70,7 @@ class PatientProtocol(H11Protocol):
 
     def _begin(self) -> None:
         self._end()
-        self._began = self.loop.time()
-        self._num_bytes = 0
+        self._num_bytes = self._num_bytes_then = 0
         self._timer = self.loop.call_later(self.patience, self._look)
 
     def _end(self) -> None:
@@ -80,14 +80,12 @@ class PatientProtocol(H11Protocol):
 
     def _look(self) -> None:
         self._timer = None
-        is_body = self.conn.their_state is h11.SEND_BODY
-        left = self._began + self.patience - self.loop.time()
-        if is_body:
-            left += self._num_bytes / _BYTES_A_SECOND
-        if is_body and self.flow.read_paused:
-            left = max(left, 1.0)  # it is we who are slow
-        if left > 0:
-            self._timer = self.loop.call_later(left, self._look)
+        came = self._num_bytes - self._num_bytes_then
+        is_slow = came < least_bytes(self._num_bytes, self.patience)
+        # where reading has paused it is we who are slow
+        if self.conn.their_state is h11.SEND_BODY and (self.flow.read_paused or not is_slow):
+            self._num_bytes_then = self._num_bytes
+            self._timer = self.loop.call_later(self.patience, self._look)
         elif not self.transport.is_closing():
             if (
                 self.cycle is None

@@ -17,6 +17,16 @@ from finetuner.server.calls import Call
 _MOST_MB = 2047.0
 _WHOLE = ('max_documents', 'max_requests')
 _RETRY_SECONDS = 1.0
+# as Apache's mod_reqtimeout
+_BYTES_A_SECOND = 500
+# what is there must not be held by a trickle: it would have come in so many seconds
+_MOST_SECONDS = 900
+# but this is enough for whatever goes to the disk
+_ENOUGH_A_SECOND = 1 << 16
+TOO_MUCH_AT_ONCE = (
+    'the requests that are here take as much memory as they may together (`max_total_mb` of the '
+    'gateway)'
+)
 
 
 @dataclass(frozen=True)
@@ -25,17 +35,20 @@ class Limits:
 
     Attributes:
         max_request_mb: size of one request; a larger one is refused before it is read.
+        max_total_mb: size of all requests that are here at the same time, over all clients; one
+            that does not fit is refused for the time being. At least one of `max_request_mb` fits.
         max_documents: of one request, those within others not counted.
         max_requests: answered at the same time, over all clients.
         request_seconds: until a request for embeddings or for a search is given up.
-        slow_client_seconds: in which the head of an HTTP request must be here, and its body but
-            for one more second for each 500 bytes that came.
+        slow_client_seconds: in which the head of an HTTP request must be here; and in each of such
+            times so much of its body, or of a message over gRPC, as `least_bytes` says.
         drain_seconds: from the signal to end until new requests are refused; readiness is false
             at once, and whoever spreads requests over servers needs time to see it.
         drain_limit_seconds: from then on, for the requests that still run.
     """
 
     max_request_mb: float = 128
+    max_total_mb: float = 1024
     max_documents: int = 10_000
     max_requests: int = 1_000
     request_seconds: float = 300
@@ -70,6 +83,11 @@ class Limits:
     def max_request_bytes(self) -> int:
         """`max_request_mb` in bytes."""
         return int(self.max_request_mb * (1 << 20))
+
+    @property
+    def max_total_bytes(self) -> int:
+        """`max_total_mb` in bytes."""
+        return max(self.max_request_bytes, int(self.max_total_mb * (1 << 20)))
 
     @property
     def too_large(self) -> str:
@@ -109,6 +127,66 @@ class Limits:
         """
         allowed = self.request_seconds if seconds is None else min(seconds, self.request_seconds)
         return time.monotonic() + allowed
+
+
+def least_bytes(num_bytes: int, seconds: float) -> float:
+    """How much must have come for a client not to be too slow.
+
+    Args:
+        num_bytes: that are here of what it sends.
+        seconds: since it was last looked at.
+    """
+    return seconds * max(_BYTES_A_SECOND, min(_ENOUGH_A_SECOND, num_bytes / _MOST_SECONDS))
+
+
+class ByteBudget:
+    """Memory for requests that are here at the same time, over all clients.
+
+    Args:
+        most: bytes.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._held = 0
+
+    @property
+    def held(self) -> int:
+        """Bytes that are taken."""
+        return self._held
+
+    def take(self, num_bytes: int) -> bool:
+        """Hold bytes; false, and nothing held, where there are not as many."""
+        if self._held + num_bytes > self._most:
+            return False
+        self._held += num_bytes
+        return True
+
+    def give_back(self, num_bytes: int) -> None:
+        """Let go of bytes that were taken."""
+        self._held -= num_bytes
+
+    @contextmanager
+    def taken(self, num_bytes: int) -> Iterator[None]:
+        """Hold bytes for a while.
+
+        Raises:
+            TooManyRequestsError: there are not as many.
+        """
+        self.take_or_refuse(num_bytes)
+        try:
+            yield
+        finally:
+            self.give_back(num_bytes)
+
+    def take_or_refuse(self, num_bytes: int) -> None:
+        """Hold bytes.
+
+        Raises:
+            TooManyRequestsError: there are not as many.
+        """
+        if not self.take(num_bytes):
+            raise TooManyRequestsError(TOO_MUCH_AT_ONCE, _RETRY_SECONDS)
 
 
 class Slots:

@@ -1,9 +1,11 @@
 """The gateway under limits, under attack, observed, and on its way to its end."""
 
 import asyncio
+import contextlib
 import json
 import os
 import pickle
+import select
 import shutil
 import signal
 import socket
@@ -17,20 +19,21 @@ import grpc
 import httpx
 import psutil
 import pytest
-from docarray import DocumentArray
+from docarray import Document, DocumentArray
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from jina.excepts import BadServer
 from jina.proto import jina_pb2, jina_pb2_grpc
 from jina.types.request.data import DataRequest, SingleDocumentRequest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.integration.hostile_clients import SETTINGS, Http2
+from tests.integration.hostile_clients import DATA, SETTINGS, Http2, frame, grpc_head
 from tests.integration.operating import data_request, flow, raw_unary, texts, unary
 from tests.integration.serving import Server, serve
 
 TOKEN = 'a token of the tests'
 TIGHT = {
     'max_request_mb': 1,
+    'max_total_mb': 2,
     'max_documents': 5,
     'max_requests': 3,
     'request_seconds': 1.5,
@@ -269,6 +272,42 @@ def test_a_slow_but_steady_client_is_served(tight):
     kind = {'content-type': 'application/json'}
     answer = httpx.post(f'{tight.url}/encode', content=pieces(), headers=kind, timeout=60)
     assert answer.status_code == 200
+
+
+def test_requests_share_what_memory_there_is(tight):
+    head = b'POST /encode HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n'
+    most = 1 << 20
+
+    def send(out: socket.socket) -> None:
+        out.sendall(head + b'Content-Length: %d\r\n\r\n' % most + b' ' * (most - 1000))
+
+    with contextlib.ExitStack() as stack:
+        outs = [
+            stack.enter_context(socket.create_connection(('127.0.0.1', tight.http_port), 10))
+            for _ in range(3)
+        ]
+        for out in outs:
+            send(out)
+        ready, _, _ = select.select(outs, [], [], 1)
+        (refused,) = ready
+        answer = refused.recv(4096)
+        assert answer.startswith(b'HTTP/1.1 429')
+        assert b'retry-after' in answer.lower()
+    # those that stand still are let go, and what they held is there again
+    assert encode(tight).status_code == 200
+    large = [Document(text='a' * 900_000)]
+    for _ in range(4):
+        assert tight.client().post('/encode', DocumentArray(large))[0].text
+
+
+def test_a_message_over_grpc_that_stands_still_is_refused(tight):
+    with Http2(tight.grpc_port) as client:
+        begun = time.monotonic()
+        client.socket.sendall(grpc_head(1))
+        client.socket.sendall(frame(DATA, 0, 1, b'\0' + struct.pack('>I', 1 << 19) + bytes(9000)))
+        answer = client.answer(10)
+    assert b'the message came too slowly' in answer.replace(b'%20', b' ')
+    assert 1 < time.monotonic() - begun < 6
 
 
 # ---- what is no request

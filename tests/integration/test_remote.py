@@ -503,7 +503,7 @@ def routes(server, tmp_path, monkeypatch):
     """Method and path of all routes: of the app's own table, and of the Executors' endpoints."""
     monkeypatch.setenv('FINETUNER_HOME', str(tmp_path / 'no server'))
     dispatcher = SimpleNamespace(endpoints=None)
-    door = Door(TokenCheck('x'), Limits(), None, None, None, dispatcher, has_runs=True)
+    door = Door(TokenCheck('x'), Limits(), None, None, None, None, dispatcher, has_runs=True)
     app = build_app(door, SimpleNamespace(close=None))
     table = {(m, route.path) for route in app.routes for m in getattr(route, 'methods', None) or ()}
     schema = httpx.get(f'{server.url}/openapi.json').json()

@@ -2,10 +2,11 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import grpc
 import pytest
+from jina.types.request.data import DataRequest
 
 from finetuner.server.calls import Call
 from finetuner.server.grpc_door import GrpcDoor, TokenInterceptor
@@ -55,10 +56,17 @@ class Slow:
     def __init__(self) -> None:
         self.slots = Slots(100)
 
-    async def answer(self, request: bytes, call: Call) -> bytes:
+    async def answer(self, request: DataRequest, call: Call) -> DataRequest:
         with self.slots.taken_for(call):
             await asyncio.sleep(8)
         return request
+
+
+def stream_of_requests(behaviour: Callable[..., AsyncIterator]) -> grpc.RpcMethodHandler:
+    """With messages as Jina's servers hand them on."""
+    return grpc.stream_stream_rpc_method_handler(
+        behaviour, request_deserializer=DataRequest, response_serializer=lambda each: each.buffer
+    )
 
 
 class Written:
@@ -73,15 +81,15 @@ class Written:
 
 def test_answers_come_in_the_order_of_the_requests_whoever_asks():
     class LastFirst(Slow):
-        async def answer(self, request: bytes, call: Call) -> bytes:
-            await asyncio.sleep(request[0] / 50)
+        async def answer(self, request: DataRequest, call: Call) -> DataRequest:
+            await asyncio.sleep(request.buffer[0] / 50)
             return request
 
     stream = GrpcDoor(LastFirst(), Written()).stream
 
     class Streams(grpc.GenericRpcHandler):
         def service(self, _: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
-            return grpc.stream_stream_rpc_method_handler(stream)
+            return stream_of_requests(stream)
 
     async def run() -> list[int]:
         server = grpc.aio.server()
@@ -105,7 +113,7 @@ def test_requests_of_a_stream_end_with_it(in_order):
 
     class Streams(grpc.GenericRpcHandler):
         def service(self, _: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
-            return grpc.stream_stream_rpc_method_handler(stream)
+            return stream_of_requests(stream)
 
     async def run() -> None:
         server = grpc.aio.server()
@@ -164,3 +172,38 @@ def test_strangers_are_told_that_a_token_is_missing(size):
         return told
 
     assert against_server(ask) == {grpc.StatusCode.UNAUTHENTICATED: 20}
+
+
+def test_a_stream_holds_few_large_messages_at_a_time():
+    most = 0
+
+    class Counting(Slow):
+        held = 0
+
+        async def answer(self, request: DataRequest, call: Call) -> DataRequest:
+            nonlocal most
+            Counting.held += len(request.buffer)
+            most = max(most, Counting.held)
+            await asyncio.sleep(0.01)
+            Counting.held -= len(request.buffer)
+            return DataRequest(b'ok')
+
+    class Streams(grpc.GenericRpcHandler):
+        def service(self, _: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+            return stream_of_requests(GrpcDoor(Counting(), Written()).stream)
+
+    async def run() -> int:
+        server = grpc.aio.server(options=[('grpc.max_receive_message_length', 128 << 20)])
+        server.add_generic_rpc_handlers((Streams(),))
+        port = server.add_insecure_port('127.0.0.1:0')
+        await server.start()
+        try:
+            async with grpc.aio.insecure_channel(f'127.0.0.1:{port}') as channel:
+                # small ones, some of 20 MB, and one that is more than all may be
+                asked = [bytes(100)] * 5 + [bytes(20 << 20)] * 8 + [bytes(70 << 20)] + [b'x'] * 3
+                return len([answer async for answer in channel.stream_stream(STREAM)(iter(asked))])
+        finally:
+            await server.stop(0)
+
+    assert asyncio.run(asyncio.wait_for(run(), 60)) == 17
+    assert 60 << 20 < most <= 70 << 20

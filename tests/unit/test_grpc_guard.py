@@ -10,6 +10,7 @@ import pytest
 import uvloop
 
 from finetuner.server.grpc_guard import GrpcGuard, _ClientSide
+from finetuner.server.limits import ByteBudget, Limits
 
 PREFACE = b'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n'
 DATA, HEADERS, RST_STREAM, SETTINGS, WINDOW_UPDATE = 0, 1, 3, 4, 8
@@ -27,6 +28,18 @@ def kind_of_loop(request):
 def frame(kind: int, stream: int, payload: bytes = b'', flags: int = 0) -> bytes:
     return (
         len(payload).to_bytes(3, 'big') + bytes((kind, flags)) + stream.to_bytes(4, 'big') + payload
+    )
+
+
+class Bytes(Limits):
+    """Of so few bytes that a test can send them all."""
+
+    too_large = 'too large, 100%'
+
+
+def limits_of(max_bytes: int, patience: float = 20) -> Limits:
+    return Bytes(
+        max_request_mb=max_bytes / (1 << 20), slow_client_seconds=patience, request_seconds=3
     )
 
 
@@ -71,7 +84,7 @@ def through_guard(
 
         path = str(folder / 'socket')
         server = await asyncio.start_unix_server(serve, path)
-        guard = GrpcGuard(100, 'too large, 100%')
+        guard = GrpcGuard(limits_of(100), ByteBudget(1000))
         await guard.start('127.0.0.1', 0, path)
         port = guard._server.sockets[0].getsockname()[1]
         reader, writer = await asyncio.open_connection('127.0.0.1', port)
@@ -217,17 +230,88 @@ def test_a_connection_that_opens_streams_without_end_is_closed(tmp_path):
     assert asyncio.run(asyncio.wait_for(run(), 30)) == b''
 
 
+def refused(data: bytes) -> dict[int, bytes]:
+    """The answers of the guard's own by stream."""
+    return {stream: payload for kind, stream, payload in frames_in(data) if kind == HEADERS}
+
+
+async def read_for(reader: asyncio.StreamReader, seconds: float) -> bytes:
+    got, until = b'', asyncio.get_running_loop().time() + seconds
+    while (left := until - asyncio.get_running_loop().time()) > 0:
+        try:
+            got += await asyncio.wait_for(reader.read(1 << 16), left)
+        except asyncio.TimeoutError:
+            break
+    return got
+
+
+def test_unfinished_messages_share_a_budget_that_comes_back(tmp_path):
+    async def run() -> None:
+        async with connected(tmp_path, 100, budget=250) as (guard, (reader, writer), (_, answer)):
+            opened = b''.join(frame(HEADERS, stream, b'abc', 4) for stream in range(1, 13, 2))
+            writer.write(PREFACE + frame(SETTINGS, 0) + opened)
+            answer.write(frame(SETTINGS, 0))
+            # three of 90 bytes are too many; the third is refused, the fourth is small enough
+            for stream, size in ((1, 90), (3, 90), (5, 90), (7, 60)):
+                writer.write(frame(DATA, stream, message(100) + bytes(size)))
+            got = await read_for(reader, 0.3)
+            assert list(refused(got)) == [5]
+            assert b'grpc-status\x018' in refused(got)[5]
+            assert b'max_total_mb' in refused(got)[5]
+            assert guard.budget.held == 240
+            # one becomes whole, one is reset by the client, one by the server
+            writer.write(frame(DATA, 1, bytes(10), 1) + frame(RST_STREAM, 3, bytes(4)))
+            answer.write(frame(RST_STREAM, 7, bytes(4)))
+            await read_for(reader, 0.2)
+            assert guard.budget.held == 0
+            writer.write(frame(DATA, 9, message(100) + bytes(99)))
+            await read_for(reader, 0.2)
+            assert guard.budget.held == 99
+            writer.close()
+            await asyncio.sleep(0.2)
+            assert guard.budget.held == 0
+
+    asyncio.run(asyncio.wait_for(run(), 30))
+
+
+def test_a_message_that_stands_still_is_refused(tmp_path):
+    async def run() -> None:
+        ends = connected(tmp_path, 100_000, budget=200_000, patience=0.6)
+        async with ends as (guard, (reader, writer), (_, answer)):
+            opened = b''.join(frame(HEADERS, stream, b'abc', 4) for stream in range(1, 9, 2))
+            writer.write(PREFACE + frame(SETTINGS, 0) + opened)
+            answer.write(frame(SETTINGS, 0))
+            writer.write(frame(DATA, 1, message(100_000) + bytes(50_000)))
+            # of a later message gRPC may leave the rest where it is for a while
+            writer.write(frame(DATA, 3, message(1) + b'a' + message(1000) + bytes(10)))
+            writer.write(frame(DATA, 5, message(100_000)))
+            got = b''
+            for _ in range(24):
+                writer.write(frame(DATA, 5, bytes(200)))  # slow, but steady
+                got += await read_for(reader, 0.1)
+            assert list(refused(got)) == [1]
+            assert b'grpc-status\x014' in refused(got)[1]
+            assert guard.budget.held == 10 + 24 * 200
+            got = await read_for(reader, 3)
+            assert set(refused(got)) == {3, 5}
+            assert guard.budget.held == 0
+
+    asyncio.run(asyncio.wait_for(run(), 30))
+
+
 Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 @contextlib.asynccontextmanager
-async def connected(folder: Path, max_bytes: int) -> AsyncIterator[tuple[GrpcGuard, Ends, Ends]]:
+async def connected(
+    folder: Path, max_bytes: int, budget: int = 0, patience: float = 20
+) -> AsyncIterator[tuple[GrpcGuard, Ends, Ends]]:
     """A guard, the client's end of a connection through it, and the server's."""
     served: asyncio.Future[Ends] = asyncio.get_running_loop().create_future()
     path = str(folder / 'socket')
     # kept: a server that nobody holds may be gone before anything comes
     server = await asyncio.start_unix_server(lambda *ends: served.set_result(ends), path)
-    guard = GrpcGuard(max_bytes, 'too large')
+    guard = GrpcGuard(limits_of(max_bytes, patience), ByteBudget(budget or max_bytes))
     await guard.start('127.0.0.1', 0, path)
     port = guard._server.sockets[0].getsockname()[1]
     ends = await asyncio.open_connection('127.0.0.1', port)
@@ -237,5 +321,5 @@ async def connected(folder: Path, max_bytes: int) -> AsyncIterator[tuple[GrpcGua
 
 
 def client_of(guard: GrpcGuard) -> _ClientSide:
-    (client,) = guard._clients
+    (client,) = guard.clients
     return client

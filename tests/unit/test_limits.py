@@ -6,7 +6,7 @@ import pytest
 
 from finetuner.excepts import ConfigError, TooLargeError, TooManyRequestsError
 from finetuner.server.calls import Call, request_id_of, seconds_of
-from finetuner.server.limits import Limits, Slots
+from finetuner.server.limits import ByteBudget, Limits, Slots, least_bytes
 
 
 @pytest.mark.parametrize(
@@ -37,6 +37,30 @@ def test_options_in_range():
     limits.check_bytes(512 << 10)
     with pytest.raises(TooLargeError, match=r'0\.5 MiB'):
         limits.check_bytes((512 << 10) + 1)
+
+
+def test_bytes_are_given_back_and_one_request_fits_always():
+    limits = Limits(max_request_mb=2, max_total_mb=1)
+    assert limits.max_total_bytes == 2 << 20
+    assert Limits().max_total_bytes == 1 << 30
+    budget = ByteBudget(10)
+    assert budget.take(10)
+    assert not budget.take(1)
+    with pytest.raises(TooManyRequestsError, match='max_total_mb'):
+        budget.take_or_refuse(1)
+    budget.give_back(4)
+    with budget.taken(4):
+        assert budget.held == 10
+    with pytest.raises(KeyError), budget.taken(3):
+        raise KeyError
+    assert budget.held == 6
+
+
+@pytest.mark.parametrize(
+    ('num_bytes', 'a_second'), [(0, 500), (450_000, 500), (9 << 20, 10485.76), (1 << 40, 1 << 16)]
+)
+def test_how_fast_a_client_must_send(num_bytes, a_second):
+    assert least_bytes(num_bytes, 20) == pytest.approx(20 * a_second)
 
 
 def test_the_shorter_time_counts():

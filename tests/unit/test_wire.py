@@ -16,7 +16,7 @@ from finetuner.excepts import ConfigError, FinetunerError, TooLargeError
 from finetuner.server.calls import Call
 from finetuner.server.dispatch import Dispatcher
 from finetuner.server.identity import IdentitySeal
-from finetuner.server.limits import Limits, Slots
+from finetuner.server.limits import ByteBudget, Limits, Slots
 from finetuner.server.telemetry import GatewayMetrics
 from finetuner.server.wire import find_documents
 
@@ -125,7 +125,14 @@ def test_other_requests_go_on_while_a_large_message_is_counted(tmp_path):
     async def run() -> DataRequest:
         seal = IdentitySeal.of_home(tmp_path)
         dispatcher = Dispatcher(
-            None, seal, Limits(), Slots(1), None, JinaLogger('test'), GatewayMetrics()
+            None,
+            seal,
+            Limits(),
+            Slots(1),
+            ByteBudget(1 << 30),
+            None,
+            JinaLogger('test'),
+            GatewayMetrics(),
         )
         ticking = asyncio.create_task(tick())
         request = DataRequest(in_request(b'\x48\x01' * 2_100_000))
