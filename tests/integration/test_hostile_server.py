@@ -25,6 +25,7 @@ from finetuner.images import load_picture
 from finetuner.models.vision import read_state_dict
 from tests.integration.hostile_clients import (
     DATA,
+    HEADERS,
     Http2,
     call_without_end,
     connect,
@@ -273,7 +274,8 @@ def test_parameters_without_number(living):
 # slow clients
 
 NUM_SLOW = 300
-SLOW_SECONDS = 45
+NUM_STILL = 50
+SLOW_SECONDS = 60
 
 
 def slow_clients(port, number):
@@ -288,6 +290,34 @@ def slow_clients(port, number):
         one.sendall(request[: 1 + i * (len(request) - 1) // number])
         clients.append(one)
     return clients
+
+
+def still_messages(port, number):
+    """Calls over gRPC that have sent a part of their message, each another."""
+    clients = []
+    for i in range(number):
+        one = Http2(port)
+        there = bytes(1 + i * 1000)
+        one.socket.sendall(grpc_head(1))
+        for start in range(0, len(there), 16_000):
+            piece = there[start : start + 16_000]
+            head = b'' if start else b'\0' + (100 * MEGABYTE).to_bytes(4, 'big')
+            one.socket.sendall(frame(DATA, 0, 1, head + piece))
+        clients.append(one)
+    return clients
+
+
+def still_open(messages):
+    """Those whose calls have not ended, and how the others did."""
+    left, answers = [], []
+    for one in messages:
+        found = b''.join(payload for kind, _, payload in one.frames(0) if kind == HEADERS)
+        if not one.ended:
+            left.append(one)
+            continue
+        answers.append(found)
+        one.socket.close()
+    return left, answers
 
 
 def drip(clients):
@@ -318,21 +348,29 @@ def healthy_answers(server, number):
 
 def test_slow_clients_hold_up_nobody_and_are_ended(living):
     clients = slow_clients(living.http_port, NUM_SLOW)
+    messages, answers = still_messages(living.grpc_port, NUM_STILL), []
     until = time.monotonic() + SLOW_SECONDS
     try:
         for _ in range(5):
             clients = drip(clients)
             healthy_answers(living, 2)
-        while clients and time.monotonic() < until:
+        while (clients or messages) and time.monotonic() < until:
             clients = drip(clients)
+            messages, ended = still_open(messages)
+            answers += ended
             time.sleep(0.5)
         assert not clients, f'{len(clients)} are still there after {SLOW_SECONDS} s'
+        assert not messages, f'{len(messages)} are still there after {SLOW_SECONDS} s'
+        assert all(b'too slowly' in answer.replace(b'%20', b' ') for answer in answers)
     finally:
         for one in clients:
             one.close()
+        for one in messages:
+            one.socket.close()
     TABLE.add(
         'connections that send byte by byte', NUM_SLOW, NUM_SLOW, 0, 'ended, others are answered'
     )
+    TABLE.add('messages over gRPC that stand still', NUM_STILL, NUM_STILL, 0, 'ended as well')
 
 
 # broken messages
