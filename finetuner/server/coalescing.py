@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,8 +21,9 @@ from jina import Executor
 from jina.proto import jina_pb2
 from jina.types.request.data import DataRequest
 
-from finetuner.excepts import FinetunerError
-from finetuner.server.wire import Documents, array_of, data_of, split_documents
+from finetuner.excepts import FinetunerError, TooLargeError
+from finetuner.server.refusals import log_refusal
+from finetuner.server.wire import Documents, array_of, data_of, find_documents, split_documents
 
 # the endpoint of an Executor that takes requests in parts; clients cannot reach it
 ENDPOINT = '/_encode_parts'
@@ -36,9 +38,16 @@ MOST_DOCUMENTS = 16
 # of a request; larger ones have little to gain
 MOST_OF_ONE = 8
 _MOST_BYTES_OF_ONE = 256 << 10
+_MOST_BYTES_BUILT = 2 * _MOST_BYTES_OF_ONE
 # calls on their way, below which a request goes at once and alone
 _FREE_CALLS = 2
 _WAIT_SECONDS = 0.005
+# a part that takes longer than the first one did, times this and at least so long, is asked for
+# again by itself
+_PATIENCE = 4.0
+_PATIENCE_SECONDS = 1.0
+# Documents, and what is told of them
+Answered = tuple[DocumentArray, dict[str, Any]]
 
 
 def is_small(documents: Documents) -> bool:
@@ -51,6 +60,21 @@ def is_small(documents: Documents) -> bool:
         and documents.are_plain
         and documents.num_bytes <= _MOST_BYTES_OF_ONE
     )
+
+
+def small_documents_of(request: DataRequest) -> Documents | None:
+    """The Documents of a request that was built here; None where they go alone.
+
+    Args:
+        request: with its Documents, at most `MOST_OF_ONE`.
+    """
+    if request.proto.ByteSize() > _MOST_BYTES_BUILT:
+        return None
+    try:
+        found = find_documents(request.SerializeToString(), MOST_OF_ONE)
+    except TooLargeError:  # of tags, which only messages over gRPC are refused for
+        return None
+    return found if is_small(found) else None
 
 
 @dataclass(eq=False)
@@ -85,15 +109,18 @@ class Coalescer:
     Args:
         send: has the Executor answer a request, at an endpoint.
         observe: hears how many requests go in each call.
+        count_replicas: of the Executor, each of which has calls of its own.
     """
 
     def __init__(
         self,
         send: Callable[[DataRequest, str], Awaitable[DataRequest]],
         observe: Callable[[int], None],
+        count_replicas: Callable[[], int] = lambda: 1,
     ) -> None:
         self._send = send
         self._observe = observe
+        self._count_replicas = count_replicas
         self._num_calls = 0
         # by their parameters, oldest first
         self._groups: dict[bytes, _Group] = {}
@@ -107,11 +134,15 @@ class Coalescer:
             documents: its own.
             until: when nobody wants the answer any more, on the clock `time.monotonic`.
         """
-        if self._num_calls < _FREE_CALLS:
+        if self._has_free_call:
             return await self._call(request, PART_OF, 1)
         part = _Part(request, documents, until, asyncio.get_running_loop().create_future())
         self._add(part)
         return await part.answer
+
+    @property
+    def _has_free_call(self) -> bool:
+        return self._num_calls < _FREE_CALLS * max(1, self._count_replicas())
 
     async def _call(self, request: DataRequest, endpoint: str, num_requests: int) -> DataRequest:
         self._num_calls += 1
@@ -120,7 +151,7 @@ class Coalescer:
             return await self._send(request, endpoint)
         finally:
             self._num_calls -= 1
-            if self._groups and self._num_calls < _FREE_CALLS:
+            if self._groups and self._has_free_call:
                 self._start(next(iter(self._groups)))
 
     def _add(self, part: _Part) -> None:
@@ -143,9 +174,14 @@ class Coalescer:
         if group.timer is not None:
             group.timer.cancel()
         parts = [part for part in group.parts if not part.answer.done()]
-        if not parts:
-            return
-        task = asyncio.ensure_future(self._answer_all(parts))
+        if len(parts) == 1:
+            self._run(self._answer_alone(parts[0]), parts)
+        elif parts:
+            self._run(self._answer_all(parts), parts)
+
+    def _run(self, answering: Coroutine[Any, Any, None], parts: list[_Part]) -> None:
+        """Have parts answered for as long as somebody waits for one of them."""
+        task = asyncio.ensure_future(answering)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -157,34 +193,41 @@ class Coalescer:
             part.answer.add_done_callback(cancel_if_all_are_gone)
 
     async def _answer_all(self, parts: list[_Part]) -> None:
-        if len(parts) == 1:
-            await self._answer_alone(parts[0])
-            return
-        answers = None
-        try:
-            answers = _cut(await self._call(_join(parts), ENDPOINT, len(parts)), parts)
-        except Exception as error:  # noqa: BLE001 - whoever waits is told
-            for part in parts:
-                if not part.answer.done():
-                    part.answer.set_exception(error)
-            return
-        if answers is None:
-            # one that nobody can read must not take the others with it
-            await asyncio.gather(*map(self._answer_alone, parts))
-            return
-        for part, answer in zip(parts, answers, strict=True):
+        with _told(parts):
+            whole = await self._call(_join(parts), ENDPOINT, len(parts))
+            answers = _cut(whole, parts)
+            for part, answer in zip(parts, answers, strict=True):
+                if part.answer.done():
+                    continue
+                if answer is None:
+                    self._run(self._answer_alone(part), [part])
+                else:
+                    part.answer.set_result(answer)
+
+    async def _answer_alone(self, part: _Part) -> None:
+        with _told([part]):
+            left = max(0.0, part.until - time.monotonic())
+            part.request.proto_wo_data.parameters[TIMEOUT_PARAMETER] = left
+            answer = await self._call(part.request, PART_OF, 1)
             if not part.answer.done():
                 part.answer.set_result(answer)
 
-    async def _answer_alone(self, part: _Part) -> None:
-        try:
-            answer = await self._call(part.request, PART_OF, 1)
-        except Exception as error:  # noqa: BLE001 - whoever waits is told
-            if not part.answer.done():
+
+@contextmanager
+def _told(parts: list[_Part]) -> Iterator[None]:
+    """Whatever goes wrong, whoever waits is told; nobody waits for ever."""
+    try:
+        yield
+    except BaseException as error:
+        for part in parts:
+            if part.answer.done():
+                continue
+            if isinstance(error, Exception):
                 part.answer.set_exception(error)
-        else:
-            if not part.answer.done():
-                part.answer.set_result(answer)
+            else:
+                part.answer.cancel()
+        if not isinstance(error, Exception):
+            raise
 
 
 def _parameters_of_all(request: DataRequest) -> Struct:
@@ -209,22 +252,30 @@ def _join(parts: list[_Part]) -> DataRequest:
     return DataRequest(message.SerializeToString() + data_of(arrays))
 
 
-def _cut(answer: DataRequest, parts: list[_Part]) -> list[DataRequest] | None:
-    """The answer to each part; None where there is one to all of them, which is an error."""
+def _cut(answer: DataRequest, parts: list[_Part]) -> list[DataRequest | None]:
+    """The answer to each part; None for those that have to be asked for again, each by itself."""
     raw = answer.buffer if answer.buffer is not None else answer.SerializeToString()
     whole = answer.proto_wo_data
-    if whole.header.status.code == jina_pb2.StatusProto.ERROR:
-        return None
-    ((executor, told),) = whole.parameters.fields[_RESULTS].struct_value.fields.items()
-    results = told.struct_value.fields[_PARTS_PARAMETER].list_value
-    counts = [int(result.struct_value['count']) for result in results.values]
-    docs, begin = split_documents(raw, sum(counts)), 0
-    answers = []
-    for part, count, result in zip(parts, counts, results.values, strict=True):
-        answers.append(
-            _answer_of(part, executor, whole.routes, result, docs[begin : begin + count])
-        )
+    by_executor = whole.parameters.fields[_RESULTS].struct_value.fields
+    # what one request did wrong must not be told the others; where several answered, as shards
+    # may that are all asked, there is no telling whose Documents these are
+    if whole.header.status.code == jina_pb2.StatusProto.ERROR or len(by_executor) != 1:
+        return [None] * len(parts)
+    ((executor, told),) = by_executor.items()
+    results = told.struct_value.fields[_PARTS_PARAMETER].list_value.values
+    counts = [int(result.struct_value['count']) for result in results]
+    docs = split_documents(raw, sum(counts))
+    if len(counts) != len(parts) or len(docs) != sum(counts):
+        return [None] * len(parts)
+    answers: list[DataRequest | None] = []
+    begin = 0
+    for part, count, result in zip(parts, counts, results, strict=True):
+        mine = docs[begin : begin + count]
         begin += count
+        is_missing = 'again' in result.struct_value.fields
+        answers.append(
+            None if is_missing else _answer_of(part, executor, whole.routes, result, mine)
+        )
     return answers
 
 
@@ -235,6 +286,7 @@ def _answer_of(
     message = jina_pb2.DataRequestProtoWoData()
     asked = part.request.proto_wo_data
     message.header.CopyFrom(asked.header)
+    message.routes.MergeFrom(asked.routes)
     message.routes.MergeFrom(routes)
     if 'error' in fields:
         status = message.header.status
@@ -266,22 +318,57 @@ async def answer_parts(
         or raised.
     """
     of_all = {name: value for name, value in parameters.items() if name != _PARTS_PARAMETER}
-    begin, asked = 0, []
+    begin, asked, parts = 0, [], []
     for count, seconds in parameters[_PARTS_PARAMETER]:
-        part = docs[begin : begin + int(count)]
+        parts.append(docs[begin : begin + int(count)])
         begin += int(count)
         its_own = {**of_all, TIMEOUT_PARAMETER: seconds}
-        asked.append(_answer_part(executor, part, its_own, tracing_context))
-    answered = await asyncio.gather(*asked)
+        asked.append(_answer_part(executor, parts[-1], its_own, tracing_context))
+    seconds = min(seconds for _, seconds in parameters[_PARTS_PARAMETER])
+    answered = await _within_reason(asked, seconds)
     docs.clear()
-    for part, _ in answered:
-        docs.extend(part)
-    return {_PARTS_PARAMETER: [{'count': len(part), **told} for part, told in answered]}
+    told = []
+    for each in answered:
+        if each is None:
+            told.append({'count': 0, 'again': True})
+            continue
+        docs.extend(each[0])
+        told.append({'count': len(each[0]), **each[1]})
+    return {_PARTS_PARAMETER: told}
+
+
+async def _within_reason(
+    asked: list[Coroutine[Any, Any, Answered]], seconds: float
+) -> list[Answered | None]:
+    """What comes of all parts; None for those that would keep the others waiting.
+
+    Args:
+        asked: the parts.
+        seconds: after which the first client has gone.
+
+    Raises:
+        Exception: one broke as no request should: each is asked for again by itself, where Jina sees
+            it break.
+    """
+    began = time.monotonic()
+    tasks = [asyncio.ensure_future(each) for each in asked]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+        passed = time.monotonic() - began
+        patience = min(max(_PATIENCE_SECONDS, _PATIENCE * passed), max(0.0, seconds - passed))
+        await asyncio.wait(tasks, timeout=patience)
+        return [task.result() if task.done() else None for task in tasks]
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _answer_part(
     executor: Executor, docs: DocumentArray, parameters: dict[str, Any], tracing_context: Any
-) -> tuple[DocumentArray, dict[str, Any]]:
+) -> Answered:
     try:
         returned = await executor.__acall__(
             PART_OF,
@@ -291,9 +378,8 @@ async def _answer_part(
             docs_map={},
             tracing_context=tracing_context,
         )
-    except Exception as error:  # its client is told, its neighbours are answered
-        if not isinstance(error, FinetunerError):
-            executor.logger.error(f'{error!r}', exc_info=True)
+    except FinetunerError as error:
+        log_refusal(executor.runtime_args, error)
         return DocumentArray(), {
             'error': type(error).__name__,
             'arguments': [str(argument) for argument in error.args],

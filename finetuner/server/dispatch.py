@@ -34,6 +34,7 @@ from finetuner.server.coalescing import (
     TIMEOUT_PARAMETER,
     Coalescer,
     is_small,
+    small_documents_of,
 )
 from finetuner.server.errors import http_status, message_of_unexpected
 from finetuner.server.identity import PARAMETER, IdentitySeal
@@ -149,13 +150,11 @@ class Dispatcher:
 
     async def _small_documents(self, request: DataRequest, call: Call) -> Documents | None:
         """Count the Documents of a request; returns them where they may be sent with others."""
-        if request.buffer is not None:
-            documents = await self._find(request.buffer)
-            call.num_documents = documents.count
-        elif call.num_documents <= MOST_OF_ONE:
-            documents = await self._find(request.SerializeToString())
-        else:
-            return None
+        if request.buffer is None:
+            is_built = request.header.exec_endpoint == PART_OF and call.num_documents <= MOST_OF_ONE
+            return small_documents_of(request) if is_built else None
+        documents = await self._find(request.buffer)
+        call.num_documents = documents.count
         # of a large request they would keep the bytes in memory
         return documents if is_small(documents) else None
 
@@ -240,7 +239,11 @@ class Dispatcher:
             return await self._ask(node, request, endpoint)
         coalescer = self._coalescers.get(node.name)
         if coalescer is None:
-            coalescer = Coalescer(functools.partial(self._ask, node), self._metrics.called)
+            coalescer = Coalescer(
+                functools.partial(self._ask, node),
+                self._metrics.called,
+                functools.partial(_count_replicas, self._streamer, node),
+            )
             self._coalescers[node.name] = coalescer
         return await coalescer.answer(request, documents, until)
 
@@ -295,6 +298,12 @@ class Dispatcher:
         if exception.name == TooManyRequestsError.__name__:
             return _failure(answer, exception.name, message, call, _seconds(arguments[1:]))
         return _failure(answer, exception.name, message, call)
+
+
+def _count_replicas(streamer: Any, node: Any) -> int:
+    connections = streamer._connection_pool._connections
+    replicas = connections.get_replicas(node.name, head=True, increase_access_count=False)
+    return len(replicas.get_all_connections()) if replicas else 1
 
 
 async def _within(sending: Coroutine[Any, Any, DataRequest], until: float) -> DataRequest:

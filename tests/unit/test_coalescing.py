@@ -15,7 +15,14 @@ from jina.types.request.data import DataRequest
 
 from finetuner.excepts import ConfigError, TooManyRequestsError
 from finetuner.server import coalescing
-from finetuner.server.coalescing import ENDPOINT, MOST_DOCUMENTS, Coalescer, answer_parts, is_small
+from finetuner.server.coalescing import (
+    ENDPOINT,
+    MOST_DOCUMENTS,
+    Coalescer,
+    answer_parts,
+    is_small,
+    small_documents_of,
+)
 from finetuner.server.wire import Documents, find_documents
 
 NO_TRACE = {'tracing_context': None}
@@ -30,6 +37,8 @@ class Lengths(Executor):
     ) -> dict[str, Any] | DocumentArray | None:
         """One answer a request."""
         texts = docs.texts
+        if 'slow' in texts:
+            await asyncio.sleep(3)
         if 'refuse' in texts:
             raise TooManyRequestsError('too many', 7)
         if 'break' in texts:
@@ -136,6 +145,7 @@ def plain(answer: DataRequest) -> dict[str, Any]:
     for result in parameters.get('__results__', {}).values():
         # what is left of the time differs
         result.pop('seconds', None)
+    parameters.pop('__timeout', None)
     return {
         'id': answer.header.request_id,
         'endpoint': answer.header.exec_endpoint,
@@ -166,7 +176,9 @@ def test_each_is_answered_as_if_it_had_come_alone(many):
         assert seen == expected
     joined = [count for endpoint, count in together.calls if endpoint == ENDPOINT]
     assert all(count <= MOST_DOCUMENTS for count in joined)
-    assert sum(count for _, count in together.calls) == sum(len(texts) for texts, _ in many)
+    if not any('break' in texts for texts, _ in many):
+        # otherwise those beside it are asked for again
+        assert sum(count for _, count in together.calls) == sum(len(texts) for texts, _ in many)
 
 
 def test_many_small_ones_take_few_calls_and_few_go_at_once():
@@ -311,3 +323,126 @@ def test_a_lone_request_is_handed_on_as_it_came(monkeypatch):
     request = ask(['a'])
     asyncio.run(Coalescer(keep, ignore).answer(request, find_documents(request.buffer, 9), 0))
     assert seen == [(request, '/encode')]
+
+
+def test_a_slow_request_keeps_its_neighbours_waiting_for_a_while_only():
+    async def run() -> None:
+        caller = Caller()
+        coalescer = Coalescer(caller, ignore)
+        texts = ['a', 'a', 'a', 'slow', 'a']
+        began = time.monotonic()
+        asked = [asyncio.ensure_future(send(coalescer, ask([t], i))) for i, t in enumerate(texts)]
+        await asyncio.wait([asked[i] for i in (0, 1, 2, 4)])
+        assert time.monotonic() - began < 2
+        answer = await asked[3]
+        assert answer.docs[0].embedding[0] == 4
+        # begun together, ended by itself
+        assert caller.calls == [('/encode', 1)] * 2 + [(ENDPOINT, 3), ('/encode', 1)]
+
+    asyncio.run(run())
+
+
+def test_an_answer_that_is_there_comes_before_its_time_is_over():
+    async def run() -> None:
+        coalescer = Coalescer(Caller(), ignore)
+        texts = ['a', 'a', 'a', 'slow', 'a']
+        began = time.monotonic()
+        asked = [
+            asyncio.ensure_future(send(coalescer, ask([text], i), 100 if text == 'slow' else 0.4))
+            for i, text in enumerate(texts)
+        ]
+        await asyncio.wait([asked[i] for i in (0, 1, 2, 4)])
+        assert time.monotonic() - began < 0.8
+        asked[3].cancel()
+
+    asyncio.run(run())
+
+
+def test_each_replica_has_calls_of_its_own():
+    async def run() -> list[tuple[str, int]]:
+        caller = Caller()
+        coalescer = Coalescer(caller, ignore, lambda: 3)
+        await asyncio.gather(*(send(coalescer, ask(['a'], i)) for i in range(10)))
+        return caller.calls
+
+    assert asyncio.run(run()) == [('/encode', 1)] * 6 + [(ENDPOINT, 4)]
+
+
+def test_nobody_waits_for_a_call_that_was_cut_off():
+    async def cut_off(_: DataRequest, __: str) -> DataRequest:
+        await asyncio.sleep(0.01)
+        raise asyncio.CancelledError
+
+    async def run() -> list[Any]:
+        coalescer = Coalescer(cut_off, ignore)
+        waiting = [asyncio.ensure_future(send(coalescer, ask(['a'], i))) for i in range(6)]
+        return await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 5)
+
+    assert all(isinstance(each, asyncio.CancelledError) for each in asyncio.run(run()))
+
+
+class Wrong(Caller):
+    """One whose answers to several requests are not what was agreed."""
+
+    def __init__(self, spoil: Callable[[DataRequest], None]) -> None:
+        super().__init__()
+        self._spoil = spoil
+
+    async def __call__(self, request: DataRequest, endpoint: str) -> DataRequest:
+        answer = await super().__call__(request, endpoint)
+        if endpoint == ENDPOINT:
+            opened = DataRequest(answer.buffer)
+            self._spoil(opened)
+            answer = DataRequest(opened.proto_with_data.SerializeToString())
+        return answer
+
+
+def answer_twice(answer: DataRequest) -> None:
+    results = answer.parameters['__results__']
+    answer.parameters = {'__results__': {**results, 'shard-1': results['lengths/rep-0']}}
+
+
+def lose_a_document(answer: DataRequest) -> None:
+    answer.data.docs = answer.docs[:-1]
+
+
+def lose_a_part(answer: DataRequest) -> None:
+    results = answer.parameters['__results__']
+    answer.parameters = {'__results__': {'a': {'__parts': results['lengths/rep-0']['__parts'][1:]}}}
+
+
+def lose_all(answer: DataRequest) -> None:
+    answer.parameters = {}
+
+
+@pytest.mark.parametrize('spoil', [answer_twice, lose_a_document, lose_a_part, lose_all])
+def test_where_answers_cannot_be_told_apart_each_is_asked_for_by_itself(spoil):
+    caller = Wrong(spoil)
+    answers = answer_all(caller, [ask(['a' * (i + 1)], i) for i in range(6)])
+    assert [each.docs[0].embedding[0] for each in answers] == [1, 2, 3, 4, 5, 6]
+    assert caller.calls == [('/encode', 1)] * 2 + [(ENDPOINT, 4)] + [('/encode', 1)] * 4
+
+
+def test_the_routes_of_a_request_stay():
+    asked = [ask(['a'], i) for i in range(4)]
+    for each in asked:
+        opened = DataRequest(each.buffer)
+        opened.add_executor('before')
+        each.buffer = opened.proto_with_data.SerializeToString()
+    for answer in answer_all(Caller(), asked):
+        assert [route.executor for route in answer.routes] == ['before', 'lengths']
+
+
+@pytest.mark.parametrize(
+    ('make', 'is_found'),
+    [
+        (lambda: [Document(text='a')] * 8, True),
+        (lambda: [Document(text='a', tags={str(i): i for i in range(9_000)})], True),
+        (lambda: [Document(blob=bytes(600_000))], False),
+        (lambda: [Document(text='a', chunks=[Document() for _ in range(200)])], False),
+    ],
+)
+def test_which_requests_that_came_over_http_are_small(make, is_found):
+    request = DataRequest()
+    request.data.docs = DocumentArray(make())
+    assert (small_documents_of(request) is not None) is is_found

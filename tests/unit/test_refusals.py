@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from finetuner.excepts import DataError
+from finetuner.excepts import DataError, ServerError
 from finetuner.server.refusals import log_refusals_briefly
 
 
@@ -44,6 +44,11 @@ def test_a_failure_keeps_its_stack(written):
     log(RuntimeError('out of memory'))
     assert 'Traceback' in written.getvalue()
     assert "RuntimeError('out of memory')" in written.getvalue()
+
+
+def test_a_failure_of_the_server_that_has_a_name_keeps_its_stack_too(written):
+    log(ServerError('the index cannot be written'))
+    assert 'Traceback' in written.getvalue()
 
 
 def test_what_is_no_error_stays_as_it_is(written):
