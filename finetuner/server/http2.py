@@ -90,7 +90,8 @@ class OwnFrames:
         end: of the last frame that `whole` yielded.
         is_too_large: whether a frame has begun that is not kept until it is whole.
         is_in_headers: whether the frames of a header are not all here yet.
-        late: seconds that a frame which must be kept, or a header, has been under way as of `look`.
+        late: seconds that a frame which must be kept, or a header, has been under way for, since
+            the first `look` that saw it.
     """
 
     def __init__(self) -> None:
@@ -99,6 +100,7 @@ class OwnFrames:
         self.is_too_large = False
         self.is_in_headers = False
         self.late = 0.0
+        self._was_under_way = False
 
     def add(self, data: bytes) -> None:
         """Take what came."""
@@ -118,7 +120,8 @@ class OwnFrames:
         """
         is_data = len(self.buffer) >= HEAD_BYTES and self.buffer[3] == DATA
         is_under_way = self.is_in_headers or (bool(self.buffer) and not is_data)
-        self.late = self.late + seconds if is_under_way else 0.0
+        self.late = self.late + seconds if is_under_way and self._was_under_way else 0.0
+        self._was_under_way = is_under_way
 
     def whole(self, least: int) -> Iterator[tuple[int, int, int, int, int]]:
         """The whole frames: where they begin, length, kind, flags and stream.
@@ -140,7 +143,7 @@ class OwnFrames:
             if kind in (HEADERS, CONTINUATION):
                 self.is_in_headers = not flags & END_HEADERS
             if not self.is_in_headers:
-                self.late = 0.0
+                self._was_under_way = False
             yield position, length, kind, flags, stream
             position = self.end = start + length
 

@@ -402,9 +402,9 @@ def test_no_reset_stands_between_the_frames_of_a_header(tmp_path):
         async with ends as (_, (reader, writer), (behind, answer)):
             answer.write(frame(SETTINGS, 0))
             writer.write(PREFACE + frame(HEADERS, 1, b'abc', 4) + frame(DATA, 1, message(100)))
-            await read_for(reader, 1)
+            await read_for(reader, 0.8)
             writer.write(frame(HEADERS, 3, b'abc'))
-            await read_for(reader, 1)  # in which the first message is found slow
+            await read_for(reader, 0.9)  # in which the first message is found slow
             writer.write(frame(CONTINUATION, 3, b'def', 4))
             assert list(refused(await read_for(reader, 1))) == [1]
             passed = await behind.read(1 << 16)
