@@ -358,9 +358,10 @@ def test_what_is_there_of_a_long_frame_goes_on_where_the_rest_waits(tmp_path):
             answer.write(frame(SETTINGS, 0))
             head = (40_005).to_bytes(3, 'big') + bytes((DATA, 0)) + (1).to_bytes(4, 'big')
             writer.write(PREFACE + frame(HEADERS, 1, b'abc', 4) + head + message(40_000))
-            for _ in range(20):
+            for number in range(20):
                 writer.write(bytes(2000))
                 assert refused(await read_for(reader, 0.1)) == {}
+                assert number != 12 or guard.budget.held > 10_000
             # counted while it came, and no reason to close the connection
             passed = frames_in((await behind.read(1 << 17))[len(PREFACE) :])
             assert sum(len(payload) for kind, _, payload in passed if kind == DATA) > 30_000
