@@ -38,7 +38,7 @@ from finetuner.server.coalescing import (
 )
 from finetuner.server.errors import http_status, message_of_unexpected
 from finetuner.server.identity import PARAMETER, IdentitySeal
-from finetuner.server.limits import ByteBudget, Limits, Slots
+from finetuner.server.limits import Limits, Slots
 from finetuner.server.security import DENIED, FORBIDDEN, current_identity
 from finetuner.server.telemetry import GatewayMetrics
 from finetuner.server.tracing import stage_span
@@ -74,7 +74,6 @@ class Dispatcher:
         seal: for the identity of who asks.
         limits: of requests.
         slots: for requests being answered.
-        budget: for the bytes of those over gRPC; HTTP counts as they come.
         tracer: None where tracing is off.
         logger: for what clients may not read.
         metrics: of the gateway.
@@ -86,7 +85,6 @@ class Dispatcher:
         seal: IdentitySeal,
         limits: Limits,
         slots: Slots,
-        budget: ByteBudget,
         tracer: Any,
         logger: JinaLogger,
         metrics: GatewayMetrics,
@@ -94,7 +92,6 @@ class Dispatcher:
         self._streamer = streamer
         self._limits = limits
         self._slots = slots
-        self._budget = budget
         self._tracer = tracer
         self._logger = logger
         self._metrics = metrics
@@ -114,14 +111,13 @@ class Dispatcher:
             InternalNetworkError: no Executor could be reached.
         """
         try:
-            with self._budget.taken(len(request.buffer or b'')):
-                documents = await self._small_documents(request, call)
-                return await self._answer(request, call, documents)
+            documents = await self._small_documents(request, call)
+            return await self._answer(request, call, documents)
         except DecodeError:
             error: FinetunerError = ConfigError('the message is no DataRequest of Jina')
-            return _refuse(DataRequest(), error, call)
+            return refuse(DataRequest(), error, call)
         except FinetunerError as caught:
-            return _refuse(request, caught, call)
+            return refuse(request, caught, call)
 
     async def endpoints(self, target_executor: str = '') -> list[str]:
         """Endpoints of the Executors whose names a pattern matches, in order of the alphabet.
@@ -353,7 +349,14 @@ def _seconds(arguments: list[str]) -> float:
         return 1.0
 
 
-def _refuse(request: DataRequest, error: FinetunerError, call: Call) -> DataRequest:
+def refuse(request: DataRequest, error: FinetunerError, call: Call) -> DataRequest:
+    """An answer that tells of an error, which is noted in the call.
+
+    Args:
+        request: that is not answered.
+        error: why.
+        call: of the request.
+    """
     retry_after = error.retry_after if isinstance(error, TooManyRequestsError) else None
     return _failure(request, type(error).__name__, str(error), call, retry_after)
 

@@ -103,12 +103,11 @@ class Gateway(CompositeGateway):
             IdentitySeal.of_home(Settings.from_environment().home),
             self._limits,
             self._slots,
-            self._budget,
             self.tracer,
             self.logger,
             metrics,
         )
-        GrpcDoor(dispatcher, journal).stand_in(self._request_handler)
+        GrpcDoor(dispatcher, journal, self._budget).stand_in(self._request_handler)
         # gRPC listens there, behind the guards
         self._sockets = tempfile.TemporaryDirectory(prefix='finetuner-')
         self._guarded: list[tuple[str, int, str]] = []

@@ -10,9 +10,11 @@ import grpc
 from jina.excepts import InternalNetworkError
 from jina.types.request.data import DataRequest, Response
 
+from finetuner.excepts import TooManyRequestsError
 from finetuner.server.calls import GONE, ID_HEADER, Call, request_id_of
-from finetuner.server.dispatch import Dispatcher
+from finetuner.server.dispatch import Dispatcher, refuse
 from finetuner.server.journal import Journal
+from finetuner.server.limits import ByteBudget
 from finetuner.server.security import DENIED, TokenCheck, current_identity
 
 _OPEN_METHODS = ('/grpc.health.v1.Health/', '/jina.JinaGatewayDryRunRPC/')
@@ -31,11 +33,13 @@ class GrpcDoor:
     Args:
         dispatcher: that answers.
         journal: that writes it down.
+        budget: for the messages that are here, from when they are whole until they are answered.
     """
 
-    def __init__(self, dispatcher: Dispatcher, journal: Journal) -> None:
+    def __init__(self, dispatcher: Dispatcher, journal: Journal, budget: ByteBudget) -> None:
         self._dispatcher = dispatcher
         self._journal = journal
+        self._budget = budget
 
     def stand_in(self, handler: Any) -> None:
         """Take over the methods of Jina's request handler, which its servers are built from.
@@ -50,8 +54,12 @@ class GrpcDoor:
     async def process_single_data(self, request: DataRequest, context: Any = None) -> DataRequest:
         """Answer one request."""
         rpc = _Rpc(context)
+        size = len(request.buffer or b'')
         try:
-            answer = await self._answer(request, rpc)
+            with self._budget.taken(size):
+                answer = await self._answer(request, rpc)
+        except TooManyRequestsError as error:
+            answer = await self._answer(DataRequest(), rpc, error)
         except InternalNetworkError as error:
             await context.abort(*_network_error(error))
         rpc.end()
@@ -110,24 +118,39 @@ class GrpcDoor:
     ) -> None:
         sizes: dict[asyncio.Task, int] = {}
         async for message in messages:
-            size = len(message.buffer or b'')
-            while sizes and sum(sizes.values()) + size > _MOST_BYTES_AHEAD:
-                await asyncio.wait(sizes, return_when=asyncio.FIRST_COMPLETED)
-            await ahead.acquire()
-            task = asyncio.create_task(self._answer(message, rpc))
+            request, refusal = _taken_from(message), None
+            size = len(request.buffer or b'')
+            try:
+                self._budget.take_or_refuse(size)
+            except TooManyRequestsError as error:
+                request, size, refusal = DataRequest(), 0, error
+            try:
+                while sizes and sum(sizes.values()) + size > _MOST_BYTES_AHEAD:
+                    await asyncio.wait(sizes, return_when=asyncio.FIRST_COMPLETED)
+                await ahead.acquire()
+            except asyncio.CancelledError:
+                self._budget.give_back(size)
+                raise
+            task = asyncio.create_task(self._answer(request, rpc, refusal))
+            del request  # only the task is to hold what the budget counts for it
             sizes[task] = size
             running.add(task)
+            # not in the task itself: one that is cancelled early never runs
+            task.add_done_callback(lambda task: self._budget.give_back(sizes.pop(task)))
             task.add_done_callback(running.discard)
-            task.add_done_callback(sizes.pop)
             answered.put_nowait(task)
         if running:
             await asyncio.wait(running)
 
-    async def _answer(self, request: DataRequest, rpc: _Rpc) -> DataRequest:
+    async def _answer(
+        self, request: DataRequest, rpc: _Rpc, refusal: TooManyRequestsError | None = None
+    ) -> DataRequest:
         call = rpc.next_call()
         identity = current_identity.get()
         call.user = identity.user if identity is not None else ''
         try:
+            if refusal is not None:
+                return refuse(request, refusal, call)
             return await self._dispatcher.answer(request, call)
         except InternalNetworkError as error:
             call.status = 504 if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED else 503
@@ -138,6 +161,15 @@ class GrpcDoor:
         finally:
             rpc.note(call)
             self._journal.finish(call)
+
+
+def _taken_from(message: DataRequest) -> DataRequest:
+    """What a message brought, which gRPC keeps until the next one comes, however long that takes."""
+    if not message.buffer:
+        return message
+    request = DataRequest(message.buffer)
+    message.buffer = b''
+    return request
 
 
 class _Rpc:

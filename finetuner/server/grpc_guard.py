@@ -10,25 +10,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from finetuner.server.http2 import (
     CANCEL,
-    CONTINUATION,
     DATA,
-    END_HEADERS,
     END_STREAM,
+    FIRST_WINDOW,
     HEAD_BYTES,
     HEADERS,
     PADDED,
     PREFACE,
     RST_STREAM,
+    SETTINGS,
     WINDOW_UPDATE,
-    read_head,
+    Frame,
+    OwnFrames,
+    PassingFrames,
+    read_window,
     write_frame,
-    write_head,
     write_refusal,
 )
 from finetuner.server.limits import TOO_MUCH_AT_ONCE, ByteBudget, Limits, least_bytes
@@ -40,8 +41,6 @@ _READ_BYTES = 1 << 16
 _DEADLINE, _EXHAUSTED = 4, 8
 _TOO_SLOW = 'the message came too slowly'
 _LOOK_SECONDS = 0.5
-# DATA goes on in pieces; of other frames gRPC takes none that is as large, and one is kept here
-_MAX_WHOLE_BYTES = 1 << 20
 # gRPC announces streams up to `grpc.max_concurrent_streams` of the gateway, which are fewer
 _MAX_STREAMS = 4_000
 # of refused ones so many are remembered: what still comes of others gRPC throws away itself
@@ -83,7 +82,7 @@ class GrpcGuard:
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
             for client in list(self.clients):
-                client.end_slow(asyncio.get_running_loop().time())
+                client.look(asyncio.get_running_loop().time())
 
     async def refuse_new(self) -> None:
         """Take no new connections; those there are stay."""
@@ -106,29 +105,15 @@ class _ServerSide(Side):
         super().__init__()
         self.other = client
         self._client = client
-        self._left = 0  # bytes of the frame that is under way
-        self._head = b''
-        self._is_in_headers = False
+        self._frames = PassingFrames()
         self._has_settings = False  # with which a server must begin
         self._ours: list[bytes] = []
 
     def data_received(self, data: bytes) -> None:
         self._client.write(data)
-        position = 0
-        while position < len(data):
-            if self._left:
-                step = min(self._left, len(data) - position)
-                self._left -= step
-                position += step
-                continue
-            missing = HEAD_BYTES - len(self._head)
-            self._head += data[position : position + missing]
-            position += missing
-            if len(self._head) == HEAD_BYTES:
-                length, kind, flags, stream = read_head(self._head)
-                self._head = b''
-                self._left = length
-                self._note(kind, flags, stream)
+        for frame in self._frames.feed(data):
+            self._has_settings = True
+            self._client.note(frame)
         self._flush()
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -149,19 +134,9 @@ class _ServerSide(Side):
         self._flush()
 
     def _flush(self) -> None:
-        is_between = self._has_settings and not (self._left or self._head or self._is_in_headers)
-        if self._ours and is_between:
+        if self._ours and self._has_settings and self._frames.is_between:
             self._client.write(b''.join(self._ours))
             self._ours.clear()
-
-    def _note(self, kind: int, flags: int, stream: int) -> None:
-        self._has_settings = True
-        if kind in (HEADERS, CONTINUATION):
-            self._is_in_headers = not flags & END_HEADERS
-        if kind == HEADERS:
-            self._client.note_answer(stream)
-        if kind == RST_STREAM or (kind in (DATA, HEADERS) and flags & END_STREAM):
-            self._client.forget(stream)
 
 
 class _Fault(NamedTuple):
@@ -178,20 +153,22 @@ class _Stream:
     Attributes:
         left: bytes that are missing of its message.
         held: bytes that are there of it.
-        is_first: whether it is the first; gRPC may leave later ones until there is time for them.
-        looked_at: when it was last seen to grow, on the clock of the event loop.
+        looked_at: when it was last seen to grow, on the clock of the event loop; the time in which
+            the server took nothing of it is left out.
         held_then: bytes that were there.
         head: what is there of the next message's head.
         has_answer: whether the server has begun to answer.
+        window: bytes that the server allowed, less those that came; what it allows each stream at
+            first comes on top.
     """
 
     left: int = 0
     held: int = 0
-    is_first: bool = True
     looked_at: float = 0.0
     held_then: int = 0
     head: bytes = b''
     has_answer: bool = False
+    window: int = 0
 
 
 class _ClientSide(Side):
@@ -203,16 +180,18 @@ class _ClientSide(Side):
         self._guard = guard
         self._server = _ServerSide(self)
         self._connecting: asyncio.Task | None = None
-        self._buffer = bytearray()
+        self._frames = OwnFrames()
         self._has_preface = False
         self._streams: dict[int, _Stream] = {}  # those that the server knows and has not ended
         self._last_stream = 0
-        self._end_of_frames = 0
         self._refused: dict[int, None] = {}
+        self._window = self._first_window = FIRST_WINDOW  # of the connection, of each stream
+        self._looked_at = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self._guard.clients.add(self)
+        self._looked_at = asyncio.get_running_loop().time()
         if self.transport is not None:
             self.transport.pause_reading()
         self._connecting = asyncio.ensure_future(self._connect())
@@ -239,60 +218,45 @@ class _ClientSide(Side):
         self._hand_on()
 
     def data_received(self, data: bytes) -> None:
-        self._buffer += data
+        self._frames.add(data)
         if self.other is not None:
             self._hand_on()
         elif self.transport is not None:
             # uvloop reads on after `connection_made`, whatever was said there
             self.transport.pause_reading()
 
-    def _hand_on(self) -> None:
+    def _hand_on(self, least: int = _READ_BYTES) -> None:
+        """Hand on what is there; of DATA that is not whole, if there is as much as `least`."""
+        frames = self._frames
         if not self._has_preface:
-            if len(self._buffer) < len(PREFACE):
+            if len(frames.buffer) < len(PREFACE):
                 return
             self._has_preface = True
-            self._pass_on(len(PREFACE))
+            self._server.write(bytes(frames.buffer[: len(PREFACE)]))
+            frames.take(len(PREFACE))
         passed = 0
-        for start, length, kind, flags, stream in self._frames():
-            end = start + HEAD_BYTES + length
+        for start, length, kind, flags, stream in frames.whole(least):
+            if kind == HEADERS:
+                self._open(stream)
+            elif kind == RST_STREAM:
+                self.forget(stream)
             if kind != DATA:
-                if kind == HEADERS:
-                    self._open(stream)
-                elif kind == RST_STREAM:
-                    self.forget(stream)
                 continue
+            self._window -= length
             fault = None
             if stream not in self._refused:
                 fault = self._follow(start, length, flags, stream)
                 if fault is None:
                     continue
             # what was fine before goes on; this frame does not
-            self._server.write(bytes(self._buffer[passed:start]))
-            passed = end
+            self._server.write(bytes(frames.buffer[passed:start]))
+            passed = start + HEAD_BYTES + length
             self._drop(length, flags, stream, fault)
-        if self._end_of_frames > passed:
-            self._server.write(bytes(self._buffer[passed : self._end_of_frames]))
-        del self._buffer[: self._end_of_frames]
-
-    def _frames(self) -> Iterator[tuple[int, int, int, int, int]]:
-        """The whole frames in the buffer; DATA that is long is made into several."""
-        position = self._end_of_frames = 0
-        while len(self._buffer) - position >= HEAD_BYTES:
-            start = position + HEAD_BYTES
-            length, kind, flags, stream = read_head(self._buffer[position:start])
-            there = len(self._buffer) - start
-            if there < length:
-                if kind != DATA or flags & PADDED:
-                    if length > _MAX_WHOLE_BYTES:
-                        self.close()
-                    return
-                if there < _READ_BYTES:
-                    return
-                self._buffer[position:start] = write_head(there, kind, flags & ~END_STREAM, stream)
-                self._buffer += write_head(length - there, kind, flags, stream)
-                length, flags = there, flags & ~END_STREAM
-            yield position, length, kind, flags, stream
-            position = self._end_of_frames = start + length
+        if frames.end > passed:
+            self._server.write(bytes(frames.buffer[passed : frames.end]))
+        frames.take(frames.end)
+        if frames.is_too_large:
+            self.close()
 
     def _open(self, stream: int) -> None:
         """Follow a stream, if it is a new one: gRPC ignores all others, and so must we."""
@@ -308,9 +272,10 @@ class _ClientSide(Side):
         known = self._streams.get(stream)
         if known is None:  # gRPC throws away what comes of streams that it does not know
             return None
+        known.window -= length
         position, end = start + HEAD_BYTES, start + HEAD_BYTES + length
         if flags & PADDED and length:
-            end -= self._buffer[position]
+            end -= self._frames.buffer[position]
             position += 1
         while position < end:
             if known.left:
@@ -322,10 +287,9 @@ class _ClientSide(Side):
                 position += step
                 if not known.left:  # gRPC has it, and hands it to who counts it again
                     self._let_go(known)
-                    known.is_first = False
                 continue
             missing = _MESSAGE_HEAD_BYTES - len(known.head)
-            known.head += bytes(self._buffer[position : min(position + missing, end)])
+            known.head += bytes(self._frames.buffer[position : min(position + missing, end)])
             position += missing
             if len(known.head) == _MESSAGE_HEAD_BYTES:
                 known.left = int.from_bytes(known.head[1:], 'big')
@@ -339,28 +303,47 @@ class _ClientSide(Side):
         self._guard.budget.give_back(stream.held)
         stream.held = stream.held_then = 0
 
-    def end_slow(self, now: float) -> None:
-        """Refuse messages that stand still.
+    def look(self, now: float) -> None:
+        """End what stands still.
 
         Args:
             now: on the clock of the event loop.
         """
-        limits = self._guard.limits
+        seconds, self._looked_at = now - self._looked_at, now
+        if self.other is None:
+            return
+        if self.is_paused:  # it is we who are slow
+            for known in self._streams.values():
+                known.looked_at += seconds
+            return
+        self._hand_on(1)
+        self._frames.look(min(seconds, 2 * _LOOK_SECONDS))  # we may have been held up ourselves
+        if self.transport is not None and (
+            self._frames.late > self._guard.limits.slow_client_seconds
+        ):
+            self.transport.abort()  # `close` waits for what such a client need not read
+        elif not self._frames.is_in_headers:  # where no frame of ours may stand
+            self._end_slow(now, seconds)
+
+    def _end_slow(self, now: float, passed: float) -> None:
+        """Refuse messages that stand still, but for those that the server leaves where they are."""
         for stream, known in list(self._streams.items()):
-            patience = limits.slow_client_seconds
-            if not known.is_first:
-                patience += limits.request_seconds
-            seconds = now - known.looked_at
-            if not known.left or seconds < patience:
+            if not known.left:
                 continue
-            is_slow = known.held - known.held_then < least_bytes(known.held, seconds)
-            if is_slow and not self.is_paused:
+            if self._window <= 0 or self._first_window + known.window <= 0:
+                known.looked_at += passed
+                continue
+            seconds = now - known.looked_at
+            if seconds < self._guard.limits.slow_client_seconds:
+                continue
+            if known.held - known.held_then < least_bytes(known.held, seconds):
                 self._drop(0, 0, stream, _Fault(_DEADLINE, _TOO_SLOW))
             known.looked_at, known.held_then = now, known.held
 
     def _drop(self, length: int, flags: int, stream: int, fault: _Fault | None) -> None:
         """Give back the window that a frame took, and answer its call if it is the first."""
         if length:
+            self._window += length
             self._server.insert(write_frame(WINDOW_UPDATE, 0, 0, length.to_bytes(4, 'big')))
         if fault is not None:
             refused = self._streams.pop(stream)
@@ -373,10 +356,23 @@ class _ClientSide(Side):
         if flags & END_STREAM:
             self._refused.pop(stream, None)
 
-    def note_answer(self, stream: int) -> None:
-        """The server has begun to answer."""
-        if stream in self._streams:
-            self._streams[stream].has_answer = True
+    def note(self, frame: Frame) -> None:
+        """A frame of the server's is on its way to the client."""
+        kind, flags, stream, payload = frame
+        known = self._streams.get(stream)
+        if kind == HEADERS and known is not None:
+            known.has_answer = True
+        elif kind == SETTINGS:
+            window = read_window(payload)
+            self._first_window = self._first_window if window is None else window
+        elif kind == WINDOW_UPDATE:
+            num_bytes = int.from_bytes(payload, 'big')
+            if not stream:
+                self._window += num_bytes
+            elif known is not None:
+                known.window += num_bytes
+        if kind == RST_STREAM or (kind in (DATA, HEADERS) and flags & END_STREAM):
+            self.forget(stream)
 
     def forget(self, stream: int) -> None:
         """The client or the server ended a stream."""
@@ -384,7 +380,3 @@ class _ClientSide(Side):
         if ended is not None:
             self._let_go(ended)
         self._refused.pop(stream, None)
-
-    def _pass_on(self, num_bytes: int) -> None:
-        self._server.write(bytes(self._buffer[:num_bytes]))
-        del self._buffer[:num_bytes]

@@ -30,7 +30,7 @@ from finetuner.config import Settings
 from finetuner.excepts import FinetunerError
 from finetuner.runs.dispatcher import MAX_RETRIES
 from finetuner.server.calls import GONE, Call
-from finetuner.server.errors import http_status, message_of_unexpected
+from finetuner.server.errors import message_of_unexpected
 from finetuner.server.exploring import Explorer
 from finetuner.server.http_calls import answer_call
 from finetuner.server.http_door import (
@@ -39,11 +39,10 @@ from finetuner.server.http_door import (
     DoorMiddleware,
     id_of_failure,
 )
-from finetuner.server.http_errors import answer_of, error_answer
+from finetuner.server.http_errors import error_answer, error_to
 from finetuner.server.http_protocol import protocol_with_patience
 from finetuner.server.incoming import IncomingData
 from finetuner.server.openai_api import add_openai
-from finetuner.server.page_views import render
 from finetuner.server.pages import build_pages
 from finetuner.server.rest import PREFIX, build_router
 
@@ -145,7 +144,7 @@ def build_app(door: Door, streamer: Any, traces: bool = False) -> FastAPI:
     )
     app.door, app.traces = door, traces
     app.add_middleware(DoorMiddleware, door=door)
-    app.add_exception_handler(FinetunerError, _answer_error)
+    app.add_exception_handler(FinetunerError, error_to)
     app.add_exception_handler(ClientDisconnect, _answer_nobody)
     app.add_exception_handler(Exception, _answer_unexpected)
     app.add_exception_handler(RequestValidationError, _answer_invalid)
@@ -240,16 +239,6 @@ def _add_description(app: FastAPI, endpoints: Endpoints) -> None:
     @app.get('/redoc', include_in_schema=False)
     async def other_page() -> Response:
         return RedirectResponse('/docs')  # Jina prints this address when a Flow starts
-
-
-async def _answer_error(request: Request, error: Exception) -> Response:
-    if not isinstance(error, FinetunerError):
-        raise error
-    status = http_status(type(error).__name__) or 500
-    if request.url.path.startswith('/ui') and 'text/html' in request.headers.get('accept', ''):
-        title = {404: 'Not found', 403: 'Not allowed', 409: 'Not now'}.get(status, 'This cannot be')
-        return render(request, 'error.html', status_code=status, title=title, message=str(error))
-    return answer_of(error, request.url.path)
 
 
 async def _answer_nobody(_: Request, __: Exception) -> Response:

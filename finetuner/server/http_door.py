@@ -24,7 +24,7 @@ from finetuner.server.calls import (
 )
 from finetuner.server.dispatch import Dispatcher
 from finetuner.server.health import Readiness
-from finetuner.server.http_errors import answer_of, error_answer
+from finetuner.server.http_errors import answer_of, error_answer, error_to, status_of
 from finetuner.server.journal import Journal
 from finetuner.server.limits import ByteBudget, Limits, Slots
 from finetuner.server.pages import COOKIE
@@ -39,8 +39,9 @@ from finetuner.server.tracing import parent_of
 
 _OPEN_BELOW = ('/static/', '/swagger/', '/health/')
 _OPEN_PATHS = ('/', '/login', '/dry_run', '/docs', '/redoc', '/openapi.json')
-# these go to the disk as they come
-_UPLOADS = ('/api/v1/uploads', '/ui/data')
+# these go to the disk as they come, a form only where it is one of parts
+_PIECES = ('PATCH', '/api/v1/uploads')
+_FILE_FORM = ('POST', '/ui/data')
 
 
 @dataclass(frozen=True)
@@ -135,12 +136,14 @@ class DoorMiddleware:
         if refusal is not None:
             await refusal(scope, receive, send)
             return
-        if scope['method'] in ('GET', 'HEAD') or scope['path'] in _UPLOADS:
+        if scope['method'] in ('GET', 'HEAD') or _goes_to_disk(scope, headers):
             await self._app(scope, receive, send)
             return
-        body = _Body(receive, self._door)
+        body = _Body(receive, send, self._door)
         try:
-            await self._app(scope, body.receive, send)
+            await self._app(scope, body.receive, body.send)
+            if body.error is not None and not body.is_answered:
+                await (await error_to(Request(scope), body.error))(scope, receive, send)
         finally:
             self._door.budget.give_back(body.num_bytes)
 
@@ -172,24 +175,35 @@ class DoorMiddleware:
                 call.user = identity.user if identity is not None else ''
                 call.seconds = seconds_of(headers.get(TIMEOUT_HEADER))
             length = headers.get('content-length', '')
-            if length.isdecimal() and path not in _UPLOADS:
+            if length.isdecimal() and not _goes_to_disk(scope, headers):
                 self._door.limits.check_bytes(int(length[:20]))
         except FinetunerError as error:
             return answer_of(error, path)
         return None
 
 
+def _goes_to_disk(scope: Scope, headers: Headers) -> bool:
+    asked = scope['method'], scope['path']
+    kind = headers.get('content-type', '').partition(';')[0].strip().lower()
+    return asked == _PIECES or (asked == _FILE_FORM and kind == 'multipart/form-data')
+
+
 class _Body:
-    """The body of a request as it comes, counted.
+    """The body of a request as it comes, counted, and what is answered to it.
 
     Attributes:
         num_bytes: that have come.
+        error: why no more of it is taken, None while that is not so.
+        is_answered: whether the answer has begun.
     """
 
-    def __init__(self, receive: Receive, door: Door) -> None:
+    def __init__(self, receive: Receive, send: Send, door: Door) -> None:
         self._receive = receive
+        self._send = send
         self._door = door
         self.num_bytes = 0
+        self.error: FinetunerError | None = None
+        self.is_answered = False
 
     async def receive(self) -> Message:
         """The next piece.
@@ -200,10 +214,25 @@ class _Body:
         """
         message = await self._receive()
         size = len(message.get('body', b''))
-        self._door.limits.check_bytes(self.num_bytes + size)
-        self._door.budget.take_or_refuse(size)
+        try:
+            self._door.limits.check_bytes(self.num_bytes + size)
+            self._door.budget.take_or_refuse(size)
+        except FinetunerError as error:
+            self.error = error
+            raise
         self.num_bytes += size
         return message
+
+    async def send(self, message: Message) -> None:
+        """Hand an answer on, unless the body was refused and it is not the answer to that.
+
+        FastAPI takes whatever is raised while it reads a body for a mistake in it: 400.
+        """
+        if not self.is_answered:
+            if self.error is not None and message.get('status') != status_of(self.error):
+                return
+            self.is_answered = True
+        await self._send(message)
 
 
 def _authorization(headers: Headers) -> str | None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
 from finetuner.excepts import FinetunerError, TooManyRequestsError
 from finetuner.server.errors import http_status
+from finetuner.server.page_views import render
 
 OPENAI = '/v1/'
 _OPENAI_CODES = {
@@ -60,10 +62,30 @@ def openai_error(
     return JSONResponse({'error': told}, status_code=status)
 
 
+def status_of(error: FinetunerError) -> int:
+    """What HTTP calls an error."""
+    return http_status(type(error).__name__) or 500
+
+
+async def error_to(request: Request, error: Exception) -> Response:
+    """An error that was raised on purpose, as a page for whoever looks at pages.
+
+    Args:
+        request: it is the answer to.
+        error: a `FinetunerError`; any other is raised again.
+    """
+    if not isinstance(error, FinetunerError):
+        raise error
+    if request.url.path.startswith('/ui') and 'text/html' in request.headers.get('accept', ''):
+        status = status_of(error)
+        title = {404: 'Not found', 403: 'Not allowed', 409: 'Not now'}.get(status, 'This cannot be')
+        return render(request, 'error.html', status_code=status, title=title, message=str(error))
+    return answer_of(error, request.url.path)
+
+
 def answer_of(error: FinetunerError, path: str = '') -> JSONResponse:
     """An error that was raised on purpose."""
-    name = type(error).__name__
-    answer = error_answer(name, str(error), http_status(name) or 500, path)
+    answer = error_answer(type(error).__name__, str(error), status_of(error), path)
     if isinstance(error, TooManyRequestsError):
         set_retry_after(answer, error.retry_after)
     return answer

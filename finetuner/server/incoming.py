@@ -63,8 +63,7 @@ class IncomingData:
         Raises:
             ConfigError: the hash or the size cannot be one.
         """
-        if not _SHA256.fullmatch(sha256):
-            raise ConfigError(f'sha256 is {sha256!r}: it takes 64 hex characters')
+        _check_hash(sha256)
         if not 1 <= num_bytes <= MAX_BYTES:
             raise ConfigError(f'num_bytes is {num_bytes}: allowed are 1 to {MAX_BYTES}')
         # data that only another user has stored is not told of: it is sent, and found equal then
@@ -92,8 +91,7 @@ class IncomingData:
             DataError: the whole file has another hash, or is no file of Documents.
             OSError: the disk is full; what was there before stays.
         """
-        if not _SHA256.fullmatch(sha256):
-            raise ConfigError(f'sha256 is {sha256!r}: it takes 64 hex characters')
+        _check_hash(sha256)
         path = self._path(workspace, sha256)
         with self._lock(path):
             there = path.stat().st_size if path.exists() else 0
@@ -153,3 +151,8 @@ class IncomingData:
                     logger.warning('an upload that nobody went on with was dropped: %s', path.name)
             except FileNotFoundError:
                 continue  # finished meanwhile
+
+
+def _check_hash(sha256: str) -> None:
+    if not _SHA256.fullmatch(sha256):
+        raise ConfigError(f'sha256 is {sha256[:80]!r}: it takes 64 hex characters')

@@ -10,7 +10,7 @@ from jina.types.request.data import DataRequest
 
 from finetuner.server.calls import Call
 from finetuner.server.grpc_door import GrpcDoor, TokenInterceptor
-from finetuner.server.limits import Slots
+from finetuner.server.limits import ByteBudget, Slots
 from finetuner.server.security import TokenCheck
 from tests.integration.hostile_clients import DATA, Http2, frame, grpc_head
 
@@ -85,7 +85,7 @@ def test_answers_come_in_the_order_of_the_requests_whoever_asks():
             await asyncio.sleep(request.buffer[0] / 50)
             return request
 
-    stream = GrpcDoor(LastFirst(), Written()).stream
+    stream = GrpcDoor(LastFirst(), Written(), ByteBudget(100)).stream
 
     class Streams(grpc.GenericRpcHandler):
         def service(self, _: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
@@ -109,7 +109,7 @@ def test_answers_come_in_the_order_of_the_requests_whoever_asks():
 @pytest.mark.parametrize('in_order', ['true', 'false'])
 def test_requests_of_a_stream_end_with_it(in_order):
     dispatcher, journal = Slow(), Written()
-    stream = GrpcDoor(dispatcher, journal).stream
+    stream = GrpcDoor(dispatcher, journal, ByteBudget(100)).stream
 
     class Streams(grpc.GenericRpcHandler):
         def service(self, _: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
@@ -190,7 +190,8 @@ def test_a_stream_holds_few_large_messages_at_a_time():
 
     class Streams(grpc.GenericRpcHandler):
         def service(self, _: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
-            return stream_of_requests(GrpcDoor(Counting(), Written()).stream)
+            door = GrpcDoor(Counting(), Written(), ByteBudget(1 << 30))
+            return stream_of_requests(door.stream)
 
     async def run() -> int:
         server = grpc.aio.server(options=[('grpc.max_receive_message_length', 128 << 20)])
@@ -207,3 +208,93 @@ def test_a_stream_holds_few_large_messages_at_a_time():
 
     assert asyncio.run(asyncio.wait_for(run(), 60)) == 17
     assert 60 << 20 < most <= 70 << 20
+
+
+def test_messages_are_counted_from_when_they_are_here_until_they_are_answered():
+    budget, journal = ByteBudget(300), Written()
+    answering: list[asyncio.Event] = []
+
+    class Waiting(Slow):
+        async def answer(self, request: DataRequest, call: Call) -> DataRequest:
+            answering.append(asyncio.Event())
+            await answering[-1].wait()
+            return DataRequest(b'ok')
+
+    door = GrpcDoor(Waiting(), journal, budget)
+
+    class Streams(grpc.GenericRpcHandler):
+        def service(self, _: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+            return grpc.stream_stream_rpc_method_handler(
+                door.stream, DataRequest, lambda each: each.buffer or each.SerializeToString()
+            )
+
+    async def held(num_bytes: int) -> None:
+        while budget.held != num_bytes:
+            await asyncio.sleep(0.01)
+
+    async def run() -> None:
+        server = grpc.aio.server()
+        server.add_generic_rpc_handlers((Streams(),))
+        port = server.add_insecure_port('127.0.0.1:0')
+        await server.start()
+        channel = grpc.aio.insecure_channel(f'127.0.0.1:{port}')
+        metadata = (('__prefetch__', '1'),)
+        first = channel.stream_stream(STREAM)(metadata=metadata)
+        for _ in range(3):
+            await first.write(bytes(100))
+        await held(200)  # one is answered, one waits for its turn, one is with gRPC
+        second = channel.stream_stream(STREAM)(metadata=metadata)
+        await second.write(bytes(101))
+        # an answer of its own in the stream, which goes on
+        refused = DataRequest(await second.read())
+        assert refused.status.exception.name == 'TooManyRequestsError'
+        await second.write(bytes(100))
+        await held(300)
+        while len(answering) < 2:
+            await asyncio.sleep(0.01)
+        answering[1].set()
+        assert await second.read() == b'ok'
+        await held(200)
+        first.cancel()
+        await held(0)
+        assert journal.statuses == [429, 200, 499]
+        await channel.close()
+        await server.stop(0)
+
+    asyncio.run(asyncio.wait_for(run(), 30))
+
+
+def test_a_message_is_let_go_of_with_its_answer_though_no_other_comes():
+    kept: list[DataRequest] = []
+
+    class Quick(Slow):
+        async def answer(self, request: DataRequest, call: Call) -> DataRequest:
+            assert request.buffer == bytes(1000)
+            return DataRequest(b'ok')
+
+    door = GrpcDoor(Quick(), Written(), ByteBudget(10_000))
+
+    def read(raw: bytes) -> DataRequest:
+        kept.append(DataRequest(raw))  # as gRPC does
+        return kept[-1]
+
+    class Streams(grpc.GenericRpcHandler):
+        def service(self, _: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+            return grpc.stream_stream_rpc_method_handler(
+                door.stream, read, lambda each: each.buffer
+            )
+
+    async def run() -> None:
+        server = grpc.aio.server()
+        server.add_generic_rpc_handlers((Streams(),))
+        port = server.add_insecure_port('127.0.0.1:0')
+        await server.start()
+        async with grpc.aio.insecure_channel(f'127.0.0.1:{port}') as channel:
+            call = channel.stream_stream(STREAM)()
+            await call.write(bytes(1000))
+            assert await call.read() == b'ok'
+            assert [each.buffer for each in kept] == [b'']
+            call.cancel()
+        await server.stop(0)
+
+    asyncio.run(asyncio.wait_for(run(), 30))

@@ -16,7 +16,7 @@ from finetuner.excepts import ConfigError, FinetunerError, TooLargeError
 from finetuner.server.calls import Call
 from finetuner.server.dispatch import Dispatcher
 from finetuner.server.identity import IdentitySeal
-from finetuner.server.limits import ByteBudget, Limits, Slots
+from finetuner.server.limits import Limits, Slots
 from finetuner.server.telemetry import GatewayMetrics
 from finetuner.server.wire import find_documents
 
@@ -129,7 +129,6 @@ def test_other_requests_go_on_while_a_large_message_is_counted(tmp_path):
             seal,
             Limits(),
             Slots(1),
-            ByteBudget(1 << 30),
             None,
             JinaLogger('test'),
             GatewayMetrics(),
