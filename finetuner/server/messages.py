@@ -1,15 +1,20 @@
-"""What a message may not hold is refused: pickles, which run what they hold, and arrays of nothing.
+"""What Jina does with messages, mended: what they may not hold is refused, and counting them is free.
 
 A request may carry its Documents as `docs_bytes` in place of messages, and Jina reads those with
 docarray's default, which is pickle: whoever reaches the gRPC port could run any code in the Executor.
-No client of Jina 3.34 sends them.
+No client of Jina 3.34 sends them. Arrays that say a size and hold nothing would be filled with zeros.
+
+Jina counts the bytes of all messages in two environment variables, which nothing reads. The C library
+keeps every value that such a variable ever had: some 330 bytes for each request, without end.
 """
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 from docarray import DocumentArray
+from jina.proto import serializer
 from jina.types.request.data import DataRequest
 
 from finetuner.excepts import DataError
@@ -44,3 +49,7 @@ def _check_arrays(doc: Any) -> None:
 
 # importing this module is what refuses them: there is no other place that all requests pass
 _content.docs = property(_read_documents, _jinas_own.fset, doc=_jinas_own.__doc__)
+
+# all that module takes from `os`; the counts go into a dict in place of the environment
+_counting: Any = serializer
+_counting.os = SimpleNamespace(environ={})

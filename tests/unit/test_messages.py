@@ -1,10 +1,12 @@
 """Messages of Jina: Documents in them are read, pickles never."""
 
+import os
 import pickle
 
 import numpy as np
 import pytest
 from docarray import Document, DocumentArray
+from jina.proto.serializer import DataRequestProto
 from jina.types.request.data import DataRequest
 
 import finetuner.server.messages  # noqa: F401  as gateway and Executors do
@@ -64,3 +66,13 @@ def test_arrays_are_read():
     found = received(request).docs
     assert found[0].tensor.tolist() == [0, 1, 2]
     assert len(found) == 2
+
+
+def test_counting_the_bytes_of_messages_leaves_the_environment_alone():
+    # each value that a variable of it ever had stays in memory
+    before = dict(os.environ)
+    request = DataRequest()
+    request.data.docs = DocumentArray([Document(text='a')])
+    for _ in range(3):
+        assert DataRequestProto.FromString(DataRequestProto.SerializeToString(request)).docs.texts
+    assert dict(os.environ) == before
