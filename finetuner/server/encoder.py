@@ -115,7 +115,6 @@ class FinetunerExecutor(Executor):
             FinetunerError: there is no such artifact or model, or an argument is out of range.
         """
         super().__init__(**kwargs)
-        log_refusals_briefly(self.runtime_args)
         if logging_level not in _LEVELS:
             raise ConfigError(unknown_name('logging_level', logging_level, _LEVELS))
         logging.getLogger('finetuner').setLevel(logging_level)
@@ -170,6 +169,8 @@ class FinetunerExecutor(Executor):
         # OpenMP hangs in the thread that was forked but not in a new one.
         with ThreadPoolExecutor(1) as starter:
             self._service = starter.submit(start).result()
+        # from here on: what keeps it from starting is no request
+        log_refusals_briefly(self.runtime_args)
 
     @requests(on='/encode')
     async def encode(

@@ -83,7 +83,6 @@ class IndexExecutor(Executor):
             FinetunerError: an argument is out of range, the index is open elsewhere or damaged.
         """
         super().__init__(**kwargs)
-        log_refusals_briefly(self.runtime_args)
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise ConfigError(
                 f'name is {name!r}: it takes 1 to 64 letters, digits, dots, dashes or underscores'
@@ -99,6 +98,8 @@ class IndexExecutor(Executor):
             place, distance, keep_contents=keep_contents, max_documents=max_documents, **options
         )
         self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix='index')
+        # from here on: what keeps it from starting is no request
+        log_refusals_briefly(self.runtime_args)
 
     @requests(on='/index')
     async def index(

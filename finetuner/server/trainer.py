@@ -65,7 +65,6 @@ class TrainerExecutor(Executor):
             kwargs: what Jina hands every Executor.
         """
         super().__init__(**kwargs)
-        log_refusals_briefly(self.runtime_args)
         settings = Settings.from_environment()
         limits = WorkerLimits(memory_mb, num_threads)
         launcher = ProcessLauncher(settings, limits=limits)
@@ -77,6 +76,8 @@ class TrainerExecutor(Executor):
         self._dispatcher.start()
         self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix='trainer')
         self._uploads = Uploads(settings.home / 'uploads', upload_seconds, self._threads)
+        # from here on: what keeps it from starting is no request
+        log_refusals_briefly(self.runtime_args)
 
     @requests(on='/fit')
     async def fit(self, docs: DocumentArray, parameters: dict[str, Any], **_: Any) -> DocumentArray:
