@@ -1,0 +1,1 @@
+"""Collections of image/label pairs: kept, shared, found and fed to training."""

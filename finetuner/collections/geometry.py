@@ -1,0 +1,123 @@
+"""Where an image lies: its pixels, and the projected units of a map."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from finetuner.excepts import ConfigError, DataError
+
+Bounds = tuple[float, float, float, float]
+Transform = tuple[float, float, float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The pixels of an image, and where on a map they are.
+
+    Attributes:
+        height: pixels.
+        width: pixels.
+        transform: the affine map from (column, row) to the projected units, as GDAL's and rasterio's
+            `Affine` writes it, `(a, b, c, d, e, f)`: `x = a*column + b*row + c`,
+            `y = d*column + e*row + f`, of the upper left corner of a pixel. None where the image is
+            on no map: units are pixels then.
+        crs: the coordinate system as WKT or an authority's code, such as `EPSG:32613`.
+    """
+
+    height: int
+    width: int
+    transform: Transform | None = None
+    crs: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is no map.
+
+        Raises:
+            ConfigError: a size is below 1, or the transform cannot be turned round.
+        """
+        if self.height < 1 or self.width < 1:
+            raise ConfigError(f'an image of {self.height} x {self.width} pixels has none')
+        if self.transform is not None:
+            a, b, _, d, e, _ = self.transform
+            if not all(map(math.isfinite, self.transform)) or a * e == b * d:
+                raise ConfigError(f'transform {self.transform} cannot be turned round')
+
+    def to_map(self, column: float, row: float) -> tuple[float, float]:
+        """Projected units of a place in the image."""
+        if self.transform is None:
+            return column, row
+        a, b, c, d, e, f = self.transform
+        return a * column + b * row + c, d * column + e * row + f
+
+    def to_pixels(self, x: float, y: float) -> tuple[float, float]:
+        """Column and row of a place on the map; whole numbers are corners of pixels."""
+        if self.transform is None:
+            return x, y
+        a, b, c, d, e, f = self.transform
+        determinant = a * e - b * d
+        return (
+            (e * (x - c) - b * (y - f)) / determinant,
+            (a * (y - f) - d * (x - c)) / determinant,
+        )
+
+    @property
+    def bounds(self) -> Bounds:
+        """`(minx, miny, maxx, maxy)` of all corners, in projected units."""
+        corners = [
+            self.to_map(column, row) for column in (0, self.width) for row in (0, self.height)
+        ]
+        xs, ys = zip(*corners, strict=True)
+        return min(xs), min(ys), max(xs), max(ys)
+
+    def window(self, column: int, row: int, height: int, width: int) -> Frame:
+        """The frame of a part of this image.
+
+        Args:
+            column: of its left edge.
+            row: of its upper edge.
+            height: pixels.
+            width: pixels.
+        """
+        x, y = self.to_map(column, row)
+        if self.transform is None:
+            transform: Transform | None = (1.0, 0.0, x, 0.0, 1.0, y)
+        else:
+            a, b, _, d, e, _ = self.transform
+            transform = (a, b, x, d, e, y)
+        return Frame(height, width, transform, self.crs)
+
+
+def burn(shapes: Iterable[tuple[Any, int]], frame: Frame) -> np.ndarray:
+    """Draw geometries into a mask; a pixel is inside where its centre is (GDAL's rasterize).
+
+    Args:
+        shapes: GeoJSON geometries in the projected units of the image, each with its value.
+        frame: of the image. What lies outside of it is cut off.
+
+    Returns:
+        uint8 `[height, width]`, 0 where nothing is, else the value of the last geometry there.
+
+    Raises:
+        DataError: a geometry is none.
+    """
+    from affine import Affine
+    from rasterio.features import is_valid_geom, rasterize
+
+    drawn = []
+    for position, (geometry, value) in enumerate(shapes):
+        if not isinstance(geometry, Mapping) or not is_valid_geom(geometry):
+            raise DataError(
+                f'feature {position} has no GeoJSON geometry: it takes Point, LineString, Polygon, '
+                f'their Multi-forms or a GeometryCollection, with `coordinates` of numbers'
+            )
+        drawn.append((geometry, value))
+    size = (frame.height, frame.width)
+    if not drawn:
+        return np.zeros(size, np.uint8)
+    transform = Affine.identity() if frame.transform is None else Affine(*frame.transform)
+    return rasterize(drawn, out_shape=size, transform=transform, dtype=np.uint8)
