@@ -318,12 +318,12 @@ async def answer_parts(
         or raised.
     """
     of_all = {name: value for name, value in parameters.items() if name != _PARTS_PARAMETER}
-    begin, asked, parts = 0, [], []
+    begin, asked = 0, []
     for count, seconds in parameters[_PARTS_PARAMETER]:
-        parts.append(docs[begin : begin + int(count)])
+        part = docs[begin : begin + int(count)]
         begin += int(count)
         its_own = {**of_all, TIMEOUT_PARAMETER: seconds}
-        asked.append(_answer_part(executor, parts[-1], its_own, tracing_context))
+        asked.append(_answer_part(executor, part, its_own, tracing_context))
     seconds = min(seconds for _, seconds in parameters[_PARTS_PARAMETER])
     answered = await _within_reason(asked, seconds)
     docs.clear()

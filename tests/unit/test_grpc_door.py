@@ -1,6 +1,7 @@
 """Calls over gRPC without the token: refused before anything of them is read."""
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -62,11 +63,33 @@ class Slow:
         return request
 
 
-def stream_of_requests(behaviour: Callable[..., AsyncIterator]) -> grpc.RpcMethodHandler:
-    """With messages as Jina's servers hand them on."""
-    return grpc.stream_stream_rpc_method_handler(
-        behaviour, request_deserializer=DataRequest, response_serializer=lambda each: each.buffer
-    )
+class Streams(grpc.GenericRpcHandler):
+    """Streams of messages, read and written as Jina's servers do."""
+
+    def __init__(self, door: GrpcDoor, read: Callable[[bytes], DataRequest] = DataRequest) -> None:
+        self._door = door
+        self._read = read
+
+    def service(self, _: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+        return grpc.stream_stream_rpc_method_handler(self._door.stream, self._read, written)
+
+
+def written(answer: DataRequest) -> bytes:
+    return answer.SerializeToString() if answer.buffer is None else answer.buffer
+
+
+@contextlib.asynccontextmanager
+async def channel_to(streams: Streams) -> AsyncIterator[grpc.aio.Channel]:
+    """Of a client of a server with these streams."""
+    server = grpc.aio.server(options=[('grpc.max_receive_message_length', 128 << 20)])
+    server.add_generic_rpc_handlers((streams,))
+    port = server.add_insecure_port('127.0.0.1:0')
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(f'127.0.0.1:{port}') as channel:
+            yield channel
+    finally:
+        await server.stop(0)
 
 
 class Written:
@@ -85,23 +108,12 @@ def test_answers_come_in_the_order_of_the_requests_whoever_asks():
             await asyncio.sleep(request.buffer[0] / 50)
             return request
 
-    stream = GrpcDoor(LastFirst(), Written(), ByteBudget(100)).stream
-
-    class Streams(grpc.GenericRpcHandler):
-        def service(self, _: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
-            return stream_of_requests(stream)
+    door = GrpcDoor(LastFirst(), Written(), ByteBudget(100))
 
     async def run() -> list[int]:
-        server = grpc.aio.server()
-        server.add_generic_rpc_handlers((Streams(),))
-        port = server.add_insecure_port('127.0.0.1:0')
-        await server.start()
-        try:
-            async with grpc.aio.insecure_channel(f'127.0.0.1:{port}') as channel:
-                asked = [bytes([number]) for number in (9, 5, 7, 1, 0)]
-                return [answer[0] async for answer in channel.stream_stream(STREAM)(iter(asked))]
-        finally:
-            await server.stop(0)
+        async with channel_to(Streams(door)) as channel:
+            asked = [bytes([number]) for number in (9, 5, 7, 1, 0)]
+            return [answer[0] async for answer in channel.stream_stream(STREAM)(iter(asked))]
 
     assert asyncio.run(asyncio.wait_for(run(), 30)) == [9, 5, 7, 1, 0]
 
@@ -109,19 +121,10 @@ def test_answers_come_in_the_order_of_the_requests_whoever_asks():
 @pytest.mark.parametrize('in_order', ['true', 'false'])
 def test_requests_of_a_stream_end_with_it(in_order):
     dispatcher, journal = Slow(), Written()
-    stream = GrpcDoor(dispatcher, journal, ByteBudget(100)).stream
-
-    class Streams(grpc.GenericRpcHandler):
-        def service(self, _: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
-            return stream_of_requests(stream)
+    door = GrpcDoor(dispatcher, journal, ByteBudget(100))
 
     async def run() -> None:
-        server = grpc.aio.server()
-        server.add_generic_rpc_handlers((Streams(),))
-        port = server.add_insecure_port('127.0.0.1:0')
-        await server.start()
-        channel = grpc.aio.insecure_channel(f'127.0.0.1:{port}')
-        try:
+        async with channel_to(Streams(door)) as channel:
             metadata = (('__results_in_order__', in_order),)
             call = channel.stream_stream(STREAM)(metadata=metadata)
             for _ in range(5):
@@ -130,9 +133,6 @@ def test_requests_of_a_stream_end_with_it(in_order):
                 await asyncio.sleep(0.01)
             call.cancel()
             assert await dispatcher.slots.empty(3)
-        finally:
-            await channel.close()
-            await server.stop(0)
 
     asyncio.run(asyncio.wait_for(run(), 30))
     assert journal.statuses == [499] * 5
@@ -188,23 +188,13 @@ def test_a_stream_holds_few_large_messages_at_a_time():
             Counting.held -= len(request.buffer)
             return DataRequest(b'ok')
 
-    class Streams(grpc.GenericRpcHandler):
-        def service(self, _: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
-            door = GrpcDoor(Counting(), Written(), ByteBudget(1 << 30))
-            return stream_of_requests(door.stream)
+    door = GrpcDoor(Counting(), Written(), ByteBudget(1 << 30))
 
     async def run() -> int:
-        server = grpc.aio.server(options=[('grpc.max_receive_message_length', 128 << 20)])
-        server.add_generic_rpc_handlers((Streams(),))
-        port = server.add_insecure_port('127.0.0.1:0')
-        await server.start()
-        try:
-            async with grpc.aio.insecure_channel(f'127.0.0.1:{port}') as channel:
-                # small ones, some of 20 MB, and one that is more than all may be
-                asked = [bytes(100)] * 5 + [bytes(20 << 20)] * 8 + [bytes(70 << 20)] + [b'x'] * 3
-                return len([answer async for answer in channel.stream_stream(STREAM)(iter(asked))])
-        finally:
-            await server.stop(0)
+        async with channel_to(Streams(door)) as channel:
+            # small ones, some of 20 MB, and one that is more than all may be
+            asked = [bytes(100)] * 5 + [bytes(20 << 20)] * 8 + [bytes(70 << 20)] + [b'x'] * 3
+            return len([answer async for answer in channel.stream_stream(STREAM)(iter(asked))])
 
     assert asyncio.run(asyncio.wait_for(run(), 60)) == 17
     assert 60 << 20 < most <= 70 << 20
@@ -222,44 +212,32 @@ def test_messages_are_counted_from_when_they_are_here_until_they_are_answered():
 
     door = GrpcDoor(Waiting(), journal, budget)
 
-    class Streams(grpc.GenericRpcHandler):
-        def service(self, _: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
-            return grpc.stream_stream_rpc_method_handler(
-                door.stream, DataRequest, lambda each: each.buffer or each.SerializeToString()
-            )
-
     async def held(num_bytes: int) -> None:
         while budget.held != num_bytes:
             await asyncio.sleep(0.01)
 
     async def run() -> None:
-        server = grpc.aio.server()
-        server.add_generic_rpc_handlers((Streams(),))
-        port = server.add_insecure_port('127.0.0.1:0')
-        await server.start()
-        channel = grpc.aio.insecure_channel(f'127.0.0.1:{port}')
-        metadata = (('__prefetch__', '1'),)
-        first = channel.stream_stream(STREAM)(metadata=metadata)
-        for _ in range(3):
-            await first.write(bytes(100))
-        await held(200)  # one is answered, one waits for its turn, one is with gRPC
-        second = channel.stream_stream(STREAM)(metadata=metadata)
-        await second.write(bytes(101))
-        # an answer of its own in the stream, which goes on
-        refused = DataRequest(await second.read())
-        assert refused.status.exception.name == 'TooManyRequestsError'
-        await second.write(bytes(100))
-        await held(300)
-        while len(answering) < 2:
-            await asyncio.sleep(0.01)
-        answering[1].set()
-        assert await second.read() == b'ok'
-        await held(200)
-        first.cancel()
-        await held(0)
-        assert journal.statuses == [429, 200, 499]
-        await channel.close()
-        await server.stop(0)
+        async with channel_to(Streams(door)) as channel:
+            metadata = (('__prefetch__', '1'),)
+            first = channel.stream_stream(STREAM)(metadata=metadata)
+            for _ in range(3):
+                await first.write(bytes(100))
+            await held(200)  # one is answered, one waits for its turn, one is with gRPC
+            second = channel.stream_stream(STREAM)(metadata=metadata)
+            await second.write(bytes(101))
+            # an answer of its own in the stream, which goes on
+            refused = DataRequest(await second.read())
+            assert refused.status.exception.name == 'TooManyRequestsError'
+            await second.write(bytes(100))
+            await held(300)
+            while len(answering) < 2:
+                await asyncio.sleep(0.01)
+            answering[1].set()
+            assert await second.read() == b'ok'
+            await held(200)
+            first.cancel()
+            await held(0)
+            assert journal.statuses == [429, 200, 499]
 
     asyncio.run(asyncio.wait_for(run(), 30))
 
@@ -278,23 +256,12 @@ def test_a_message_is_let_go_of_with_its_answer_though_no_other_comes():
         kept.append(DataRequest(raw))  # as gRPC does
         return kept[-1]
 
-    class Streams(grpc.GenericRpcHandler):
-        def service(self, _: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
-            return grpc.stream_stream_rpc_method_handler(
-                door.stream, read, lambda each: each.buffer
-            )
-
     async def run() -> None:
-        server = grpc.aio.server()
-        server.add_generic_rpc_handlers((Streams(),))
-        port = server.add_insecure_port('127.0.0.1:0')
-        await server.start()
-        async with grpc.aio.insecure_channel(f'127.0.0.1:{port}') as channel:
+        async with channel_to(Streams(door, read)) as channel:
             call = channel.stream_stream(STREAM)()
             await call.write(bytes(1000))
             assert await call.read() == b'ok'
             assert [each.buffer for each in kept] == [b'']
             call.cancel()
-        await server.stop(0)
 
     asyncio.run(asyncio.wait_for(run(), 30))
