@@ -1,4 +1,4 @@
-"""Small requests that come together, sent to an Executor in one call: both ends of it.
+"""Small requests that come together, sent to an Executor in one call: the gateway's end of it.
 
 A call costs a millisecond of CPU on either side, a small picture ten: where many clients ask for one
 embedding each, a tenth of the machine would go to calls. While some are on their way, small requests
@@ -15,23 +15,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from docarray import DocumentArray
 from google.protobuf.struct_pb2 import Struct, Value
-from jina import Executor
 from jina.proto import jina_pb2
 from jina.types.request.data import DataRequest
 
-from finetuner.excepts import FinetunerError, TooLargeError
-from finetuner.server.refusals import log_refusal
+from finetuner.excepts import TooLargeError
+from finetuner.server.parts import ENDPOINT, PART_OF, PARTS_PARAMETER, TIMEOUT_PARAMETER
 from finetuner.server.wire import Documents, array_of, data_of, find_documents, split_documents
 
-# the endpoint of an Executor that takes requests in parts; clients cannot reach it
-ENDPOINT = '/_encode_parts'
-# what is asked of each part
-PART_OF = '/encode'
-TIMEOUT_PARAMETER = '__timeout'
 ID_PARAMETER = '__request_id'
-_PARTS_PARAMETER = '__parts'
 _RESULTS = '__results__'
 # of one call
 MOST_DOCUMENTS = 16
@@ -42,12 +34,8 @@ _MOST_BYTES_BUILT = 2 * _MOST_BYTES_OF_ONE
 # calls on their way, below which a request goes at once and alone
 _FREE_CALLS = 2
 _WAIT_SECONDS = 0.005
-# a part that takes longer than the first one did, times this and at least so long, is asked for
-# again by itself
-_PATIENCE = 4.0
-_PATIENCE_SECONDS = 1.0
-# Documents, and what is told of them
-Answered = tuple[DocumentArray, dict[str, Any]]
+# finds the Documents of a request; None where they are too large to go with others
+FindSmall = Callable[[], Documents | None]
 
 
 def is_small(documents: Documents) -> bool:
@@ -96,8 +84,13 @@ class _Part:
 
 @dataclass(eq=False)
 class _Group:
-    """Parts that have the same parameters, and wait to be sent."""
+    """Parts that have the same parameters, and wait to be sent.
 
+    Attributes:
+        parameters: of them all; those that belong to one request alone are left out.
+    """
+
+    parameters: Struct
     parts: list[_Part] = field(default_factory=list)
     num_documents: int = 0
     timer: asyncio.TimerHandle | None = None
@@ -126,15 +119,18 @@ class Coalescer:
         self._groups: dict[bytes, _Group] = {}
         self._tasks: set[asyncio.Task] = set()
 
-    async def answer(self, request: DataRequest, documents: Documents, until: float) -> DataRequest:
+    async def answer(
+        self, request: DataRequest, find_small: FindSmall, until: float
+    ) -> DataRequest:
         """Answer a small request.
 
         Args:
             request: with the parameters of the gateway in it.
-            documents: its own.
+            find_small: finds its Documents; asked only where it may have to wait for others.
             until: when nobody wants the answer any more, on the clock `time.monotonic`.
         """
-        if self._has_free_call:
+        documents = None if self._has_free_call else find_small()
+        if documents is None:
             return await self._call(request, PART_OF, 1)
         part = _Part(request, documents, until, asyncio.get_running_loop().create_future())
         self._add(part)
@@ -155,13 +151,14 @@ class Coalescer:
                 self._start(next(iter(self._groups)))
 
     def _add(self, part: _Part) -> None:
-        key = _parameters_of_all(part.request).SerializeToString(deterministic=True)
+        parameters = _parameters_of_all(part.request)
+        key = parameters.SerializeToString(deterministic=True)
         group = self._groups.get(key)
         if group and group.num_documents + part.documents.count > MOST_DOCUMENTS:
             self._start(key)
             group = None
         if group is None:
-            group = self._groups[key] = _Group()
+            group = self._groups[key] = _Group(parameters)
             loop = asyncio.get_running_loop()
             group.timer = loop.call_later(_WAIT_SECONDS, self._start, key)
         group.parts.append(part)
@@ -177,7 +174,7 @@ class Coalescer:
         if len(parts) == 1:
             self._run(self._answer_alone(parts[0]), parts)
         elif parts:
-            self._run(self._answer_all(parts), parts)
+            self._run(self._answer_all(parts, group.parameters), parts)
 
     def _run(self, answering: Coroutine[Any, Any, None], parts: list[_Part]) -> None:
         """Have parts answered for as long as somebody waits for one of them."""
@@ -192,9 +189,9 @@ class Coalescer:
         for part in parts:
             part.answer.add_done_callback(cancel_if_all_are_gone)
 
-    async def _answer_all(self, parts: list[_Part]) -> None:
+    async def _answer_all(self, parts: list[_Part], parameters: Struct) -> None:
         with _told(parts):
-            whole = await self._call(_join(parts), ENDPOINT, len(parts))
+            whole = await self._call(_join(parts, parameters), ENDPOINT, len(parts))
             answers = _cut(whole, parts)
             for part, answer in zip(parts, answers, strict=True):
                 if part.answer.done():
@@ -239,13 +236,13 @@ def _parameters_of_all(request: DataRequest) -> Struct:
     return kept
 
 
-def _join(parts: list[_Part]) -> DataRequest:
+def _join(parts: list[_Part], parameters: Struct) -> DataRequest:
     now = time.monotonic()
     message = jina_pb2.DataRequestProtoWoData()
     message.header.request_id = parts[0].request.header.request_id
     message.header.exec_endpoint = ENDPOINT
-    message.parameters.CopyFrom(_parameters_of_all(parts[0].request))
-    told = message.parameters.fields[_PARTS_PARAMETER].list_value
+    message.parameters.CopyFrom(parameters)
+    told = message.parameters.fields[PARTS_PARAMETER].list_value
     for part in parts:
         told.append([part.documents.count, max(0.0, part.until - now)])
     arrays = (array for part in parts for array in part.documents.arrays)
@@ -262,7 +259,7 @@ def _cut(answer: DataRequest, parts: list[_Part]) -> list[DataRequest | None]:
     if whole.header.status.code == jina_pb2.StatusProto.ERROR or len(by_executor) != 1:
         return [None] * len(parts)
     ((executor, told),) = by_executor.items()
-    results = told.struct_value.fields[_PARTS_PARAMETER].list_value.values
+    results = told.struct_value.fields[PARTS_PARAMETER].list_value.values
     counts = [int(result.struct_value['count']) for result in results]
     docs = split_documents(raw, sum(counts))
     if len(counts) != len(parts) or len(docs) != sum(counts):
@@ -300,91 +297,3 @@ def _answer_of(
         mine = message.parameters.fields[_RESULTS].struct_value
         mine.fields[executor].CopyFrom(fields['result'])
     return DataRequest(message.SerializeToString() + data_of([array_of(docs)]))
-
-
-async def answer_parts(
-    executor: Executor, docs: DocumentArray, parameters: dict[str, Any], tracing_context: Any
-) -> dict[str, Any]:
-    """Answer each part of a request by itself, at the Executor's end.
-
-    Args:
-        executor: whose endpoint is asked for each.
-        docs: of all parts, one after the other; what came of them when this returns.
-        parameters: of all parts; one tells which Documents belong to which.
-        tracing_context: of the span of the request, where Jina traces.
-
-    Returns:
-        For each part how many Documents of the answer are its own, and what the endpoint returned
-        or raised.
-    """
-    of_all = {name: value for name, value in parameters.items() if name != _PARTS_PARAMETER}
-    begin, asked = 0, []
-    for count, seconds in parameters[_PARTS_PARAMETER]:
-        part = docs[begin : begin + int(count)]
-        begin += int(count)
-        its_own = {**of_all, TIMEOUT_PARAMETER: seconds}
-        asked.append(_answer_part(executor, part, its_own, tracing_context))
-    seconds = min(seconds for _, seconds in parameters[_PARTS_PARAMETER])
-    answered = await _within_reason(asked, seconds)
-    docs.clear()
-    told = []
-    for each in answered:
-        if each is None:
-            told.append({'count': 0, 'again': True})
-            continue
-        docs.extend(each[0])
-        told.append({'count': len(each[0]), **each[1]})
-    return {_PARTS_PARAMETER: told}
-
-
-async def _within_reason(
-    asked: list[Coroutine[Any, Any, Answered]], seconds: float
-) -> list[Answered | None]:
-    """What comes of all parts; None for those that would keep the others waiting.
-
-    Args:
-        asked: the parts.
-        seconds: after which the first client has gone.
-
-    Raises:
-        Exception: one broke as no request should: each is asked for again by itself, where Jina sees
-            it break.
-    """
-    began = time.monotonic()
-    tasks = [asyncio.ensure_future(each) for each in asked]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-        passed = time.monotonic() - began
-        patience = min(max(_PATIENCE_SECONDS, _PATIENCE * passed), max(0.0, seconds - passed))
-        await asyncio.wait(tasks, timeout=patience)
-        return [task.result() if task.done() else None for task in tasks]
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _answer_part(
-    executor: Executor, docs: DocumentArray, parameters: dict[str, Any], tracing_context: Any
-) -> Answered:
-    try:
-        returned = await executor.__acall__(
-            PART_OF,
-            docs=docs,
-            parameters=parameters,
-            docs_matrix=[docs],
-            docs_map={},
-            tracing_context=tracing_context,
-        )
-    except FinetunerError as error:
-        log_refusal(executor.runtime_args, error)
-        return DocumentArray(), {
-            'error': type(error).__name__,
-            'arguments': [str(argument) for argument in error.args],
-            'executor': type(executor).__name__,
-        }
-    if isinstance(returned, DocumentArray):
-        return returned, {}
-    return docs, {} if returned is None else {'result': returned}

@@ -27,18 +27,17 @@ from finetuner.excepts import (
 )
 from finetuner.server.calls import Call
 from finetuner.server.coalescing import (
-    ENDPOINT,
     ID_PARAMETER,
     MOST_OF_ONE,
-    PART_OF,
-    TIMEOUT_PARAMETER,
     Coalescer,
+    FindSmall,
     is_small,
     small_documents_of,
 )
 from finetuner.server.errors import http_status, message_of_unexpected
 from finetuner.server.identity import PARAMETER, IdentitySeal
 from finetuner.server.limits import Limits, Slots
+from finetuner.server.parts import ENDPOINT, PART_OF, TIMEOUT_PARAMETER
 from finetuner.server.security import DENIED, FORBIDDEN, current_identity
 from finetuner.server.telemetry import GatewayMetrics
 from finetuner.server.tracing import stage_span
@@ -111,8 +110,8 @@ class Dispatcher:
             InternalNetworkError: no Executor could be reached.
         """
         try:
-            documents = await self._small_documents(request, call)
-            return await self._answer(request, call, documents)
+            find_small = await self._count_documents(request, call)
+            return await self._answer(request, call, find_small)
         except DecodeError:
             error: FinetunerError = ConfigError('the message is no DataRequest of Jina')
             return refuse(DataRequest(), error, call)
@@ -144,15 +143,15 @@ class Dispatcher:
             self._known = sorted(found)
         return sorted(found)
 
-    async def _small_documents(self, request: DataRequest, call: Call) -> Documents | None:
-        """Count the Documents of a request; returns them where they may be sent with others."""
+    async def _count_documents(self, request: DataRequest, call: Call) -> FindSmall | None:
+        """Count the Documents of a request; returns what finds them if it may go with others."""
         if request.buffer is None:
-            is_built = request.header.exec_endpoint == PART_OF and call.num_documents <= MOST_OF_ONE
-            return small_documents_of(request) if is_built else None
+            may_be_small = call.num_documents <= MOST_OF_ONE
+            return functools.partial(small_documents_of, request) if may_be_small else None
         documents = await self._find(request.buffer)
         call.num_documents = documents.count
         # of a large request they would keep the bytes in memory
-        return documents if is_small(documents) else None
+        return (lambda: documents) if is_small(documents) else None
 
     async def _find(self, raw: bytes) -> Documents:
         most = self._limits.max_documents
@@ -162,7 +161,7 @@ class Dispatcher:
         return await asyncio.to_thread(find_documents, raw, most)
 
     async def _answer(
-        self, request: DataRequest, call: Call, documents: Documents | None
+        self, request: DataRequest, call: Call, find_small: FindSmall | None
     ) -> DataRequest:
         header = request.header
         endpoint, target = header.exec_endpoint, header.target_executor
@@ -186,7 +185,7 @@ class Dispatcher:
                 'num_documents': call.num_documents,
             }
             with stage_span(self._tracer, call.parent, f'gateway {endpoint}', attributes) as span:
-                sending = self._send(request, endpoint, target, documents, until)
+                sending = self._send(request, endpoint, target, find_small, until)
                 answer = await (sending if until is None else _within(sending, until))
                 if answer.header.status.code == jina_pb2.StatusProto.ERROR:
                     answer = self._strip(answer, endpoint, call)
@@ -219,7 +218,7 @@ class Dispatcher:
         request: DataRequest,
         endpoint: str,
         target: str,
-        documents: Documents | None,
+        find_small: FindSmall | None,
         until: float | None,
     ) -> DataRequest:
         node = None if target else self._sole_node(endpoint)
@@ -229,7 +228,7 @@ class Dispatcher:
             )
             return await future
         # spans of Jina's belong to one request each
-        if documents is None or until is None or self._tracer is not None:
+        if find_small is None or until is None or self._tracer is not None:
             return await self._ask(node, request, endpoint)
         if endpoint != PART_OF or ENDPOINT not in node.endpoints:
             return await self._ask(node, request, endpoint)
@@ -241,7 +240,7 @@ class Dispatcher:
                 functools.partial(_count_replicas, self._streamer, node),
             )
             self._coalescers[node.name] = coalescer
-        return await coalescer.answer(request, documents, until)
+        return await coalescer.answer(request, find_small, until)
 
     async def _ask(self, node: Any, request: DataRequest, endpoint: str) -> DataRequest:
         # Jina copies the whole graph for each request, to ask each Executor in turn; where one

@@ -19,9 +19,9 @@ from finetuner.excepts import ConfigError, DataError, FinetunerError, unknown_na
 from finetuner.names import is_alias
 from finetuner.server import messages  # noqa: F401 - pickles are refused where it is imported
 from finetuner.server.artifact_names import ArtifactNames
-from finetuner.server.coalescing import ENDPOINT, TIMEOUT_PARAMETER, answer_parts
 from finetuner.server.identity import PARAMETER, IdentitySeal
 from finetuner.server.parameters import Parameters
+from finetuner.server.parts import ENDPOINT, TIMEOUT_PARAMETER, answer_parts
 from finetuner.server.refusals import log_refusals_briefly
 from finetuner.server.tags import ERROR_TAG, MODEL_TAG
 from finetuner.server.telemetry import build_observer

@@ -7,6 +7,7 @@ what makes them is counted before anything is built.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from finetuner.excepts import ConfigError, DataError, TooLargeError
@@ -67,7 +68,7 @@ def find_documents(raw: bytes, most: int) -> Documents:
     count = 0
     arrays = []
     reading = _Reading(most)
-    try:
+    with _cut_off_is_told():
         for docs in reading.document_arrays(memoryview(raw)):
             arrays.append(docs)
             for field, doc in reading.parts(docs):
@@ -79,8 +80,6 @@ def find_documents(raw: bytes, most: int) -> Documents:
                 reading.look_into(doc)
         while reading.nested:
             reading.look_into(reading.nested.pop())
-    except (IndexError, OverflowError) as error:
-        raise ConfigError(f'{_NO_REQUEST}: its bytes are cut off or mixed up') from error
     return Documents(count, tuple(arrays), reading.are_plain)
 
 
@@ -98,15 +97,13 @@ def split_documents(raw: bytes, count: int) -> list[memoryview]:
         ConfigError: the bytes are no such message.
     """
     reading = _Reading(count)
-    try:
+    with _cut_off_is_told():
         return [
             doc
             for docs in reading.document_arrays(memoryview(raw))
             for field, doc in reading.parts(docs)
             if field == _DOCS
         ]
-    except (IndexError, OverflowError) as error:
-        raise ConfigError(f'{_NO_REQUEST}: its bytes are cut off or mixed up') from error
 
 
 def data_of(arrays: Iterable[bytes | memoryview]) -> bytes:
@@ -223,6 +220,14 @@ class _Reading:
                 position += 4
             else:
                 raise ConfigError(f'{_NO_REQUEST}: it has a field of kind {kind}')
+
+
+@contextmanager
+def _cut_off_is_told() -> Iterator[None]:
+    try:
+        yield
+    except (IndexError, OverflowError) as error:
+        raise ConfigError(f'{_NO_REQUEST}: its bytes are cut off or mixed up') from error
 
 
 def _delimited(field: int, content: bytes | memoryview) -> bytes:

@@ -14,15 +14,13 @@ from jina import Executor, requests
 from jina.types.request.data import DataRequest
 
 from finetuner.excepts import ConfigError, TooManyRequestsError
-from finetuner.server import coalescing
 from finetuner.server.coalescing import (
-    ENDPOINT,
     MOST_DOCUMENTS,
     Coalescer,
-    answer_parts,
     is_small,
     small_documents_of,
 )
+from finetuner.server.parts import ENDPOINT, answer_parts
 from finetuner.server.wire import Documents, find_documents
 
 NO_TRACE = {'tracing_context': None}
@@ -127,7 +125,7 @@ def ask(texts: list[str], number: int = 0, **parameters: Any) -> DataRequest:
 
 def send(coalescer: Coalescer, request: DataRequest, seconds: float = 50) -> Awaitable[DataRequest]:
     found = find_documents(request.buffer, 1000)
-    return coalescer.answer(request, found, time.monotonic() + seconds)
+    return coalescer.answer(request, lambda: found, time.monotonic() + seconds)
 
 
 def answer_all(caller: Caller, asked: list[DataRequest]) -> list[DataRequest]:
@@ -312,17 +310,33 @@ def test_what_is_too_much_is_not_small():
     assert not is_small(Documents(11, (), False))
 
 
-def test_a_lone_request_is_handed_on_as_it_came(monkeypatch):
+def test_a_lone_request_is_handed_on_as_it_came_and_not_read():
     seen = []
+
+    def find() -> Documents:
+        raise AssertionError('read, though it waits for nobody')
 
     async def keep(request: DataRequest, endpoint: str) -> DataRequest:
         seen.append((request, endpoint))
         return request
 
-    monkeypatch.setattr(coalescing, '_cut', None)
     request = ask(['a'])
-    asyncio.run(Coalescer(keep, ignore).answer(request, find_documents(request.buffer, 9), 0))
+    asyncio.run(Coalescer(keep, ignore).answer(request, find, 0))
     assert seen == [(request, '/encode')]
+
+
+def test_a_large_one_goes_alone_while_calls_are_on_their_way():
+    caller = Caller(seconds=0.05)
+
+    async def run() -> None:
+        coalescer = Coalescer(caller, ignore)
+        until = time.monotonic() + 50
+        await asyncio.gather(
+            *(coalescer.answer(ask(['a'], i), lambda: None, until) for i in range(6))
+        )
+
+    asyncio.run(run())
+    assert [endpoint for endpoint, _ in caller.calls] == ['/encode'] * 6
 
 
 def test_a_slow_request_keeps_its_neighbours_waiting_for_a_while_only():
