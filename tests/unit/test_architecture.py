@@ -41,7 +41,7 @@ HEAVY = (
     'torch', 'torchvision', 'transformers', 'onnxruntime', 'onnx', 'accelerate', 'jina', 'fastapi',
     'sqlalchemy', 'alembic', 'cv2', 'faiss', 'matplotlib', 'PIL', 'pytorch_metric_learning',
     'simplejpeg', 'fsspec', 'scipy', 'sklearn', 'pandas', 'pyarrow', 'tokenizers',
-    'ranx', 'numba', 'wandb', 'tensorboard', 'httpx', 'openvino', 'rasterio', 'affine',
+    'ranx', 'numba', 'wandb', 'tensorboard', 'httpx', 'openvino', 'rasterio', 'affine', 'h5py', 'dask',
 )  # fmt: skip
 
 

@@ -302,3 +302,54 @@ def test_windows_lie_where_their_pixels_do():
 def test_what_cannot_be(make, words):
     with pytest.raises(ConfigError, match=words):
         make()
+
+
+# ---- bytes that are kept
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_labels_come_back_from_their_bytes(data):
+    frame = Frame(data.draw(SIZES), data.draw(SIZES))
+    classes = [f'class{i}' for i in range(data.draw(st.integers(1, 5)))]
+    vector = data.draw(st.lists(st.integers(0, 1), min_size=len(classes), max_size=len(classes)))
+    kind = build_label_kind('classification', classes)
+    label = kind.read(vector, frame)
+    assert kind.decode(kind.encode(label), frame).tolist() == kind.as_json(label) == vector
+
+    kind = build_label_kind('object_detection', classes)
+    boxes = [[(0.0, 0.0, float(frame.width), 0.5)] * number for number in vector]
+    label = kind.read(boxes, frame)
+    assert kind.decode(kind.encode(label), frame) == label
+    assert kind.as_json(label) == [[list(box) for box in each] for each in boxes]
+
+    kind = build_label_kind('segmentation', classes)
+    seed = data.draw(st.integers(0, 99))
+    mask = np.random.default_rng(seed).integers(0, len(classes), (frame.height, frame.width))
+    label = kind.read(mask, frame)
+    assert kind.decode(kind.encode(label), frame).tolist() == kind.as_json(label) == mask.tolist()
+
+
+def test_a_class_that_came_later_is_not_in_labels_that_were_before():
+    before = build_label_kind('classification', ['a'])
+    after = build_label_kind('classification', ['a', 'b'])
+    assert after.decode(before.encode(before.read([1], FRAME)), FRAME).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize('mltype', ['classification', 'object_detection', 'segmentation'])
+@pytest.mark.parametrize('spoil', [lambda b: b + b'\x05' * 7, lambda b: b'\x09' * 41])
+def test_bytes_that_are_damaged(mltype, spoil):
+    kind = build_label_kind(mltype, ['a', 'b'])
+    whole = {
+        'classification': [1, 0],
+        'object_detection': [[[0, 0, 1, 1]], []],
+        'segmentation': np.ones((20, 30), int),
+    }[mltype]
+    data = spoil(kind.encode(kind.read(whole, FRAME)))
+    if mltype == 'segmentation':
+        other = Frame(20, 31)
+        with pytest.raises(DataError, match='damaged'):
+            kind.decode(kind.encode(kind.read(whole, FRAME)), other)
+        data = data[:-9] if data.startswith(b'\x78') else data
+    with pytest.raises(DataError, match='damaged'):
+        kind.decode(data, FRAME)
