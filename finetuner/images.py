@@ -30,7 +30,7 @@ from finetuner.uris import DEFAULT_POLICY, PicturePolicy, read_uri, too_many_byt
 if TYPE_CHECKING:
     from docarray import Document
 
-__all__ = ['PicturePolicy', 'load_picture', 'picture_of', 'read_uri']
+__all__ = ['PicturePolicy', 'load_picture', 'open_picture', 'picture_of', 'read_uri']
 
 # Each goes through all pixels again. Encoders make ten of them; a hundred thousand fit into a file.
 _MAX_SCANS = 50
@@ -38,6 +38,8 @@ _START_OF_SCAN = b'\xff\xda'
 _END_OF_IMAGE = 0xD9
 # TEM, and the start of an image: no length follows, so what comes next is not to be stepped over
 _WITHOUT_LENGTH = (0x01, 0xD8)
+# larger than any JPEG: it is then not decoded at a smaller scale
+_FULL_SIZE = 1 << 16
 # what follows a scan: a marker that is neither a stuffed byte, nor a restart, nor filling
 _MARKER = re.compile(rb'\xff[^\x00\xff\xd0-\xd7]')
 
@@ -129,6 +131,22 @@ def load_picture(
         )
     # Always a copy: a picture of the right size already would else share its source's memory.
     return np.array(_upright(_resize(pixels, int(size)), orientation), order='C')
+
+
+def open_picture(data: bytes, policy: PicturePolicy = DEFAULT_POLICY) -> np.ndarray:
+    """Open an encoded picture at the size it has.
+
+    Args:
+        data: the file's bytes.
+        policy: what may be opened.
+
+    Returns:
+        `[H, W, 3]` uint8, RGB, upright.
+
+    Raises:
+        PictureError: the picture cannot be opened or is not allowed; says why.
+    """
+    return np.ascontiguousarray(_upright(*_decode(data, _FULL_SIZE, policy)))
 
 
 def _decode(data: bytes, size: int, policy: PicturePolicy) -> tuple[np.ndarray, int]:

@@ -92,6 +92,31 @@ class Frame:
         return Frame(height, width, transform, self.crs)
 
 
+def united_degrees(bounds: Mapping[str, Bounds]) -> Bounds | None:
+    """What holds several boxes, in degrees of longitude and latitude (EPSG:4326).
+
+    Args:
+        bounds: boxes by the coordinate systems that they are in.
+
+    Returns:
+        `(west, south, east, north)`; None where no box is on this earth.
+    """
+    from rasterio.errors import CRSError
+    from rasterio.warp import transform_bounds
+
+    found = []
+    for crs, box in bounds.items():
+        try:
+            found.append(transform_bounds(crs, 'EPSG:4326', *box))
+        except CRSError:  # a system of its own, such as that of a microscope
+            continue
+    found = [box for box in found if all(map(math.isfinite, box))]
+    if not found:
+        return None
+    west, south, east, north = zip(*found, strict=True)
+    return min(west), min(south), max(east), max(north)
+
+
 def burn(shapes: Iterable[tuple[Any, int]], frame: Frame) -> np.ndarray:
     """Draw geometries into a mask; a pixel is inside where its centre is (GDAL's rasterize).
 

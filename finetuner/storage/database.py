@@ -38,7 +38,7 @@ from sqlalchemy.types import TypeDecorator
 from finetuner.excepts import ConfigError
 
 # The newest file of migrations/versions; opening a database of this version runs no migration.
-SCHEMA_VERSION = '0003'
+SCHEMA_VERSION = '0004'
 BUSY_SECONDS = 30.0
 _PAUSE_SECONDS = 0.3
 

@@ -40,7 +40,7 @@ class BoxLabels(LabelKind[Boxes]):
             return found
         if not isinstance(given, Sequence) or isinstance(given, str):
             raise DataError(f'{self._expected()}: not {shown(label)}')
-        if len(self.classes) == 1 and not _is_nested(given):
+        if len(self.classes) == 1 and not is_nested(given):
             return [_read_boxes(given, frame, self.classes[0])]
         if len(given) != len(self.classes):
             raise DataError(f'{self._expected()}: {shown(label)} has {len(given)} lists')
@@ -122,7 +122,7 @@ def _is_number(value: Any) -> bool:
     return is_real and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _is_nested(boxes: Sequence[Any]) -> bool:
+def is_nested(boxes: Sequence[Any]) -> bool:
     """Whether these are lists of boxes and not boxes."""
     return bool(boxes) and all(
         isinstance(each, Sequence)

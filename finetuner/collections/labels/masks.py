@@ -42,7 +42,7 @@ class MaskLabels(LabelKind[np.ndarray]):
 
     def read(self, label: Any, frame: Frame) -> np.ndarray:
         """See `LabelKind.read`."""
-        if isinstance(label, Mapping) or _is_features(label):
+        if isinstance(label, Mapping) or is_features(label):
             return self._of_features(label, frame)
         try:
             mask = np.asarray(label)
@@ -102,7 +102,7 @@ class MaskLabels(LabelKind[np.ndarray]):
 
     def _of_features(self, label: Any, frame: Frame) -> np.ndarray:
         shapes = []
-        for position, feature in enumerate(_features_of(label)):
+        for position, feature in enumerate(features_of(label)):
             properties = feature.get('properties') or {}
             name = properties.get('label')
             if name is None and len(self.classes) == 1:
@@ -124,17 +124,18 @@ class MaskLabels(LabelKind[np.ndarray]):
         )
 
 
-def _is_features(label: Any) -> bool:
+def is_features(label: Any) -> bool:
+    """Whether a label is a list of GeoJSON features."""
     return isinstance(label, Sequence) and all(isinstance(each, Mapping) for each in label)
 
 
-def _features_of(label: Any) -> list[Mapping[str, Any]]:
+def features_of(label: Any) -> list[Mapping[str, Any]]:
     """The features of a FeatureCollection, of one feature, or of a list of features."""
     if not isinstance(label, Mapping):
         return list(label)
     if label.get('type') == 'FeatureCollection':
         features = label.get('features')
-        if not isinstance(features, Sequence) or not _is_features(features):
+        if not isinstance(features, Sequence) or not is_features(features):
             raise DataError('a GeoJSON FeatureCollection has a list of `features`')
         return list(features)
     return [label]

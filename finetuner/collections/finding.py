@@ -1,0 +1,153 @@
+"""What collections are searched by: words, places, kinds and classes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import JSON, Float, Select, cast, column, func, literal, select, text
+from sqlalchemy.orm import Session
+
+from finetuner.collections.geometry import Bounds
+from finetuner.collections.labels import MLTYPES
+from finetuner.collections.tables import CollectionRow
+from finetuner.excepts import ConfigError, unknown_name
+
+MAX_TEXT = 1000
+MAX_PAGE = 1000
+_WORD = re.compile(r'\w+')
+_BOX = 4
+
+
+@dataclass(frozen=True)
+class Query:
+    """What a collection must match to be found.
+
+    Attributes:
+        text: words that its name, description and classes must hold, beginnings of words too.
+        bbox: `(west, south, east, north)` in degrees, which the box of its images must touch.
+        mltype: what its labels are.
+        classes: that it must have, all of them.
+        limit: at most so many are found.
+        offset: so many are left out before them.
+    """
+
+    text: str = ''
+    bbox: Bounds | None = None
+    mltype: str | None = None
+    classes: tuple[str, ...] = ()
+    limit: int = 100
+    offset: int = 0
+
+    @classmethod
+    def checked(
+        cls,
+        text: Any = '',
+        bbox: Any = None,
+        mltype: Any = None,
+        classes: Any = None,
+        limit: Any = 100,
+        offset: Any = 0,
+    ) -> Query:
+        """Take what people give.
+
+        Raises:
+            ConfigError: one of them is not what it may be.
+        """
+        if not isinstance(text, str) or len(text) > MAX_TEXT:
+            raise ConfigError(
+                f'text={str(text)[:60]!r}: it takes words, {MAX_TEXT:,} characters at most'
+            )
+        if mltype is not None and mltype not in MLTYPES:
+            raise ConfigError(unknown_name('mltype', mltype, MLTYPES))
+        names = [classes] if isinstance(classes, str) else classes or []
+        if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+            raise ConfigError(f'classes={classes!r}: it takes names of classes')
+        if not isinstance(limit, int) or not isinstance(offset, int):
+            raise ConfigError(f'limit={limit!r}, offset={offset!r}: both are whole numbers')
+        if not 1 <= limit <= MAX_PAGE or offset < 0:
+            raise ConfigError(
+                f'limit={limit}, offset={offset}: limit is 1 to {MAX_PAGE:,}, offset 0 or more'
+            )
+        return cls(text, _check_box(bbox), mltype, tuple(names), limit, offset)
+
+
+def matching(session: Session, query: Query) -> Select[Any]:
+    """The rows that match, the best first where words are asked for, else the newest."""
+    is_sqlite = _is_sqlite(session)
+    found = select(CollectionRow)
+    words = _WORD.findall(query.text)
+    if words and is_sqlite:
+        hits = text(
+            'SELECT rowid AS id, rank FROM collection_words WHERE collection_words MATCH :words'
+        )
+        hits = hits.bindparams(words=' '.join(f'"{word}"*' for word in words))
+        table = hits.columns(CollectionRow.id, column('rank', Float)).subquery()
+        found = found.join(table, table.c.id == CollectionRow.id).order_by(table.c.rank)
+    elif words:
+        vector = func.to_tsvector(text("'english'::regconfig"), text('words'))
+        asked = func.to_tsquery(
+            text("'english'::regconfig"), ' & '.join(f'{word}:*' for word in words)
+        )
+        # words like `the` leave nothing to ask for
+        found = found.where((func.numnode(asked) == 0) | vector.op('@@')(asked))
+        found = found.order_by(func.ts_rank(vector, asked).desc())
+    elif query.text.strip():
+        # signs alone are in no text
+        found = found.where(literal(False))
+    if query.mltype is not None:
+        found = found.where(CollectionRow.mltype == query.mltype)
+    if query.bbox is not None:
+        west, south, east, north = query.bbox
+        found = found.where(CollectionRow.west <= east, CollectionRow.east >= west)
+        found = found.where(CollectionRow.south <= north, CollectionRow.north >= south)
+    for name in query.classes:
+        found = found.where(_has_class(name, is_sqlite))
+    found = found.order_by(CollectionRow.id.desc())
+    return found.limit(query.limit).offset(query.offset)
+
+
+def note_words(session: Session, row: CollectionRow) -> None:
+    """Have a collection found by the words that it holds now."""
+    row.words = '\n'.join((row.name, row.description, *row.classes))
+    session.flush()
+    if _is_sqlite(session):
+        forget_words(session, row.id)
+        statement = text('INSERT INTO collection_words (rowid, words) VALUES (:id, :words)')
+        session.execute(statement, {'id': row.id, 'words': row.words})
+
+
+def forget_words(session: Session, collection_id: int) -> None:
+    """Have a collection found no more, which is about to be deleted."""
+    if _is_sqlite(session):
+        statement = text('DELETE FROM collection_words WHERE rowid = :id')
+        session.execute(statement, {'id': collection_id})
+
+
+def _is_sqlite(session: Session) -> bool:
+    return session.get_bind().dialect.name == 'sqlite'
+
+
+def _has_class(name: str, is_sqlite: bool) -> Any:
+    if is_sqlite:
+        values = func.json_each(CollectionRow.classes).table_valued('value')
+    else:
+        elements = func.json_array_elements_text(cast(CollectionRow.classes, JSON))
+        values = elements.table_valued('value')
+    return select(literal(1)).select_from(values).where(values.c.value == name).exists()
+
+
+def _check_box(bbox: Any) -> Bounds | None:
+    if bbox is None:
+        return None
+    is_box = isinstance(bbox, Sequence) and not isinstance(bbox, str) and len(bbox) == _BOX
+    if is_box and all(isinstance(side, int | float) for side in bbox):
+        west, south, east, north = map(float, bbox)
+        if west <= east and south <= north:
+            return west, south, east, north
+    raise ConfigError(
+        f'bbox={bbox!r}: it takes [west, south, east, north] in degrees, west <= east and south <= '
+        'north'
+    )

@@ -1,0 +1,64 @@
+"""Collections kept on this machine: the store, the drafts, and the caches that batches are read from."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finetuner.collections.store import CollectionStore
+from finetuner.config import Settings
+from finetuner.storage.database import open_database
+from finetuner.storage.files import FileStore
+
+if TYPE_CHECKING:
+    from finetuner.storage.database import Database
+
+
+class LocalCollections:
+    """Everything behind a `Settings` that collections need, opened when first needed.
+
+    Args:
+        settings: where collections are kept.
+        owner: whose they are; '' is this machine's own user.
+        database: opened already; None opens that of the settings.
+    """
+
+    def __init__(
+        self, settings: Settings, owner: str = '', database: Database | None = None
+    ) -> None:
+        self.settings = settings
+        self.owner = owner
+        self._given = database
+
+    @property
+    def address(self) -> str:
+        """Of the API that answers the links of documents; a path where no server is asked."""
+        return '/api/v1'
+
+    @cached_property
+    def store(self) -> CollectionStore:
+        """What is known of collections."""
+        return CollectionStore(self._database, self._files, self.owner)
+
+    @property
+    def drafts(self) -> Path:
+        """Directory of pairs that are not saved yet."""
+        return self.settings.home / 'collections-unsaved'
+
+    @property
+    def cache(self) -> Path:
+        """Directory of the caches."""
+        return self.settings.home / 'cache' / 'collections'
+
+    @cached_property
+    def _database(self) -> Database:
+        return self._given or open_database(self.settings.database_url)
+
+    @cached_property
+    def _files(self) -> FileStore:
+        artifacts = FileStore(self.settings.artifacts_url, self.settings.home / 'cache')
+        if artifacts.is_local:
+            return FileStore(self.settings.home / 'collections')
+        url = self.settings.artifacts_url.rstrip('/') + '/collections'
+        return FileStore(url, self.settings.home / 'cache')

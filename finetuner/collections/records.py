@@ -1,0 +1,163 @@
+"""What comes out of the store of collections."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from finetuner.collections.geometry import Bounds, Frame
+from finetuner.collections.labels import LabelKind, build_label_kind
+from finetuner.collections.packs import Place
+from finetuner.collections.tables import CollectionPairRow, CollectionRow
+from finetuner.collections.tiles import ImageForm
+
+EMPTY, BUILDING, COMPLETE = 'EMPTY', 'BUILDING', 'COMPLETE'
+
+
+@dataclass(frozen=True)
+class CollectionRecord:
+    """A collection as the store had it at one moment; times are ISO strings in UTC."""
+
+    id: int
+    key: str
+    owner: str
+    name: str
+    description: str
+    mltype: str
+    classes: tuple[str, ...]
+    has_fixed_classes: bool
+    partition: tuple[float, ...] | None
+    form: ImageForm
+    sensors: tuple[str, ...]
+    source: str
+    bbox: Bounds | None
+    public: bool
+    revision: int
+    created_at: str
+    updated_at: str
+    counts: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> LabelKind:
+        """What its labels are."""
+        return build_label_kind(self.mltype, self.classes)
+
+    @property
+    def num_pairs(self) -> int:
+        """Of all groups."""
+        return sum(self.counts.values())
+
+    def percent_of(self, num_cached: int) -> int:
+        """How much of it is cached, 100 only when all is."""
+        return min(100, 100 * num_cached // self.num_pairs) if self.num_pairs else 0
+
+    def status_of(self, num_cached: int) -> str:
+        """EMPTY, BUILDING or COMPLETE."""
+        if not self.num_pairs:
+            return EMPTY
+        return COMPLETE if num_cached >= self.num_pairs else BUILDING
+
+    def document(self, num_cached: int, address: str) -> dict[str, Any]:
+        """The document that describes it, for people and programs that ask.
+
+        Args:
+            num_cached: pairs that are cached where it is asked for.
+            address: of the API that answers its links.
+        """
+        mine = f'{address}/data/{self.id}'
+        data = {
+            'id': self.id,
+            'classes': list(self.classes),
+            'count': self.counts,
+            'name': self.name,
+            'description': self.description,
+            'nclasses': len(self.classes),
+            'mlType': self.mltype,
+            'bbox': None if self.bbox is None else list(self.bbox),
+            'shape': list(self.form.shape),
+            'dtype': self.form.dtype,
+            'partition': None if self.partition is None else list(self.partition),
+            'sensors': list(self.sensors),
+            'source': self.source,
+            'userId': self.owner,
+            'public': self.public,
+            'created_at': self.created_at,
+            'updated_at': self.updated_at,
+            'percent_cached': self.percent_of(num_cached),
+            'status': self.status_of(num_cached),
+        }
+        links = {
+            'self': {'href': mine},
+            'update': {'href': mine, 'method': 'PUT'},
+            'publish': {'href': f'{mine}/publish', 'method': 'PUT'},
+            'delete': {'href': mine, 'method': 'DELETE'},
+            'create': {'href': f'{mine}/datapoints', 'method': 'POST'},
+        }
+        return {'data': data, 'links': links}
+
+
+@dataclass(frozen=True)
+class PairRecord:
+    """A pair as the store had it at one moment."""
+
+    id: int
+    collection_id: int
+    group: str
+    place: Place
+    encoding: str
+    label: bytes
+    frame: Frame
+    updated_at: str
+
+
+def collection_record(row: CollectionRow, counts: dict[str, int]) -> CollectionRecord:
+    """The record of a row, read while its session is open."""
+    sides = (row.west, row.south, row.east, row.north)
+    return CollectionRecord(
+        id=row.id,
+        key=row.key,
+        owner=row.owner,
+        name=row.name,
+        description=row.description,
+        mltype=row.mltype,
+        classes=tuple(row.classes),
+        has_fixed_classes=row.has_fixed_classes,
+        partition=None if row.partition is None else tuple(row.partition),
+        form=form_of(row),
+        sensors=tuple(row.sensors),
+        source=row.source,
+        bbox=None if None in sides else sides,  # type: ignore[arg-type]
+        public=row.public,
+        revision=row.revision,
+        created_at=iso(row.created_at),
+        updated_at=iso(row.updated_at),
+        counts=counts,
+    )
+
+
+def form_of(row: CollectionRow) -> ImageForm:
+    """What all images of a collection share."""
+    bands, height, width = row.shape
+    return ImageForm((bands, height, width), row.dtype)
+
+
+def pair_record(row: CollectionPairRow, form: ImageForm) -> PairRecord:
+    """The record of a row, read while its session is open."""
+    _, height, width = form.shape
+    transform = row.transform and tuple(row.transform)
+    return PairRecord(
+        id=row.id,
+        collection_id=row.collection_id,
+        group=row.group_name,
+        place=Place(row.pack, row.offset, row.num_bytes, row.checksum),
+        encoding=row.encoding,
+        label=row.label,
+        frame=Frame(height, width, transform, row.crs),  # type: ignore[arg-type]
+        updated_at=iso(row.updated_at),
+    )
+
+
+def iso(time: datetime) -> str:
+    """A time as JSON holds it, such as `2018-08-22T16:46:34.838Z`."""
+    return time.isoformat(timespec='milliseconds').replace('+00:00', 'Z')

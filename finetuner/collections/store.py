@@ -1,0 +1,396 @@
+"""The store of collections: what is known of them and their pairs in SQL, their images in packs."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import datetime, timezone
+from typing import Any
+
+from sqlalchemy import Select, delete, func, insert, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from finetuner.collections.draft import Draft
+from finetuner.collections.finding import Query, forget_words, matching, note_words
+from finetuner.collections.geometry import Bounds, united_degrees
+from finetuner.collections.labels import LabelKind
+from finetuner.collections.packs import PackReader
+from finetuner.collections.records import (
+    CollectionRecord,
+    PairRecord,
+    collection_record,
+    form_of,
+    pair_record,
+)
+from finetuner.collections.spec import MAX_DESCRIPTION, MAX_NAME, CollectionSpec, check_text
+from finetuner.collections.tables import CollectionPairRow, CollectionRow
+from finetuner.excepts import ConfigError, ConflictError, NotFoundError, unknown_name
+from finetuner.storage.database import Database
+from finetuner.storage.files import FileStore
+
+_ROWS_AT_ONCE = 1000
+MAX_PAGE = 1000
+
+
+class CollectionStore:
+    """Collections of one owner, and those that others have published.
+
+    Args:
+        database: that knows them.
+        files: that holds their packs, in a folder by their key.
+        owner: who sees and changes his own; '' is this machine's own user.
+    """
+
+    def __init__(self, database: Database, files: FileStore, owner: str = '') -> None:
+        self._database = database
+        self._files = files
+        self._owner = owner
+
+    def for_owner(self, owner: str) -> CollectionStore:
+        """The same store as another owner sees it."""
+        return CollectionStore(self._database, self._files, owner)
+
+    # collections
+
+    def check_name(self, name: str) -> None:
+        """ConflictError when the owner has a collection of that name."""
+        with self._database.reader() as session:
+            if session.scalars(self._mine().where(CollectionRow.name == name)).first() is not None:
+                raise ConflictError(_taken(name))
+
+    def create(self, spec: CollectionSpec, draft: Draft, key: str) -> CollectionRecord:
+        """Save a collection with its first pairs: all of it, or nothing.
+
+        Args:
+            spec: what it was made with.
+            draft: its pairs. Its packs are moved, and its rows stay: after an error it can be saved again.
+            key: of its files, 32 hex characters.
+
+        Raises:
+            ConflictError: the name is taken.
+            ConfigError: there are no pairs yet.
+        """
+        if draft.form is None:
+            raise ConfigError(f'collection {spec.name!r} has no pairs yet: feed it some, then save')
+        self.check_name(spec.name)
+        self._store_packs(draft, key)
+        row = CollectionRow(
+            key=key,
+            owner=self._owner,
+            name=spec.name,
+            description=spec.description,
+            words='',
+            mltype=spec.mltype,
+            classes=list(draft.classes),
+            has_fixed_classes=spec.classes is not None,
+            partition=None if spec.partition is None else list(spec.partition),
+            shape=list(draft.form.shape),
+            dtype=draft.form.dtype,
+            sensors=[],
+            source='',
+            public=spec.public,
+            revision=0,
+            created_at=_now(),
+            updated_at=_now(),
+        )
+        with _taken_is_told(spec.name), self._database.session() as session:
+            session.add(row)
+            session.flush()
+            self._add_pairs(session, row, draft)
+            return self._record(session, row)
+
+    def append(self, collection_id: int, draft: Draft) -> CollectionRecord:
+        """Save more pairs of a collection: all of them, or none.
+
+        Raises:
+            NotFoundError: the owner has no such collection.
+            ConflictError: another process has given it pairs of other classes meanwhile.
+        """
+        with self._database.reader() as session:
+            key = self._own_row(session, collection_id).key
+        self._store_packs(draft, key)
+        with self._database.session() as session:
+            row = self._own_row(session, collection_id)
+            if tuple(row.classes) != draft.classes[: len(row.classes)]:
+                raise ConflictError(
+                    f'collection {row.name!r} has other classes by now than when these pairs were '
+                    'fed: open it again, and feed them again'
+                )
+            row.classes = list(draft.classes)
+            self._add_pairs(session, row, draft)
+            return self._record(session, row)
+
+    def get(self, collection_id: int) -> CollectionRecord:
+        """A collection that the owner may read; NotFoundError where there is none."""
+        with self._database.reader() as session:
+            return self._record(session, self._readable_row(session, collection_id))
+
+    def find(self, name: str) -> CollectionRecord:
+        """A collection of the owner by name, or else the only public one of that name.
+
+        Raises:
+            NotFoundError: there is none; the nearest names are given.
+            ConflictError: several others have published one of that name.
+        """
+        query = select(CollectionRow).where(self._is_readable(), CollectionRow.name == name)
+        with self._database.reader() as session:
+            rows = session.scalars(query.order_by(CollectionRow.id)).all()
+            mine = [row for row in rows if row.owner == self._owner]
+            if not rows:
+                names = select(CollectionRow.name).where(self._is_readable()).limit(1000)
+                raise NotFoundError(unknown_name('collection', name, session.scalars(names)))
+            if not mine and len(rows) > 1:
+                told = ', '.join(f'{row.id} of {row.owner!r}' for row in rows[:5])
+                raise ConflictError(f'several collections are called {name!r}: open {told} by id')
+            return self._record(session, (mine or rows)[0])
+
+    def search(self, query: Query) -> list[CollectionRecord]:
+        """Collections that the owner may read and that match, the best or the newest first."""
+        with self._database.reader() as session:
+            found = matching(session, query).where(self._is_readable())
+            return [self._record(session, row) for row in session.scalars(found)]
+
+    def change(
+        self,
+        collection_id: int,
+        name: str | None = None,
+        description: str | None = None,
+        public: bool | None = None,
+    ) -> CollectionRecord:
+        """Change what is not None.
+
+        Raises:
+            NotFoundError: the owner has no such collection.
+            ConflictError: the name is taken.
+        """
+        if name is not None:
+            check_text('name', name, MAX_NAME, may_be_empty=False)
+        if description is not None:
+            check_text('description', description, MAX_DESCRIPTION)
+        if public is not None and not isinstance(public, bool):
+            raise ConfigError(f'public={public!r}: it is True or False')
+        with _taken_is_told(str(name)), self._database.session() as session:
+            row = self._own_row(session, collection_id)
+            row.name = row.name if name is None else name
+            row.description = row.description if description is None else description
+            row.public = row.public if public is None else public
+            row.updated_at = _now()
+            session.flush()
+            note_words(session, row)
+            return self._record(session, row)
+
+    def remove(self, collection_id: int) -> None:
+        """Delete a collection with all its pairs.
+
+        Raises:
+            NotFoundError: the owner has no such collection.
+        """
+        with self._database.session() as session:
+            row = self._own_row(session, collection_id)
+            key = row.key
+            forget_words(session, row.id)
+            session.execute(delete(CollectionRow).where(CollectionRow.id == row.id))
+        # without its rows nobody finds them; what a process leaves that is killed here is garbage
+        self._files.delete(key)
+
+    # pairs
+
+    def list_pairs(
+        self, collection_id: int, offset: int, limit: int, group: str | None = None
+    ) -> list[PairRecord]:
+        """Pairs in the order in which they were fed.
+
+        Args:
+            collection_id: of the collection.
+            offset: how many are left out before them.
+            limit: at most so many.
+            group: only its pairs.
+        """
+        with self._database.reader() as session:
+            form = form_of(self._readable_row(session, collection_id))
+            query = select(CollectionPairRow).where(
+                CollectionPairRow.collection_id == collection_id
+            )
+            if group is not None:
+                query = query.where(CollectionPairRow.group_name == group)
+            query = query.order_by(CollectionPairRow.id).offset(offset).limit(limit)
+            return [pair_record(row, form) for row in session.scalars(query)]
+
+    def iter_pairs(self, collection_id: int) -> Iterator[PairRecord]:
+        """All pairs in the order in which they were fed, a thousand in memory at a time."""
+        last = 0
+        while True:
+            with self._database.reader() as session:
+                form = form_of(self._readable_row(session, collection_id))
+                query = select(CollectionPairRow).where(
+                    CollectionPairRow.collection_id == collection_id, CollectionPairRow.id > last
+                )
+                query = query.order_by(CollectionPairRow.id).limit(_ROWS_AT_ONCE)
+                found = [pair_record(row, form) for row in session.scalars(query)]
+            if not found:
+                return
+            yield from found
+            last = found[-1].id
+
+    def get_pair(self, pair_id: int) -> tuple[PairRecord, CollectionRecord]:
+        """A pair that the owner may read, and its collection; NotFoundError where there is none."""
+        with self._database.reader() as session:
+            row = session.get(CollectionPairRow, pair_id)
+            if row is None:
+                raise NotFoundError(f'there is no pair {pair_id}: it was removed')
+            try:
+                owner = self._record(session, self._readable_row(session, row.collection_id))
+            except NotFoundError as error:
+                raise NotFoundError(f'there is no pair {pair_id}: it was removed') from error
+            return pair_record(row, owner.form), owner
+
+    def relabel(self, pair_id: int, label: Any) -> PairRecord:
+        """Give a pair another label.
+
+        Raises:
+            DataError: it is no label of this collection.
+            NotFoundError: the owner has no such pair.
+        """
+        with self._database.session() as session:
+            row, collection = self._own_pair(session, pair_id)
+            record = self._record(session, collection)
+            kind: LabelKind = record.kind
+            frame = pair_record(row, record.form).frame
+            row.label = kind.encode(kind.read(label, frame))
+            row.updated_at = _now()
+            _touch(collection)
+            return pair_record(row, record.form)
+
+    def remove_pair(self, pair_id: int) -> None:
+        """Remove a pair from its collection; NotFoundError where the owner has none."""
+        with self._database.session() as session:
+            row, collection = self._own_pair(session, pair_id)
+            session.delete(row)
+            _touch(collection)
+
+    def reader_of(self, collection: CollectionRecord) -> PackReader:
+        """What reads the images of a collection."""
+        return PackReader(self._files, collection.key)
+
+    # below
+
+    def _store_packs(self, draft: Draft, key: str) -> None:
+        draft.seal()
+        for path in draft.packs:
+            self._files.put_file(path, f'{key}/{path.name}', move=True)
+
+    def _add_pairs(self, session: Session, row: CollectionRow, draft: Draft) -> None:
+        rows: list[dict[str, Any]] = []
+        for pair in draft.pairs():
+            rows.append(
+                {
+                    'collection_id': row.id,
+                    'group_name': pair.group,
+                    **asdict(pair.place),
+                    'encoding': pair.encoding,
+                    'label': pair.label,
+                    'transform': pair.frame.transform,
+                    'crs': pair.frame.crs,
+                    'updated_at': _now(),
+                }
+            )
+            if len(rows) == _ROWS_AT_ONCE:
+                session.execute(insert(CollectionPairRow), rows)
+                rows = []
+        if rows:
+            session.execute(insert(CollectionPairRow), rows)
+        row.sensors = [*row.sensors, *(s for s in draft.sensors if s not in row.sensors)]
+        sources = {*filter(None, [row.source]), *draft.sources}
+        row.source = sources.pop() if len(sources) == 1 else 'mixed'
+        _widen(row, united_degrees(draft.bounds))
+        _touch(row)
+        session.flush()
+        note_words(session, row)
+
+    def _mine(self) -> Select[Any]:
+        return select(CollectionRow).where(CollectionRow.owner == self._owner)
+
+    def _is_readable(self) -> Any:
+        return (CollectionRow.owner == self._owner) | CollectionRow.public
+
+    def _readable_row(self, session: Session, collection_id: int) -> CollectionRow:
+        query = select(CollectionRow).where(CollectionRow.id == collection_id, self._is_readable())
+        row = session.scalars(query).first()
+        if row is None:
+            raise _no_collection(collection_id)
+        return row
+
+    def _own_row(self, session: Session, collection_id: int) -> CollectionRow:
+        """The owner's row, which nobody else changes until the session ends."""
+        query = self._mine().where(CollectionRow.id == collection_id).with_for_update()
+        row = session.scalars(query).first()
+        if row is None:
+            raise _no_collection(collection_id)
+        return row
+
+    def _own_pair(self, session: Session, pair_id: int) -> tuple[CollectionPairRow, CollectionRow]:
+        row = session.get(CollectionPairRow, pair_id)
+        if row is None:
+            raise NotFoundError(f'there is no pair {pair_id}: it was removed')
+        try:
+            return row, self._own_row(session, row.collection_id)
+        except NotFoundError as error:
+            raise NotFoundError(f'there is no pair {pair_id} of yours') from error
+
+    def _record(self, session: Session, row: CollectionRow) -> CollectionRecord:
+        query = (
+            select(CollectionPairRow.group_name, func.count())
+            .where(CollectionPairRow.collection_id == row.id)
+            .group_by(CollectionPairRow.group_name)
+            .order_by(func.min(CollectionPairRow.id))
+        )
+        return collection_record(row, {row[0]: row[1] for row in session.execute(query)})
+
+
+def new_key() -> str:
+    """A name for the files of a collection that is no other's."""
+    return uuid.uuid4().hex
+
+
+def _touch(row: CollectionRow) -> None:
+    row.revision += 1
+    row.updated_at = _now()
+
+
+def _widen(row: CollectionRow, bounds: Bounds | None) -> None:
+    if bounds is None:
+        return
+    west, south, east, north = bounds
+    row.west = west if row.west is None else min(row.west, west)
+    row.south = south if row.south is None else min(row.south, south)
+    row.east = east if row.east is None else max(row.east, east)
+    row.north = north if row.north is None else max(row.north, north)
+
+
+def _now() -> datetime:
+    return datetime.now(timezone.utc)
+
+
+def _no_collection(collection_id: int) -> NotFoundError:
+    return NotFoundError(
+        f'there is no collection {collection_id}: it was removed, or is not shared; search() lists '
+        'those that are there'
+    )
+
+
+def _taken(name: str) -> str:
+    return (
+        f'a collection {name!r} is there already: choose another name, open it with '
+        f'TrainingSet.from_name({name!r}), or remove() that one'
+    )
+
+
+@contextmanager
+def _taken_is_told(name: str) -> Iterator[None]:
+    try:
+        yield
+    except IntegrityError as error:
+        raise ConflictError(_taken(name)) from error
