@@ -17,7 +17,6 @@ from sqlalchemy import (
     LargeBinary,
     String,
     Text,
-    text,
 )
 from sqlalchemy import UniqueConstraint as Unique
 from sqlalchemy.orm import Mapped, mapped_column
@@ -33,18 +32,14 @@ class CollectionRow(Base):
 
     `words` is what is searched through: name, description and classes. `west` and its like say where
     the images lie, in degrees of longitude and latitude; null where none is on a map. Ids are never
-    used again: others may have noted them.
+    used again: others may have noted them. What is searched is made by the migration alone, in the
+    database's own way.
     """
 
     __tablename__ = 'collections'
     __table_args__ = (
         Unique('owner', 'name'),
         Unique('key'),
-        Index(
-            'ix_collections_words',
-            text("to_tsvector('english'::regconfig, words)"),
-            postgresql_using='gin',
-        ).ddl_if(dialect='postgresql'),
         {'sqlite_autoincrement': True},
     )
 

@@ -8,18 +8,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from alembic.autogenerate import compare_metadata
-from alembic.migration import MigrationContext
 
 from finetuner.config import RunConfig, Settings
 from finetuner.excepts import ConfigError, ConflictError
 from finetuner.runs.records import ProcessMark
 from finetuner.runs.store import RunStore
-from finetuner.storage.database import Base, open_database
+from finetuner.storage.database import open_database
 from finetuner.storage.tokens import Identity, TokenStore
 from tests.postgresql import INSTALLED, REASON, postgresql
 from tests.unit import test_garbage
 from tests.unit.alias_cases import CASES
+from tests.unit.declared_tables import differences
 from tests.unit.test_run_queue import claimed_by_processes
 
 pytestmark = pytest.mark.skipif(not INSTALLED, reason=REASON)
@@ -52,7 +51,7 @@ def submit(store, name, **parameters):
 def test_migrations_make_what_the_tables_declare(url):
     database = open_database(url)
     with database.engine.connect() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+        assert differences(connection) == []
     database.close()
 
 

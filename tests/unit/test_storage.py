@@ -10,15 +10,14 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
-from alembic.autogenerate import compare_metadata
-from alembic.migration import MigrationContext
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
 from finetuner.excepts import ConfigError
 from finetuner.runs import tables
 from finetuner.storage import database, tokens  # noqa: F401 - its table counts too
-from finetuner.storage.database import Base, open_database
+from finetuner.storage.database import open_database
+from tests.unit.declared_tables import differences
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,7 +52,7 @@ def test_new_database_is_private_and_safe(url, tmp_path):
 def test_migrations_make_what_the_tables_declare(url):
     db = open_database(url)
     with db.engine.connect() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+        assert differences(connection) == []
 
 
 def test_schema_version_is_the_newest_migration():
@@ -126,6 +125,7 @@ def test_opened_twice_it_shares_what_other_processes_write(url):
         session.add(_experiment('first'))
     second = open_database(url)
     code = f"""
+from tests.unit.declared_tables import differences
 from tests.unit.test_storage import _experiment, _names
 from finetuner.storage.database import open_database
 db = open_database({url!r})
