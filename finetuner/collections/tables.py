@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Float,
     ForeignKey,
     Index,
     Integer,
@@ -57,10 +58,10 @@ class CollectionRow(Base):
     dtype: Mapped[str] = mapped_column(String(16))
     sensors: Mapped[list[str]] = mapped_column(JSON)
     source: Mapped[str] = mapped_column(String(32))
-    west: Mapped[float | None]
-    south: Mapped[float | None]
-    east: Mapped[float | None]
-    north: Mapped[float | None]
+    west: Mapped[float | None] = mapped_column(Float)
+    south: Mapped[float | None] = mapped_column(Float)
+    east: Mapped[float | None] = mapped_column(Float)
+    north: Mapped[float | None] = mapped_column(Float)
     public: Mapped[bool] = mapped_column(default=False)
     revision: Mapped[int] = mapped_column(BigInteger, default=1)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
