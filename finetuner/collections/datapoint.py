@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from finetuner.collections.drawing import draw_pair
+from finetuner.collections.labels import LabelKind
 from finetuner.collections.packs import PackReader
 from finetuner.collections.records import CollectionRecord, PairRecord
 from finetuner.collections.store import CollectionStore
@@ -13,6 +16,7 @@ from finetuner.collections.tiles import pixels_of
 
 if TYPE_CHECKING:
     import dask.array
+    from PIL.Image import Image
 
 
 class DataPoint:
@@ -53,6 +57,16 @@ class DataPoint:
         return self._collection.mltype
 
     @property
+    def name(self) -> str:
+        """A name that no pair of another collection has, either."""
+        return f'{self._collection.key[:12]}-{self.id}'
+
+    @property
+    def kind(self) -> LabelKind:
+        """What its label is, with the classes that it counts."""
+        return self._collection.kind
+
+    @property
     def bounds(self) -> list[float] | None:
         """`[minx, miny, maxx, maxy]` in the units of its map; None where it is on none."""
         return None if self._pair.frame.transform is None else list(self._pair.frame.bounds)
@@ -85,7 +99,7 @@ class DataPoint:
         form = self._collection.form
         # not hashed by its content: that would read it
         name = f'pair-{self._collection.key}-{self.id}'
-        pixels = dask.delayed(self._read, pure=False, traverse=False)(dask_key_name=name)
+        pixels = dask.delayed(self.read, pure=False, traverse=False)(dask_key_name=name)
         return array.from_delayed(pixels, form.shape, np.dtype(form.dtype))
 
     @property
@@ -97,6 +111,19 @@ class DataPoint:
     def present(self) -> list[str]:
         """Names of the classes that the label says are there."""
         return self._collection.kind.present(self.y)
+
+    @property
+    def preview(self) -> Image:
+        """A picture of the pair, with its boxes or its mask drawn in."""
+        return self.draw()
+
+    def draw(self, bands: Sequence[int] | None = None) -> Image:
+        """A picture of the pair, with its boxes or its mask drawn in.
+
+        Args:
+            bands: the three that are shown as red, green and blue, counted from 0.
+        """
+        return draw_pair(self.read(), self.y, self._collection.kind, bands)
 
     def update(self, label: Any) -> None:
         """Give the pair another label, at once.
@@ -122,6 +149,15 @@ class DataPoint:
         """Its number, group and label."""
         return f'DataPoint(id={self.id}, group={self.group!r}, classes={self.present})'
 
-    def _read(self) -> np.ndarray:
-        data = self._reader.read(self._pair.place)
-        return pixels_of(data, self._pair.encoding, self._collection.form)
+    @property
+    def kept(self) -> tuple[bytes, str]:
+        """The bytes of the image as they are kept, and how they are to be read: `raw` or `picture`."""
+        return self._reader.read(self._pair.place), self._pair.encoding
+
+    def read(self) -> np.ndarray:
+        """The pixels of the image, `[bands, height, width]`.
+
+        Raises:
+            DataError: they are not there any more, or damaged.
+        """
+        return pixels_of(*self.kept, self._collection.form)

@@ -6,36 +6,25 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import datetime, timezone
 from typing import Any
 
-from sqlalchemy import Select, delete, func, insert, select
+from sqlalchemy import delete, insert, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from finetuner.collections.draft import Draft
 from finetuner.collections.finding import Query, forget_words, matching, note_words
 from finetuner.collections.geometry import Bounds, united_degrees
-from finetuner.collections.labels import LabelKind
-from finetuner.collections.packs import PackReader
+from finetuner.collections.pair_store import ROWS_AT_ONCE, PairStore, now, touch
 from finetuner.collections.records import (
     CollectionRecord,
-    PairRecord,
-    collection_record,
-    form_of,
-    pair_record,
 )
 from finetuner.collections.spec import MAX_DESCRIPTION, MAX_NAME, CollectionSpec, check_text
 from finetuner.collections.tables import CollectionPairRow, CollectionRow
 from finetuner.excepts import ConfigError, ConflictError, NotFoundError, unknown_name
-from finetuner.storage.database import Database
-from finetuner.storage.files import FileStore
-
-_ROWS_AT_ONCE = 1000
-MAX_PAGE = 1000
 
 
-class CollectionStore:
+class CollectionStore(PairStore):
     """Collections of one owner, and those that others have published.
 
     Args:
@@ -43,11 +32,6 @@ class CollectionStore:
         files: that holds their packs, in a folder by their key.
         owner: who sees and changes his own; '' is this machine's own user.
     """
-
-    def __init__(self, database: Database, files: FileStore, owner: str = '') -> None:
-        self._database = database
-        self._files = files
-        self._owner = owner
 
     def for_owner(self, owner: str) -> CollectionStore:
         """The same store as another owner sees it."""
@@ -93,8 +77,8 @@ class CollectionStore:
             source='',
             public=spec.public,
             revision=0,
-            created_at=_now(),
-            updated_at=_now(),
+            created_at=now(),
+            updated_at=now(),
         )
         with _taken_is_told(spec.name), self._database.session() as session:
             session.add(row)
@@ -177,7 +161,7 @@ class CollectionStore:
             row.name = row.name if name is None else name
             row.description = row.description if description is None else description
             row.public = row.public if public is None else public
-            row.updated_at = _now()
+            row.updated_at = now()
             session.flush()
             note_words(session, row)
             return self._record(session, row)
@@ -195,85 +179,6 @@ class CollectionStore:
             session.execute(delete(CollectionRow).where(CollectionRow.id == row.id))
         # without its rows nobody finds them; what a process leaves that is killed here is garbage
         self._files.delete(key)
-
-    # pairs
-
-    def list_pairs(
-        self, collection_id: int, offset: int, limit: int, group: str | None = None
-    ) -> list[PairRecord]:
-        """Pairs in the order in which they were fed.
-
-        Args:
-            collection_id: of the collection.
-            offset: how many are left out before them.
-            limit: at most so many.
-            group: only its pairs.
-        """
-        with self._database.reader() as session:
-            form = form_of(self._readable_row(session, collection_id))
-            query = select(CollectionPairRow).where(
-                CollectionPairRow.collection_id == collection_id
-            )
-            if group is not None:
-                query = query.where(CollectionPairRow.group_name == group)
-            query = query.order_by(CollectionPairRow.id).offset(offset).limit(limit)
-            return [pair_record(row, form) for row in session.scalars(query)]
-
-    def iter_pairs(self, collection_id: int) -> Iterator[PairRecord]:
-        """All pairs in the order in which they were fed, a thousand in memory at a time."""
-        last = 0
-        while True:
-            with self._database.reader() as session:
-                form = form_of(self._readable_row(session, collection_id))
-                query = select(CollectionPairRow).where(
-                    CollectionPairRow.collection_id == collection_id, CollectionPairRow.id > last
-                )
-                query = query.order_by(CollectionPairRow.id).limit(_ROWS_AT_ONCE)
-                found = [pair_record(row, form) for row in session.scalars(query)]
-            if not found:
-                return
-            yield from found
-            last = found[-1].id
-
-    def get_pair(self, pair_id: int) -> tuple[PairRecord, CollectionRecord]:
-        """A pair that the owner may read, and its collection; NotFoundError where there is none."""
-        with self._database.reader() as session:
-            row = session.get(CollectionPairRow, pair_id)
-            if row is None:
-                raise NotFoundError(f'there is no pair {pair_id}: it was removed')
-            try:
-                owner = self._record(session, self._readable_row(session, row.collection_id))
-            except NotFoundError as error:
-                raise NotFoundError(f'there is no pair {pair_id}: it was removed') from error
-            return pair_record(row, owner.form), owner
-
-    def relabel(self, pair_id: int, label: Any) -> PairRecord:
-        """Give a pair another label.
-
-        Raises:
-            DataError: it is no label of this collection.
-            NotFoundError: the owner has no such pair.
-        """
-        with self._database.session() as session:
-            row, collection = self._own_pair(session, pair_id)
-            record = self._record(session, collection)
-            kind: LabelKind = record.kind
-            frame = pair_record(row, record.form).frame
-            row.label = kind.encode(kind.read(label, frame))
-            row.updated_at = _now()
-            _touch(collection)
-            return pair_record(row, record.form)
-
-    def remove_pair(self, pair_id: int) -> None:
-        """Remove a pair from its collection; NotFoundError where the owner has none."""
-        with self._database.session() as session:
-            row, collection = self._own_pair(session, pair_id)
-            session.delete(row)
-            _touch(collection)
-
-    def reader_of(self, collection: CollectionRecord) -> PackReader:
-        """What reads the images of a collection."""
-        return PackReader(self._files, collection.key)
 
     # below
 
@@ -294,10 +199,10 @@ class CollectionStore:
                     'label': pair.label,
                     'transform': pair.frame.transform,
                     'crs': pair.frame.crs,
-                    'updated_at': _now(),
+                    'updated_at': now(),
                 }
             )
-            if len(rows) == _ROWS_AT_ONCE:
+            if len(rows) == ROWS_AT_ONCE:
                 session.execute(insert(CollectionPairRow), rows)
                 rows = []
         if rows:
@@ -306,58 +211,14 @@ class CollectionStore:
         sources = {*filter(None, [row.source]), *draft.sources}
         row.source = sources.pop() if len(sources) == 1 else 'mixed'
         _widen(row, united_degrees(draft.bounds))
-        _touch(row)
+        touch(row)
         session.flush()
         note_words(session, row)
-
-    def _mine(self) -> Select[Any]:
-        return select(CollectionRow).where(CollectionRow.owner == self._owner)
-
-    def _is_readable(self) -> Any:
-        return (CollectionRow.owner == self._owner) | CollectionRow.public
-
-    def _readable_row(self, session: Session, collection_id: int) -> CollectionRow:
-        query = select(CollectionRow).where(CollectionRow.id == collection_id, self._is_readable())
-        row = session.scalars(query).first()
-        if row is None:
-            raise _no_collection(collection_id)
-        return row
-
-    def _own_row(self, session: Session, collection_id: int) -> CollectionRow:
-        """The owner's row, which nobody else changes until the session ends."""
-        query = self._mine().where(CollectionRow.id == collection_id).with_for_update()
-        row = session.scalars(query).first()
-        if row is None:
-            raise _no_collection(collection_id)
-        return row
-
-    def _own_pair(self, session: Session, pair_id: int) -> tuple[CollectionPairRow, CollectionRow]:
-        row = session.get(CollectionPairRow, pair_id)
-        if row is None:
-            raise NotFoundError(f'there is no pair {pair_id}: it was removed')
-        try:
-            return row, self._own_row(session, row.collection_id)
-        except NotFoundError as error:
-            raise NotFoundError(f'there is no pair {pair_id} of yours') from error
-
-    def _record(self, session: Session, row: CollectionRow) -> CollectionRecord:
-        query = (
-            select(CollectionPairRow.group_name, func.count())
-            .where(CollectionPairRow.collection_id == row.id)
-            .group_by(CollectionPairRow.group_name)
-            .order_by(func.min(CollectionPairRow.id))
-        )
-        return collection_record(row, {row[0]: row[1] for row in session.execute(query)})
 
 
 def new_key() -> str:
     """A name for the files of a collection that is no other's."""
     return uuid.uuid4().hex
-
-
-def _touch(row: CollectionRow) -> None:
-    row.revision += 1
-    row.updated_at = _now()
 
 
 def _widen(row: CollectionRow, bounds: Bounds | None) -> None:
@@ -368,17 +229,6 @@ def _widen(row: CollectionRow, bounds: Bounds | None) -> None:
     row.south = south if row.south is None else min(row.south, south)
     row.east = east if row.east is None else max(row.east, east)
     row.north = north if row.north is None else max(row.north, north)
-
-
-def _now() -> datetime:
-    return datetime.now(timezone.utc)
-
-
-def _no_collection(collection_id: int) -> NotFoundError:
-    return NotFoundError(
-        f'there is no collection {collection_id}: it was removed, or is not shared; search() lists '
-        'those that are there'
-    )
 
 
 def _taken(name: str) -> str:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from functools import cached_property
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
-from finetuner.collections.datapoint import DataPoint
 from finetuner.collections.draft import DEFAULT_GROUP, Draft, at_position
 from finetuner.collections.finding import Query
 from finetuner.collections.local import LocalCollections
-from finetuner.collections.packs import PackReader
+from finetuner.collections.reading import SavedPairs
 from finetuner.collections.records import CollectionRecord
 from finetuner.collections.spec import CollectionSpec, check_group
 from finetuner.collections.store import new_key
@@ -25,7 +23,7 @@ from finetuner.excepts import ConfigError, DataError
 _PAGE = 1000
 
 
-class TrainingSet:
+class TrainingSet(SavedPairs):
     """A named set of image/label pairs, in groups.
 
     Pairs that are fed lie on the disk until `save`, which makes all of them part of the collection, or
@@ -259,50 +257,11 @@ class TrainingSet:
             self._draft.discard()
             self._draft = None
 
-    # reading
-
-    def __len__(self) -> int:
-        """Return how many pairs are saved."""
-        return self._fresh().num_pairs if self._record else 0
-
-    @overload
-    def __getitem__(self, index: int) -> DataPoint: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[DataPoint]: ...
-
-    def __getitem__(self, index: int | slice) -> DataPoint | list[DataPoint]:
-        """Pairs by their places in the order in which they were fed."""
-        record = self._fresh()
-        if isinstance(index, slice):
-            wanted = range(record.num_pairs)[index]
-            low, high = (min(wanted), max(wanted)) if wanted else (0, -1)
-            found = self._points(record, low, high - low + 1)
-            # what was removed meanwhile is not there
-            return [found[i - low] for i in wanted if i - low < len(found)]
-        if isinstance(index, bool) or not isinstance(index, int | np.integer):
-            raise TypeError(f'pairs are found by whole numbers and slices, not {index!r}')
-        place = int(index) + record.num_pairs * (index < 0)
-        found = self._points(record, place, 1) if 0 <= place < record.num_pairs else []
-        if not found:
-            raise IndexError(f'there is no pair {index}: there are {record.num_pairs:,}')
-        return found[0]
-
-    def __iter__(self) -> Iterator[DataPoint]:
-        """All saved pairs in the order in which they were fed."""
-        record = self._fresh()
-        for pair in self._place.store.iter_pairs(record.id):
-            yield DataPoint(pair, record, self._place.store, self._reader)
-
     def __repr__(self) -> str:
         """Name, kind and counts."""
         return f'TrainingSet({self.name!r}, mltype={self.mltype!r}, id={self.id}, {self.count})'
 
     # below
-
-    @cached_property
-    def _reader(self) -> PackReader:
-        return self._place.store.reader_of(self._saved)
 
     @property
     def _form(self) -> ImageForm | None:
@@ -310,19 +269,8 @@ class TrainingSet:
             return self._record.form
         return None if self._draft is None else self._draft.form
 
-    @property
-    def _saved(self) -> CollectionRecord:
-        if self._record is None:
-            raise ConfigError(f'collection {self.name!r} is not saved yet: save() it first')
-        return self._record
-
-    def _fresh(self) -> CollectionRecord:
-        """The collection as it is now; others may have changed it."""
-        self._take(self._place.store.get(self._saved.id))
-        return self._saved
-
     def _take(self, record: CollectionRecord) -> None:
-        self._record = record
+        super()._take(record)
         self._spec = CollectionSpec(
             record.name,
             record.mltype,
@@ -343,10 +291,6 @@ class TrainingSet:
     def _change(self, **changes: Any) -> dict[str, Any]:
         self._take(self._place.store.change(self._saved.id, **changes))
         return self.document
-
-    def _points(self, record: CollectionRecord, offset: int, limit: int) -> list[DataPoint]:
-        pairs = self._place.store.list_pairs(record.id, offset, limit)
-        return [DataPoint(pair, record, self._place.store, self._reader) for pair in pairs]
 
 
 # the name that the published examples have for it

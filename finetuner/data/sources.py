@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, TextIO, TypeGuard
+from typing import Any, Literal, Protocol, TextIO, TypeGuard, runtime_checkable
 
 from docarray import Document, DocumentArray
 
@@ -23,8 +23,17 @@ ENDINGS = (*CSV_ENDINGS, *JSON_LINES_ENDINGS, '.parquet', '.docs', *SQLITE_ENDIN
 _HEADER_BYTES = 9
 
 
+@runtime_checkable
+class HasTrainingDocuments(Protocol):
+    """What gives Documents to train on when asked, such as a collection of pairs."""
+
+    def training_documents(self) -> Iterator[Document]:
+        """The Documents, one by one."""
+        ...
+
+
 def open_documents(
-    source: Iterable[Document] | str | os.PathLike[str] | TextIO,
+    source: Iterable[Document] | HasTrainingDocuments | str | os.PathLike[str] | TextIO,
     csv_options: CSVOptions | None = None,
     on_broken: Literal['stop', 'skip'] = 'stop',
 ) -> Sequence[Document]:
@@ -39,6 +48,7 @@ def open_documents(
     | a folder | see `read_folder` |
     | `.docs`, or any file written by `save_documents` | `StoredDocuments`, read in place |
     | `.db`, `.sqlite`, `.sqlite3` | `SQLiteDocuments`, read in place |
+    | a `TrainingSet` | the Documents of its group `train` |
     | any other iterable of Documents | |
 
     Whatever is not read in place is written to a temporary file first, one Document at a time, so
@@ -65,6 +75,8 @@ def open_documents(
         return DocumentArray(_checked(source))
     if isinstance(source, (str, os.PathLike)):
         return _open_path(source, csv_options, on_broken)
+    if isinstance(source, HasTrainingDocuments):
+        return spool_documents(_checked(source.training_documents()))
     if _is_open_file(source):
         return spool_documents(read_csv(source, csv_options, on_broken))
     if isinstance(source, Iterable) and not isinstance(source, (Document, bytes, bytearray, dict)):

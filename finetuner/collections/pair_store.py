@@ -1,0 +1,186 @@
+"""The pairs of collections: rows in SQL, images in packs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+from sqlalchemy import Select, delete, func, select
+from sqlalchemy.orm import Session
+
+from finetuner.collections.packs import PackReader
+from finetuner.collections.records import (
+    CollectionRecord,
+    PairRecord,
+    collection_record,
+    form_of,
+    pair_record,
+)
+from finetuner.collections.tables import CollectionPairRow, CollectionRow
+from finetuner.excepts import NotFoundError
+from finetuner.storage.database import Database
+from finetuner.storage.files import FileStore
+
+ROWS_AT_ONCE = 1000
+
+
+class PairStore:
+    """Pairs of the collections of one owner, and of those that others have published.
+
+    Args:
+        database: that knows them.
+        files: that holds their packs, in a folder by the collection's key.
+        owner: who sees and changes his own; '' is this machine's own user.
+    """
+
+    def __init__(self, database: Database, files: FileStore, owner: str = '') -> None:
+        self._database = database
+        self._files = files
+        self._owner = owner
+
+    def list_pairs(
+        self, collection_id: int, offset: int, limit: int, group: str | None = None
+    ) -> list[PairRecord]:
+        """Pairs in the order in which they were fed.
+
+        Args:
+            collection_id: of the collection.
+            offset: how many are left out before them.
+            limit: at most so many.
+            group: only its pairs.
+        """
+        with self._database.reader() as session:
+            form = form_of(self._readable_row(session, collection_id))
+            query = select(CollectionPairRow).where(
+                CollectionPairRow.collection_id == collection_id
+            )
+            if group is not None:
+                query = query.where(CollectionPairRow.group_name == group)
+            query = query.order_by(CollectionPairRow.id).offset(offset).limit(limit)
+            return [pair_record(row, form) for row in session.scalars(query)]
+
+    def iter_pairs(self, collection_id: int) -> Iterator[PairRecord]:
+        """All pairs in the order in which they were fed, a thousand in memory at a time."""
+        last = 0
+        while True:
+            with self._database.reader() as session:
+                form = form_of(self._readable_row(session, collection_id))
+                query = select(CollectionPairRow).where(
+                    CollectionPairRow.collection_id == collection_id, CollectionPairRow.id > last
+                )
+                query = query.order_by(CollectionPairRow.id).limit(ROWS_AT_ONCE)
+                found = [pair_record(row, form) for row in session.scalars(query)]
+            if not found:
+                return
+            yield from found
+            last = found[-1].id
+
+    def get_pair(self, pair_id: int) -> tuple[PairRecord, CollectionRecord]:
+        """A pair that the owner may read, and its collection; NotFoundError where there is none."""
+        with self._database.reader() as session:
+            row = session.get(CollectionPairRow, pair_id)
+            if row is None:
+                raise NotFoundError(f'there is no pair {pair_id}: it was removed')
+            try:
+                owner = self._record(session, self._readable_row(session, row.collection_id))
+            except NotFoundError as error:
+                raise NotFoundError(f'there is no pair {pair_id}: it was removed') from error
+            return pair_record(row, owner.form), owner
+
+    def relabel(self, pair_id: int, label: Any) -> PairRecord:
+        """Give a pair another label.
+
+        Raises:
+            DataError: it is no label of this collection.
+            NotFoundError: the owner has no such pair.
+        """
+        with self._database.session() as session:
+            row, collection = self._own_pair(session, pair_id)
+            record = self._record(session, collection)
+            frame = pair_record(row, record.form).frame
+            row.label = record.kind.encode(record.kind.read(label, frame))
+            row.updated_at = now()
+            touch(collection)
+            return pair_record(row, record.form)
+
+    def remove_pair(self, pair_id: int) -> None:
+        """Remove a pair from its collection; NotFoundError where the owner has none."""
+        with self._database.session() as session:
+            row, collection = self._own_pair(session, pair_id)
+            session.delete(row)
+            touch(collection)
+
+    def remove_pairs(self, collection_id: int, pair_ids: Sequence[int]) -> int:
+        """Remove pairs from a collection, all at once; returns how many were there."""
+        with self._database.session() as session:
+            collection = self._own_row(session, collection_id)
+            removed = 0
+            for start in range(0, len(pair_ids), ROWS_AT_ONCE):
+                some = CollectionPairRow.id.in_(pair_ids[start : start + ROWS_AT_ONCE])
+                mine = CollectionPairRow.collection_id == collection_id
+                gone = session.execute(delete(CollectionPairRow).where(some, mine))
+                removed += gone.rowcount  # type: ignore[attr-defined]
+            touch(collection)
+            return removed
+
+    def reader_of(self, collection: CollectionRecord) -> PackReader:
+        """What reads the images of a collection."""
+        return PackReader(self._files, collection.key)
+
+    def _mine(self) -> Select[Any]:
+        return select(CollectionRow).where(CollectionRow.owner == self._owner)
+
+    def _is_readable(self) -> Any:
+        return (CollectionRow.owner == self._owner) | CollectionRow.public
+
+    def _readable_row(self, session: Session, collection_id: int) -> CollectionRow:
+        query = select(CollectionRow).where(CollectionRow.id == collection_id, self._is_readable())
+        row = session.scalars(query).first()
+        if row is None:
+            raise _no_collection(collection_id)
+        return row
+
+    def _own_row(self, session: Session, collection_id: int) -> CollectionRow:
+        """The owner's row, which nobody else changes until the session ends."""
+        query = self._mine().where(CollectionRow.id == collection_id).with_for_update()
+        row = session.scalars(query).first()
+        if row is None:
+            raise _no_collection(collection_id)
+        return row
+
+    def _own_pair(self, session: Session, pair_id: int) -> tuple[CollectionPairRow, CollectionRow]:
+        row = session.get(CollectionPairRow, pair_id)
+        if row is None:
+            raise NotFoundError(f'there is no pair {pair_id}: it was removed')
+        try:
+            return row, self._own_row(session, row.collection_id)
+        except NotFoundError as error:
+            raise NotFoundError(f'there is no pair {pair_id} of yours') from error
+
+    def _record(self, session: Session, row: CollectionRow) -> CollectionRecord:
+        query = (
+            select(CollectionPairRow.group_name, func.count())
+            .where(CollectionPairRow.collection_id == row.id)
+            .group_by(CollectionPairRow.group_name)
+            .order_by(func.min(CollectionPairRow.id))
+        )
+        return collection_record(row, {row[0]: row[1] for row in session.execute(query)})
+
+
+def touch(row: CollectionRow) -> None:
+    """Note that the pairs of a collection were changed."""
+    row.revision += 1
+    row.updated_at = now()
+
+
+def now() -> datetime:
+    """This moment, in UTC."""
+    return datetime.now(timezone.utc)
+
+
+def _no_collection(collection_id: int) -> NotFoundError:
+    return NotFoundError(
+        f'there is no collection {collection_id}: it was removed, or is not shared; search() lists '
+        'those that are there'
+    )
