@@ -82,8 +82,8 @@ class DataPoint:
             'mlType': self.mltype,
             'classes': list(self._collection.classes),
             'label': self._collection.kind.as_json(self.y),
-            'shape': list(self._collection.form.shape),
-            'dtype': self._collection.form.dtype,
+            'shape': list(self._pair.form.shape),
+            'dtype': self._pair.form.dtype,
             'bounds': self.bounds,
             'transform': None if frame.transform is None else list(frame.transform),
             'crs': frame.crs,
@@ -96,7 +96,7 @@ class DataPoint:
         import dask
         from dask import array
 
-        form = self._collection.form
+        form = self._pair.form
         # not hashed by its content: that would read it
         name = f'pair-{self._collection.key}-{self.id}'
         pixels = dask.delayed(self.read, pure=False, traverse=False)(dask_key_name=name)
@@ -160,4 +160,4 @@ class DataPoint:
         Raises:
             DataError: they are not there any more, or damaged.
         """
-        return pixels_of(*self.kept, self._collection.form)
+        return pixels_of(*self.kept, self._pair.form)

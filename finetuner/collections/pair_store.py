@@ -14,7 +14,6 @@ from finetuner.collections.records import (
     CollectionRecord,
     PairRecord,
     collection_record,
-    form_of,
     pair_record,
 )
 from finetuner.collections.tables import CollectionPairRow, CollectionRow
@@ -51,26 +50,26 @@ class PairStore:
             group: only its pairs.
         """
         with self._database.reader() as session:
-            form = form_of(self._readable_row(session, collection_id))
+            collection = self._readable_row(session, collection_id)
             query = select(CollectionPairRow).where(
                 CollectionPairRow.collection_id == collection_id
             )
             if group is not None:
                 query = query.where(CollectionPairRow.group_name == group)
             query = query.order_by(CollectionPairRow.id).offset(offset).limit(limit)
-            return [pair_record(row, form) for row in session.scalars(query)]
+            return [pair_record(row, collection) for row in session.scalars(query)]
 
     def iter_pairs(self, collection_id: int) -> Iterator[PairRecord]:
         """All pairs in the order in which they were fed, a thousand in memory at a time."""
         last = 0
         while True:
             with self._database.reader() as session:
-                form = form_of(self._readable_row(session, collection_id))
+                collection = self._readable_row(session, collection_id)
                 query = select(CollectionPairRow).where(
                     CollectionPairRow.collection_id == collection_id, CollectionPairRow.id > last
                 )
                 query = query.order_by(CollectionPairRow.id).limit(ROWS_AT_ONCE)
-                found = [pair_record(row, form) for row in session.scalars(query)]
+                found = [pair_record(row, collection) for row in session.scalars(query)]
             if not found:
                 return
             yield from found
@@ -83,10 +82,10 @@ class PairStore:
             if row is None:
                 raise NotFoundError(f'there is no pair {pair_id}: it was removed')
             try:
-                owner = self._record(session, self._readable_row(session, row.collection_id))
+                collection = self._readable_row(session, row.collection_id)
             except NotFoundError as error:
                 raise NotFoundError(f'there is no pair {pair_id}: it was removed') from error
-            return pair_record(row, owner.form), owner
+            return pair_record(row, collection), self._record(session, collection)
 
     def relabel(self, pair_id: int, label: Any) -> PairRecord:
         """Give a pair another label.
@@ -98,11 +97,11 @@ class PairStore:
         with self._database.session() as session:
             row, collection = self._own_pair(session, pair_id)
             record = self._record(session, collection)
-            frame = pair_record(row, record.form).frame
+            frame = pair_record(row, collection).frame
             row.label = record.kind.encode(record.kind.read(label, frame))
             row.updated_at = now()
             touch(collection)
-            return pair_record(row, record.form)
+            return pair_record(row, collection)
 
     def remove_pair(self, pair_id: int) -> None:
         """Remove a pair from its collection; NotFoundError where the owner has none."""

@@ -28,7 +28,8 @@ class CollectionRecord:
     classes: tuple[str, ...]
     has_fixed_classes: bool
     partition: tuple[float, ...] | None
-    form: ImageForm
+    tile_size: tuple[int, int]
+    form: ImageForm | None
     sensors: tuple[str, ...]
     source: str
     bbox: Bounds | None
@@ -75,8 +76,9 @@ class CollectionRecord:
             'nclasses': len(self.classes),
             'mlType': self.mltype,
             'bbox': None if self.bbox is None else list(self.bbox),
-            'shape': list(self.form.shape),
-            'dtype': self.form.dtype,
+            'tile_size': list(self.tile_size),
+            'shape': None if self.form is None else list(self.form.shape),
+            'dtype': None if self.form is None else self.form.dtype,
             'partition': None if self.partition is None else list(self.partition),
             'sensors': list(self.sensors),
             'source': self.source,
@@ -106,6 +108,7 @@ class PairRecord:
     group: str
     place: Place
     encoding: str
+    form: ImageForm
     label: bytes
     frame: Frame
     updated_at: str
@@ -124,6 +127,7 @@ def collection_record(row: CollectionRow, counts: dict[str, int]) -> CollectionR
         classes=tuple(row.classes),
         has_fixed_classes=row.has_fixed_classes,
         partition=None if row.partition is None else tuple(row.partition),
+        tile_size=(row.shape[1], row.shape[2]),
         form=form_of(row),
         sensors=tuple(row.sensors),
         source=row.source,
@@ -136,15 +140,15 @@ def collection_record(row: CollectionRow, counts: dict[str, int]) -> CollectionR
     )
 
 
-def form_of(row: CollectionRow) -> ImageForm:
-    """What all images of a collection share."""
+def form_of(row: CollectionRow) -> ImageForm | None:
+    """What all images of a collection share; None before the first."""
     bands, height, width = row.shape
-    return ImageForm((bands, height, width), row.dtype)
+    return ImageForm((bands, height, width), row.dtype) if row.dtype else None
 
 
-def pair_record(row: CollectionPairRow, form: ImageForm) -> PairRecord:
+def pair_record(row: CollectionPairRow, collection: CollectionRow) -> PairRecord:
     """The record of a row, read while its session is open."""
-    _, height, width = form.shape
+    bands, height, width = collection.shape
     transform = row.transform and tuple(row.transform)
     return PairRecord(
         id=row.id,
@@ -152,6 +156,7 @@ def pair_record(row: CollectionPairRow, form: ImageForm) -> PairRecord:
         group=row.group_name,
         place=Place(row.pack, row.offset, row.num_bytes, row.checksum),
         encoding=row.encoding,
+        form=ImageForm((bands, height, width), collection.dtype),
         label=row.label,
         frame=Frame(height, width, transform, row.crs),  # type: ignore[arg-type]
         updated_at=iso(row.updated_at),

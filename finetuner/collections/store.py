@@ -16,9 +16,7 @@ from finetuner.collections.draft import Draft
 from finetuner.collections.finding import Query, forget_words, matching, note_words
 from finetuner.collections.geometry import Bounds, united_degrees
 from finetuner.collections.pair_store import ROWS_AT_ONCE, PairStore, now, touch
-from finetuner.collections.records import (
-    CollectionRecord,
-)
+from finetuner.collections.records import CollectionRecord, form_of
 from finetuner.collections.spec import MAX_DESCRIPTION, MAX_NAME, CollectionSpec, check_text
 from finetuner.collections.tables import CollectionPairRow, CollectionRow
 from finetuner.excepts import ConfigError, ConflictError, NotFoundError, unknown_name
@@ -45,22 +43,20 @@ class CollectionStore(PairStore):
             if session.scalars(self._mine().where(CollectionRow.name == name)).first() is not None:
                 raise ConflictError(_taken(name))
 
-    def create(self, spec: CollectionSpec, draft: Draft, key: str) -> CollectionRecord:
+    def create(self, spec: CollectionSpec, draft: Draft | None, key: str) -> CollectionRecord:
         """Save a collection with its first pairs: all of it, or nothing.
 
         Args:
             spec: what it was made with.
-            draft: its pairs. Its packs are moved, and its rows stay: after an error it can be saved again.
+            draft: its pairs; None for a collection that is still empty. Its packs are moved, and its rows stay: after an error it can be saved again.
             key: of its files, 32 hex characters.
 
         Raises:
             ConflictError: the name is taken.
-            ConfigError: there are no pairs yet.
         """
-        if draft.form is None:
-            raise ConfigError(f'collection {spec.name!r} has no pairs yet: feed it some, then save')
         self.check_name(spec.name)
-        self._store_packs(draft, key)
+        if draft is not None:
+            self._store_packs(draft, key)
         row = CollectionRow(
             key=key,
             owner=self._owner,
@@ -68,11 +64,11 @@ class CollectionStore(PairStore):
             description=spec.description,
             words='',
             mltype=spec.mltype,
-            classes=list(draft.classes),
+            classes=list(spec.classes or ()),
             has_fixed_classes=spec.classes is not None,
             partition=None if spec.partition is None else list(spec.partition),
-            shape=list(draft.form.shape),
-            dtype=draft.form.dtype,
+            shape=[0, *spec.tile_size],
+            dtype='',
             sensors=[],
             source='',
             public=spec.public,
@@ -83,7 +79,9 @@ class CollectionStore(PairStore):
         with _taken_is_told(spec.name), self._database.session() as session:
             session.add(row)
             session.flush()
-            self._add_pairs(session, row, draft)
+            note_words(session, row)
+            if draft is not None:
+                self._add_pairs(session, row, draft)
             return self._record(session, row)
 
     def append(self, collection_id: int, draft: Draft) -> CollectionRecord:
@@ -91,7 +89,7 @@ class CollectionStore(PairStore):
 
         Raises:
             NotFoundError: the owner has no such collection.
-            ConflictError: another process has given it pairs of other classes meanwhile.
+            ConflictError: others have given it pairs of other classes or images meanwhile.
         """
         with self._database.reader() as session:
             key = self._own_row(session, collection_id).key
@@ -103,7 +101,11 @@ class CollectionStore(PairStore):
                     f'collection {row.name!r} has other classes by now than when these pairs were '
                     'fed: open it again, and feed them again'
                 )
-            row.classes = list(draft.classes)
+            if form_of(row) not in (None, draft.form):
+                raise ConflictError(
+                    f'collection {row.name!r} was given other images meanwhile: open it again, and '
+                    'feed it images like those'
+                )
             self._add_pairs(session, row, draft)
             return self._record(session, row)
 
@@ -207,9 +209,12 @@ class CollectionStore(PairStore):
                 rows = []
         if rows:
             session.execute(insert(CollectionPairRow), rows)
+        row.classes = list(draft.classes)
+        if draft.form is not None:
+            row.shape, row.dtype = list(draft.form.shape), draft.form.dtype
         row.sensors = [*row.sensors, *(s for s in draft.sensors if s not in row.sensors)]
         sources = {*filter(None, [row.source]), *draft.sources}
-        row.source = sources.pop() if len(sources) == 1 else 'mixed'
+        row.source = 'mixed' if len(sources) > 1 else ''.join(sources)
         _widen(row, united_degrees(draft.bounds))
         touch(row)
         session.flush()

@@ -208,13 +208,11 @@ class TrainingSet(SavedPairs):
             The document that describes the collection.
 
         Raises:
-            ConfigError: there are no pairs yet.
-            ConflictError: the name is taken.
+            ConflictError: the name is taken, or others gave the collection pairs of other classes.
         """
         store = self._place.store
         if self._record is None:
-            draft = self._draft or self._new_draft()
-            record = store.create(self._spec, draft, self._key)
+            record = store.create(self._spec, self._draft, self._key)
         elif self._draft is not None:
             record = store.append(self._record.id, self._draft)
         else:
@@ -265,16 +263,15 @@ class TrainingSet(SavedPairs):
 
     @property
     def _form(self) -> ImageForm | None:
-        if self._record is not None:
-            return self._record.form
-        return None if self._draft is None else self._draft.form
+        form = self._record.form or self._fresh().form if self._record else None
+        return form or (None if self._draft is None else self._draft.form)
 
     def _take(self, record: CollectionRecord) -> None:
         super()._take(record)
         self._spec = CollectionSpec(
             record.name,
             record.mltype,
-            (record.form.shape[1], record.form.shape[2]),
+            record.tile_size,
             record.classes if record.has_fixed_classes else None,
             record.partition,  # type: ignore[arg-type]
             record.description,

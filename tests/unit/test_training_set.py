@@ -299,9 +299,37 @@ def test_saving_tells_what_it_is():
     assert document['links']['update'] == {'href': '/api/v1/data/1', 'method': 'PUT'}
 
 
-def test_nothing_is_saved_twice_or_without_pairs():
-    with pytest.raises(ConfigError, match='has no pairs yet'):
-        TrainingSet('set', tile_size=SIZE).save()
+def test_a_collection_may_be_saved_before_its_first_pair():
+    made = TrainingSet('set', tile_size=SIZE, classes=['a', 'b', 'c'])
+    data = made.save()['data']
+    assert (data['status'], data['shape'], data['dtype'], data['count']) == (
+        'EMPTY',
+        None,
+        None,
+        {},
+    )
+    assert data['tile_size'] == list(SIZE)
+    opened = TrainingSet.from_name('set')
+    assert (opened.tile_size, opened.classes, len(opened)) == (list(SIZE), ['a', 'b', 'c'], 0)
+    opened.feed(pairs(2))
+    opened.save()
+    assert made.count == {'train': 2}
+    assert made.shape == [3, *SIZE]
+
+
+def test_two_who_bring_the_first_images_do_not_mix_them_up():
+    made = TrainingSet('set', tile_size=SIZE)
+    made.save()
+    one, other = TrainingSet.from_id(made.id), TrainingSet.from_id(made.id)
+    one.feed([(image(), [1])])
+    other.feed([(image(bands=4), [1])])
+    one.save()
+    with pytest.raises(ConflictError, match=r'other classes by now|other images'):
+        other.save()
+    assert made.shape == [3, *SIZE]
+
+
+def test_nothing_is_saved_twice():
     made = saved()
     made.save()
     assert made.count == {'train': 6}
