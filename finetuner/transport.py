@@ -69,6 +69,10 @@ class Transport:
         given = {name: value for name, value in params.items() if value is not None}
         return self._patiently(lambda: _checked(self._http.get(path, params=given))).json()
 
+    def get_bytes(self, path: str, **params: Any) -> bytes:
+        """Ask for a file that fits into memory; asked again while no answer comes."""
+        return self._patiently(lambda: _checked(self._http.get(path, params=params))).content
+
     def send(self, method: str, path: str, json: Any = None, **params: Any) -> Any:
         """Have something done; not sent again, since nobody knows how far it came."""
         given = {name: value for name, value in params.items() if value is not None}

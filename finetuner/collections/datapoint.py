@@ -9,9 +9,8 @@ import numpy as np
 
 from finetuner.collections.drawing import draw_pair
 from finetuner.collections.labels import LabelKind
-from finetuner.collections.packs import PackReader
-from finetuner.collections.records import CollectionRecord, PairRecord
-from finetuner.collections.store import CollectionStore
+from finetuner.collections.place import Store
+from finetuner.collections.records import CollectionRecord, PairRecord, ReadImage
 from finetuner.collections.tiles import pixels_of
 
 if TYPE_CHECKING:
@@ -26,20 +25,20 @@ class DataPoint:
         pair: as the store has it.
         collection: that it belongs to.
         store: that has both.
-        reader: of the images of the collection.
+        read_image: of the collection.
     """
 
     def __init__(
         self,
         pair: PairRecord,
         collection: CollectionRecord,
-        store: CollectionStore,
-        reader: PackReader,
+        store: Store,
+        read_image: ReadImage,
     ) -> None:
         self._pair = pair
         self._collection = collection
         self._store = store
-        self._reader = reader
+        self._read_image = read_image
 
     @property
     def id(self) -> int:
@@ -74,21 +73,7 @@ class DataPoint:
     @property
     def data(self) -> dict[str, Any]:
         """What is stored, as JSON; the pixels of the image aside."""
-        frame = self._pair.frame
-        return {
-            'id': self.id,
-            'dataset_id': self._collection.id,
-            'group': self.group,
-            'mlType': self.mltype,
-            'classes': list(self._collection.classes),
-            'label': self._collection.kind.as_json(self.y),
-            'shape': list(self._pair.form.shape),
-            'dtype': self._pair.form.dtype,
-            'bounds': self.bounds,
-            'transform': None if frame.transform is None else list(frame.transform),
-            'crs': frame.crs,
-            'updated_at': self._pair.updated_at,
-        }
+        return self._pair.document(self._collection)
 
     @property
     def image(self) -> dask.array.Array:
@@ -152,7 +137,7 @@ class DataPoint:
     @property
     def kept(self) -> tuple[bytes, str]:
         """The bytes of the image as they are kept, and how they are to be read: `raw` or `picture`."""
-        return self._reader.read(self._pair.place), self._pair.encoding
+        return self._read_image(self._pair), self._pair.encoding
 
     def read(self) -> np.ndarray:
         """The pixels of the image, `[bands, height, width]`.

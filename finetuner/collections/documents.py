@@ -45,7 +45,9 @@ def documents_of(
             continue
         label = _BETWEEN.join(point.present) or NO_CLASS
         kept, encoding = point.kept
-        blob = kept if encoding == PICTURE and bands is None else _png(as_rgb(point.read(), bands))
+        blob = (
+            kept if encoding == PICTURE and bands is None else png_of(as_rgb(point.read(), bands))
+        )
         yield Document(id=point.name, blob=blob, tags={**tags, LABEL_TAG: label})
 
 
@@ -60,13 +62,14 @@ def _crops(
             right, bottom = math.ceil(box[2]), math.ceil(box[3])
             yield Document(
                 id=f'{point.name}-{number}',
-                blob=_png(rgb[top:bottom, left:right]),
+                blob=png_of(rgb[top:bottom, left:right]),
                 tags={**tags, 'box': list(box), LABEL_TAG: name},
             )
             number += 1
 
 
-def _png(rgb: np.ndarray) -> bytes:
+def png_of(rgb: np.ndarray) -> bytes:
+    """The file of a picture `[height, width, 3]` uint8."""
     from PIL import Image
 
     file = io.BytesIO()

@@ -119,6 +119,17 @@ class Draft:
         """The files of the images."""
         return sorted(self._directory.glob('*.pack'))
 
+    @property
+    def kind(self) -> LabelKind:
+        """What the labels are, with the classes that have come so far."""
+        return self._kind or build_label_kind(self._spec.mltype, self.classes)
+
+    def read(self, place: Place) -> bytes:
+        """The bytes of an image that waits."""
+        with (self._directory / place.pack).open('rb') as file:
+            file.seek(place.offset)
+            return file.read(place.num_bytes)
+
     def add(self, image: Any, label: Any, group: str = DEFAULT_GROUP) -> None:
         """Check a pair and take it in.
 

@@ -13,6 +13,7 @@ from finetuner.collections.packs import PackReader
 from finetuner.collections.records import (
     CollectionRecord,
     PairRecord,
+    ReadImage,
     collection_record,
     pair_record,
 )
@@ -39,7 +40,12 @@ class PairStore:
         self._owner = owner
 
     def list_pairs(
-        self, collection_id: int, offset: int, limit: int, group: str | None = None
+        self,
+        collection_id: int,
+        offset: int,
+        limit: int,
+        group: str | None = None,
+        after: int | None = None,
     ) -> list[PairRecord]:
         """Pairs in the order in which they were fed.
 
@@ -48,6 +54,7 @@ class PairStore:
             offset: how many are left out before them.
             limit: at most so many.
             group: only its pairs.
+            after: only pairs with larger numbers.
         """
         with self._database.reader() as session:
             collection = self._readable_row(session, collection_id)
@@ -56,24 +63,17 @@ class PairStore:
             )
             if group is not None:
                 query = query.where(CollectionPairRow.group_name == group)
+            if after is not None:
+                query = query.where(CollectionPairRow.id > after)
             query = query.order_by(CollectionPairRow.id).offset(offset).limit(limit)
             return [pair_record(row, collection) for row in session.scalars(query)]
 
     def iter_pairs(self, collection_id: int) -> Iterator[PairRecord]:
         """All pairs in the order in which they were fed, a thousand in memory at a time."""
-        last = 0
-        while True:
-            with self._database.reader() as session:
-                collection = self._readable_row(session, collection_id)
-                query = select(CollectionPairRow).where(
-                    CollectionPairRow.collection_id == collection_id, CollectionPairRow.id > last
-                )
-                query = query.order_by(CollectionPairRow.id).limit(ROWS_AT_ONCE)
-                found = [pair_record(row, collection) for row in session.scalars(query)]
-            if not found:
-                return
+        after = 0
+        while found := self.list_pairs(collection_id, 0, ROWS_AT_ONCE, after=after):
             yield from found
-            last = found[-1].id
+            after = found[-1].id
 
     def get_pair(self, pair_id: int) -> tuple[PairRecord, CollectionRecord]:
         """A pair that the owner may read, and its collection; NotFoundError where there is none."""
@@ -123,9 +123,10 @@ class PairStore:
             touch(collection)
             return removed
 
-    def reader_of(self, collection: CollectionRecord) -> PackReader:
+    def reader_of(self, collection: CollectionRecord) -> ReadImage:
         """What reads the images of a collection."""
-        return PackReader(self._files, collection.key)
+        reader = PackReader(self._files, collection.key)
+        return lambda pair: reader.read(pair.place)
 
     def _mine(self) -> Select[Any]:
         return select(CollectionRow).where(CollectionRow.owner == self._owner)

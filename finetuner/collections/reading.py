@@ -14,9 +14,8 @@ from finetuner.collections.datapoint import DataPoint
 from finetuner.collections.documents import documents_of
 from finetuner.collections.draft import DEFAULT_GROUP
 from finetuner.collections.drawing import draw_sheet
-from finetuner.collections.local import LocalCollections
-from finetuner.collections.packs import PackReader
-from finetuner.collections.records import CollectionRecord
+from finetuner.collections.place import Place
+from finetuner.collections.records import CollectionRecord, ReadImage
 from finetuner.excepts import ConfigError
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ _MOST_DRAWN = 256
 class SavedPairs:
     """The pairs of a collection, as far as they are saved."""
 
-    _place: LocalCollections
+    _place: Place
     _record: CollectionRecord | None = None
 
     def __len__(self) -> int:
@@ -62,7 +61,7 @@ class SavedPairs:
         """All saved pairs in the order in which they were fed."""
         record = self._fresh()
         for pair in self._place.store.iter_pairs(record.id):
-            yield DataPoint(pair, record, self._place.store, self._reader)
+            yield DataPoint(pair, record, self._place.store, self._read_image)
 
     def preview(
         self,
@@ -141,7 +140,7 @@ class SavedPairs:
     # below
 
     @cached_property
-    def _reader(self) -> PackReader:
+    def _read_image(self) -> ReadImage:
         return self._place.store.reader_of(self._saved)
 
     @property
@@ -162,4 +161,4 @@ class SavedPairs:
         self, record: CollectionRecord, offset: int, limit: int, group: str | None = None
     ) -> list[DataPoint]:
         pairs = self._place.store.list_pairs(record.id, offset, limit, group)
-        return [DataPoint(pair, record, self._place.store, self._reader) for pair in pairs]
+        return [DataPoint(pair, record, self._place.store, self._read_image) for pair in pairs]

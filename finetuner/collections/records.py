@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from finetuner.collections.geometry import Bounds, Frame
 from finetuner.collections.labels import LabelKind, build_label_kind
 from finetuner.collections.packs import Place
+from finetuner.collections.spec import CollectionSpec
 from finetuner.collections.tables import CollectionPairRow, CollectionRow
 from finetuner.collections.tiles import ImageForm
 
@@ -27,7 +29,7 @@ class CollectionRecord:
     mltype: str
     classes: tuple[str, ...]
     has_fixed_classes: bool
-    partition: tuple[float, ...] | None
+    partition: tuple[float, float, float] | None
     tile_size: tuple[int, int]
     form: ImageForm | None
     sensors: tuple[str, ...]
@@ -38,6 +40,19 @@ class CollectionRecord:
     created_at: str
     updated_at: str
     counts: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def spec(self) -> CollectionSpec:
+        """What it would be made with."""
+        return CollectionSpec(
+            self.name,
+            self.mltype,
+            self.tile_size,
+            self.classes if self.has_fixed_classes else None,
+            self.partition,
+            self.description,
+            self.public,
+        )
 
     @property
     def kind(self) -> LabelKind:
@@ -69,7 +84,9 @@ class CollectionRecord:
         mine = f'{address}/data/{self.id}'
         data = {
             'id': self.id,
+            'key': self.key,
             'classes': list(self.classes),
+            'has_fixed_classes': self.has_fixed_classes,
             'count': self.counts,
             'name': self.name,
             'description': self.description,
@@ -88,6 +105,7 @@ class CollectionRecord:
             'updated_at': self.updated_at,
             'percent_cached': self.percent_of(num_cached),
             'status': self.status_of(num_cached),
+            'revision': self.revision,
         }
         links = {
             'self': {'href': mine},
@@ -113,6 +131,28 @@ class PairRecord:
     frame: Frame
     updated_at: str
 
+    def document(self, collection: CollectionRecord) -> dict[str, Any]:
+        """What is stored of it, as JSON; the pixels of the image aside."""
+        frame, kind = self.frame, collection.kind
+        return {
+            'id': self.id,
+            'dataset_id': self.collection_id,
+            'group': self.group,
+            'mlType': collection.mltype,
+            'classes': list(collection.classes),
+            'label': kind.as_json(kind.decode(self.label, frame)),
+            'shape': list(self.form.shape),
+            'dtype': self.form.dtype,
+            'bounds': None if frame.transform is None else list(frame.bounds),
+            'transform': None if frame.transform is None else list(frame.transform),
+            'crs': frame.crs,
+            'updated_at': self.updated_at,
+        }
+
+
+# reads the kept bytes of an image
+ReadImage = Callable[[PairRecord], bytes]
+
 
 def collection_record(row: CollectionRow, counts: dict[str, int]) -> CollectionRecord:
     """The record of a row, read while its session is open."""
@@ -126,7 +166,7 @@ def collection_record(row: CollectionRow, counts: dict[str, int]) -> CollectionR
         mltype=row.mltype,
         classes=tuple(row.classes),
         has_fixed_classes=row.has_fixed_classes,
-        partition=None if row.partition is None else tuple(row.partition),
+        partition=None if row.partition is None else tuple(row.partition),  # type: ignore[arg-type]
         tile_size=(row.shape[1], row.shape[2]),
         form=form_of(row),
         sensors=tuple(row.sensors),

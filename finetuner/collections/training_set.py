@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -11,13 +10,12 @@ import numpy as np
 
 from finetuner.collections.draft import DEFAULT_GROUP, Draft, at_position
 from finetuner.collections.finding import Query
-from finetuner.collections.local import LocalCollections
+from finetuner.collections.place import Place, current_place
 from finetuner.collections.reading import SavedPairs
 from finetuner.collections.records import CollectionRecord
 from finetuner.collections.spec import CollectionSpec, check_group
 from finetuner.collections.store import new_key
 from finetuner.collections.tiles import ImageForm
-from finetuner.config import Settings
 from finetuner.excepts import ConfigError, DataError
 
 _PAGE = 1000
@@ -53,7 +51,7 @@ class TrainingSet(SavedPairs):
         description: str = '',
         public: bool = False,
     ) -> None:
-        self._place = _here()
+        self._place = current_place()
         self._spec = CollectionSpec.checked(
             name, mltype, tile_size, classes, partition, description, public
         )
@@ -68,7 +66,7 @@ class TrainingSet(SavedPairs):
         Raises:
             NotFoundError: it is not there, or not shared.
         """
-        place = _here()
+        place = current_place()
         return cls._opened(place, place.store.get(_number(collection_id)))
 
     @classmethod
@@ -79,7 +77,7 @@ class TrainingSet(SavedPairs):
             NotFoundError: it is not there, or not shared; the nearest names are given.
             ConflictError: several others have published one of that name.
         """
-        place = _here()
+        place = current_place()
         return cls._opened(place, place.store.find(name))
 
     @classmethod
@@ -98,7 +96,7 @@ class TrainingSet(SavedPairs):
         return cls.from_id(data['id'])
 
     @classmethod
-    def _opened(cls, place: LocalCollections, record: CollectionRecord) -> TrainingSet:
+    def _opened(cls, place: Place, record: CollectionRecord) -> TrainingSet:
         opened = cls.__new__(cls)
         opened._place = place
         opened._draft = None
@@ -268,15 +266,7 @@ class TrainingSet(SavedPairs):
 
     def _take(self, record: CollectionRecord) -> None:
         super()._take(record)
-        self._spec = CollectionSpec(
-            record.name,
-            record.mltype,
-            record.tile_size,
-            record.classes if record.has_fixed_classes else None,
-            record.partition,  # type: ignore[arg-type]
-            record.description,
-            record.public,
-        )
+        self._spec = record.spec
 
     def _new_draft(self) -> Draft:
         if self._record is None:
@@ -318,18 +308,9 @@ def search(
     Raises:
         ConfigError: one of the arguments is not what it may be.
     """
-    place = _here()
+    place = current_place()
     query = Query.checked(text, bbox, mltype, classes, limit, offset)
     return [TrainingSet._opened(place, record) for record in place.store.search(query)]
-
-
-_places: dict[tuple[int, Settings], LocalCollections] = {}
-
-
-def _here() -> LocalCollections:
-    settings = Settings.from_environment()
-    # by process too: a forked child must not use its parent's connections
-    return _places.setdefault((os.getpid(), settings), LocalCollections(settings))
 
 
 def _number(collection_id: Any) -> int:

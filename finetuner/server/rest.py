@@ -20,6 +20,7 @@ from finetuner.excepts import NotFoundError
 from finetuner.runs.states import ENDED
 from finetuner.server.admission import fit_requested, refuse_paths
 from finetuner.server.incoming import IncomingData
+from finetuner.server.rest_collections import add_collections
 from finetuner.server.rest_files import add_aliases, add_artifacts, add_data, add_tokens
 from finetuner.server.rest_schema import (
     ExperimentRequest,
@@ -65,6 +66,7 @@ def build_router(
     add_artifacts(router, reads)
     add_aliases(router, reads, writes)
     add_data(router, reads, writes, incoming)
+    add_collections(router, client)
     add_tokens(router, lambda: TokenStore(client.workspace.database))
     return router
 

@@ -27,8 +27,8 @@ LAYERS = (
      'precision_record'),
     ('model_spec', 'artifact_files', 'artifact_check', 'artifact', 'engines', 'openvino_engine',
      'inference', 'encoding'),
-    ('runs', 'collections', 'columns'),
-    ('protocol', 'logins', 'transport', 'remote', 'local_artifacts', 'client', 'run', 'experiment'),
+    ('runs', 'collections', 'columns', 'logins', 'transport'),
+    ('protocol', 'remote', 'local_artifacts', 'client', 'run', 'experiment'),
     ('fitting', 'account', 'api', 'cli', 'runs_cli', 'server_cli', 'data_cli', 'alias_cli',
      'export_cli', 'server', '__init__'),
 )  # fmt: skip

@@ -14,6 +14,7 @@ from PIL import Image
 from finetuner.collections import TrainingSet, VedaCollection, search
 from finetuner.collections import training_set as module
 from finetuner.collections.draft import Draft
+from finetuner.collections.local import LocalCollections
 from finetuner.config import Settings
 from finetuner.excepts import ConfigError, ConflictError, DataError, NotFoundError
 
@@ -48,8 +49,8 @@ def saved(name='set', count=6, **options):
 
 def as_owner(owner):
     """What another user of a server sees of the same store."""
-    place = module._here()
-    twin = module.LocalCollections(place.settings, owner)
+    place = module.current_place()
+    twin = LocalCollections(place.settings, owner)
     return twin
 
 
@@ -561,7 +562,7 @@ def test_others_see_what_is_published_and_change_nothing():
     assert [record.name for record in other.store.search(module.Query())] == ['set']
     assert other.store.find('set').id == made.id
     pair, collection = other.store.get_pair(made[0].id)
-    read = other.store.reader_of(collection).read(pair.place)
+    read = other.store.reader_of(collection)(pair)
     assert len(read) == 3 * SIZE[0] * SIZE[1]
     for attempt in (
         lambda: other.store.change(made.id, name='mine'),

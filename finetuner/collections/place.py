@@ -1,0 +1,136 @@
+"""Where collections are kept: on this machine, or on the server that one is logged in to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from finetuner.collections.draft import Draft
+from finetuner.collections.finding import Query
+from finetuner.collections.records import CollectionRecord, PairRecord, ReadImage
+from finetuner.collections.spec import CollectionSpec
+from finetuner.config import Settings
+from finetuner.logins import Login, read_login
+
+
+class Store(Protocol):
+    """What is known of collections; see `CollectionStore` for what each does."""
+
+    def check_name(self, name: str) -> None:
+        """ConflictError when there is one of that name."""
+
+    def create(self, spec: CollectionSpec, draft: Draft | None, key: str) -> CollectionRecord:
+        """Save a collection with its first pairs."""
+        ...
+
+    def append(self, collection_id: int, draft: Draft) -> CollectionRecord:
+        """Save more pairs of a collection."""
+        ...
+
+    def get(self, collection_id: int) -> CollectionRecord:
+        """A collection by its number."""
+        ...
+
+    def find(self, name: str) -> CollectionRecord:
+        """A collection by its name."""
+        ...
+
+    def search(self, query: Query) -> list[CollectionRecord]:
+        """Collections that match."""
+        ...
+
+    def change(
+        self,
+        collection_id: int,
+        name: str | None = None,
+        description: str | None = None,
+        public: bool | None = None,
+    ) -> CollectionRecord:
+        """Change what is not None."""
+        ...
+
+    def remove(self, collection_id: int) -> None:
+        """Delete a collection."""
+
+    def list_pairs(
+        self,
+        collection_id: int,
+        offset: int,
+        limit: int,
+        group: str | None = None,
+        after: int | None = None,
+    ) -> list[PairRecord]:
+        """Pairs in the order in which they were fed."""
+        ...
+
+    def iter_pairs(self, collection_id: int) -> Iterator[PairRecord]:
+        """All pairs."""
+        ...
+
+    def relabel(self, pair_id: int, label: Any) -> PairRecord:
+        """Give a pair another label."""
+        ...
+
+    def remove_pair(self, pair_id: int) -> None:
+        """Remove a pair."""
+
+    def remove_pairs(self, collection_id: int, pair_ids: Sequence[int]) -> int:
+        """Remove pairs."""
+        ...
+
+    def reader_of(self, collection: CollectionRecord) -> ReadImage:
+        """What reads the images of a collection."""
+        ...
+
+
+class Place(Protocol):
+    """Everything that collections need."""
+
+    @property
+    def address(self) -> str:
+        """Of the API that answers the links of documents."""
+        ...
+
+    @property
+    def store(self) -> Store:
+        """What is known of collections."""
+        ...
+
+    @property
+    def drafts(self) -> Path:
+        """Directory of pairs that are not saved yet."""
+        ...
+
+    @property
+    def cache(self) -> Path:
+        """Directory of the caches."""
+        ...
+
+
+_places: dict[tuple[int, Settings, Login | None], Place] = {}
+
+
+def current_place() -> Place:
+    """That of what the environment says now; the same one as long as it says the same.
+
+    After a login it is the server's, otherwise this machine's.
+    """
+    settings = Settings.from_environment()
+    login = read_login(settings.home)
+    # by process too: a forked child must not use its parent's connections
+    key = (os.getpid(), settings, login)
+    if key not in _places:
+        _places[key] = _open(settings, login)
+    return _places[key]
+
+
+def _open(settings: Settings, login: Login | None) -> Place:
+    if login is None:
+        from finetuner.collections.local import LocalCollections
+
+        return LocalCollections(settings)
+    from finetuner.collections.remote import RemoteCollections
+
+    return RemoteCollections(login.host, login.token, settings)
