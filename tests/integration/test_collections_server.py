@@ -279,32 +279,32 @@ def test_the_routes_behind_the_links(login, ask):
 @pytest.mark.parametrize(
     ('method', 'path', 'body', 'status', 'words'),
     [
-        ('POST', '/data', {'name': 'x', 'mltype': 'mask'}, 400, 'unknown mltype'),
-        ('POST', '/data', {'name': ''}, 400, 'name'),
+        ('POST', '/data', {'name': 'x', 'mltype': 'mask'}, 422, 'unknown mltype'),
+        ('POST', '/data', {'name': ''}, 422, 'name'),
         ('POST', '/data', {'name': 'x', 'tilesize': 3}, 422, 'tilesize'),
         ('POST', '/data', {'name': 'x', 'pairs': {'documents': 'sha256:0'}}, 404, 'sha256:0'),
-        ('POST', '/data/{id}/datapoints', {}, 400, 'give `datapoints`'),
+        ('POST', '/data/{id}/datapoints', {}, 422, 'give `datapoints`'),
         (
             'POST',
             '/data/{id}/datapoints',
             {'datapoints': [{'image': '!', 'label': [1]}]},
-            400,
+            422,
             'pair 0: the image is no standard base64',
         ),
         (
             'POST',
             '/data/{id}/datapoints',
             {'datapoints': [{'image': 'aGVsbG8=', 'label': [1]}]},
-            400,
+            422,
             'pair 0: not a picture',
         ),
         ('PUT', '/data/{id}', {'name': 7}, 422, 'name'),
         ('GET', '/data/999', None, 404, 'no collection 999'),
         ('GET', '/data/{id}/datapoints?limit=100000', None, 422, 'limit'),
-        ('GET', '/search?bbox=1,2,x', None, 400, 'numbers with commas'),
-        ('GET', '/search?limit=-1', None, 400, 'limit is 1 to'),
-        ('GET', '/datapoints/{pair}/image?bands=7,0,0', None, 400, 'three numbers from 0 to 2'),
-        ('PUT', '/datapoints/{pair}', {'label': [1, 2, 3]}, 400, 'zeros and ones'),
+        ('GET', '/search?bbox=1,2,x', None, 422, 'numbers with commas'),
+        ('GET', '/search?limit=-1', None, 422, 'limit is 1 to'),
+        ('GET', '/datapoints/{pair}/image?bands=7,0,0', None, 422, 'three numbers from 0 to 2'),
+        ('PUT', '/datapoints/{pair}', {'label': [1, 2, 3]}, 422, 'zeros and ones'),
     ],
 )
 def test_what_is_refused_over_http(login, ask, method, path, body, status, words):
@@ -333,7 +333,7 @@ def test_documents_that_are_no_pairs_are_refused_whole(login, ask, tokens, serve
         reference = client.push_data(DocumentArray([good, bad]))
         body = {'pairs': {'documents': reference}}
         answer = ask('POST', f'/data/{made.id}/datapoints', json=body)
-        assert answer.status_code == 400, answer.text
+        assert answer.status_code == 422, answer.text
         assert words in answer.json()['message']
         assert made.count == {'train': 6}
     unsaved = Path(tokens['home']) / 'collections-unsaved'
