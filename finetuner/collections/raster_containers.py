@@ -20,8 +20,11 @@ def check_container(path: str) -> None:
     Raises:
         DataError: it is such a file, or cannot be read.
     """
-    with open(path, 'rb') as file:
-        is_classic = file.read(3) == b'CDF'
+    try:
+        with open(path, 'rb') as file:
+            is_classic = file.read(3) == b'CDF'
+    except OSError as error:
+        raise DataError(f'file {path!r} cannot be opened: {error.strerror}') from error
     if is_classic:
         _check_classic(path)
         return

@@ -6,11 +6,13 @@ import gc
 import multiprocessing
 import os
 import pickle
+import signal
 import struct
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -25,7 +27,7 @@ from rasterio.transform import from_origin
 from scipy.io import netcdf_file
 
 from finetuner.collections import raster_files, raster_formats
-from finetuner.collections.raster import Raster
+from finetuner.collections.raster import Raster, RasterWindow
 from finetuner.excepts import ConfigError, DataError
 from tests.unit.raster_making import TILED, UTM, pixels, write
 
@@ -393,6 +395,19 @@ def test_a_damaged_window_is_named_and_the_others_are_read(tmp_path):
     np.testing.assert_array_equal(raster.window(0, 0, 32, 64), array[:, :32])
 
 
+def test_grey_in_place_of_what_a_jpeg_lost_is_not_taken(tmp_path):
+    array = pixels(3, 32, 32, 'uint8').repeat(8, 1).repeat(8, 2)
+    path = write(tmp_path / 'a.jpg', array, 'JPEG')
+    content = bytearray(path.read_bytes())
+    half = len(content) // 2
+    content[half : half + 20] = np.random.default_rng(0).bytes(20)
+    path.write_bytes(content)
+    with rasterio.open(path) as dataset:
+        dataset.read()
+    with pytest.raises(DataError, match=r'a\.jpg.* is damaged or incomplete'):
+        Raster(path).window(0, 0, 256, 256).read()
+
+
 def test_nothing_is_printed_about_damage(tmp_path, capfd):
     path = write(tmp_path / 'a.png', pixels(3, 64, 64, 'uint8'), 'PNG')
     path.write_bytes(path.read_bytes()[:3000])
@@ -465,25 +480,27 @@ def test_threads_read_one_raster_at_once(tmp_path):
     assert 1 <= len(raster._file._idle) <= 8
 
 
-def wait_for(process: int, seconds: float = 20) -> int:
-    """Exit status of a child; one that hangs is ended."""
-    deadline = time.monotonic() + seconds
+def same_in_a_fork(windows: Sequence[RasterWindow], expected: Sequence[np.ndarray]) -> bool:
+    """Whether a forked process reads the same; one that hangs is ended."""
+    child = os.fork()
+    if child == 0:
+        found = [window.read() for window in windows]
+        os._exit(0 if all(map(np.array_equal, found, expected)) else 1)
+    deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
-        ended, status = os.waitpid(process, os.WNOHANG)
+        ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
-            return status
-        time.sleep(0.002)
-    os.kill(process, 9)
-    os.waitpid(process, 0)
-    return -1
+            return status == 0
+        time.sleep(0.001)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return False
 
 
-def test_a_process_forked_amid_reads_reads_too(tmp_path, monkeypatch):
-    # its own threads, which a child does not have, would be waited for forever
-    monkeypatch.setenv('GDAL_NUM_THREADS', '2')
-    array = pixels(2, 256, 256, 'uint8')
-    raster = Raster(write(tmp_path / 'a.tif', array, compress='deflate', **TILED))
-    windows = list(raster.iterwindows(30, (100, 100), seed=4))
+def test_a_process_forked_amid_reads_reads_too(tmp_path):
+    array = pixels(4, 256, 256, 'uint8')
+    raster = Raster(write(tmp_path / 'a.tif', array, **TILED))
+    windows = list(raster.iterwindows(30, (60, 60), seed=4))
     expected = [window.read() for window in windows]
     stop = threading.Event()
 
@@ -495,21 +512,44 @@ def test_a_process_forked_amid_reads_reads_too(tmp_path, monkeypatch):
     threads = [threading.Thread(target=read_on) for _ in range(3)]
     for thread in threads:
         thread.start()
-    statuses = []
     try:
         for _ in range(60):
-            child = os.fork()
-            if child == 0:
-                found = [window.read() for window in windows[:3]]
-                same = all(map(np.array_equal, found, expected))
-                os._exit(0 if same else 1)
-            statuses.append(wait_for(child))
+            assert same_in_a_fork(windows[:3], expected)
     finally:
         stop.set()
         for thread in threads:
             thread.join()
-    assert statuses == [0] * 60
     np.testing.assert_array_equal(windows[5], expected[5])
+
+
+def test_a_process_is_forked_between_reads(tmp_path):
+    """Amid one it would find GDAL's locks taken now and then, by threads that it does not have."""
+    raster = Raster(write(tmp_path / 'a.tif', pixels(1, 20, 20, 'uint8')))
+    window, has_begun, has_ended = raster.window(0, 0, 9, 9), threading.Event(), threading.Event()
+
+    def read_slowly() -> None:
+        with raster._file._lent():
+            has_begun.set()
+            time.sleep(0.3)
+            has_ended.set()
+
+    thread = threading.Thread(target=read_slowly)
+    thread.start()
+    has_begun.wait()
+    assert same_in_a_fork([window], [window.read()])
+    assert has_ended.is_set()
+    thread.join()
+
+
+def test_a_forked_process_does_not_wait_for_its_parents_threads(tmp_path, monkeypatch):
+    monkeypatch.setenv('GDAL_NUM_THREADS', '4')
+    array = pixels(2, 512, 512, 'uint8')
+    whole = Raster(write(tmp_path / 'a.tif', array, compress='deflate', **TILED)).window(
+        0, 0, 512, 512
+    )
+    expected = [whole.read()]
+    assert same_in_a_fork([whole], expected)
+    assert same_in_a_fork([whole], expected)
 
 
 def read_pickled(pickled: bytes) -> np.ndarray:
@@ -550,8 +590,11 @@ def test_rasters_that_are_gone_leave_no_file_open(tmp_path):
             raster.window(0, 0, 2, 2).read()
         with pytest.raises(DataError, match='no raster'):
             Raster(__file__)
-        with pytest.raises(ConfigError, match='bands'):
+        # the error keeps alive what was being opened
+        with pytest.raises(ConfigError, match='bands') as failed:
             Raster(path, [2])
+        assert open_files() <= before
+        assert failed.value
     gc.collect()
     assert open_files() <= before
 
