@@ -31,7 +31,7 @@ class _Placed:
 
     @property
     def crs(self) -> str | None:
-        """The coordinate system, `EPSG:n` where that says it all, else WKT; None where there is none."""
+        """The coordinate system, `EPSG:n` where that says it all, else WKT; None without one."""
         return self.frame.crs
 
     @property
@@ -43,7 +43,7 @@ class _Placed:
 
     @property
     def bounds(self) -> Bounds:
-        """`(minx, miny, maxx, maxy)` in projected units; of all four corners where it is rotated."""
+        """`(minx, miny, maxx, maxy)` of all four corners, in projected units."""
         return self.frame.bounds
 
     def bounds_as(self, crs: str) -> Bounds | None:
@@ -55,8 +55,8 @@ class _Placed:
             crs: such as `'EPSG:4326'` (then longitudes and latitudes, in this order), or WKT.
 
         Returns:
-            `(minx, miny, maxx, maxy)`; in degrees minx > maxx where it lies across the 180th meridian.
-            None where the raster has no coordinate system.
+            `(minx, miny, maxx, maxy)`; in degrees minx > maxx where it lies across the 180th
+            meridian. None where the raster has no coordinate system.
 
         Raises:
             ConfigError: `crs` is no coordinate system.
@@ -87,15 +87,14 @@ class _Placed:
 
 
 class Raster(_Placed):
-    """A GeoTIFF, or another raster that GDAL reads from a file, of which parts are read when needed.
+    """A GeoTIFF, or another raster that GDAL reads from a file; parts of it are read when needed.
 
-    Threads may share one; a process that was forked, or to which it was pickled, opens the file anew.
-    Pixels are given as they are: none is masked, scaled or taken for missing.
+    Threads may share one; a process that was forked, or to which it was pickled, opens the file
+    anew. Pixels are given as they are: none is masked, scaled or taken for missing.
 
-    A raster that has no transform, be it that it has ground control points or RPCs instead, is on no
-    map: its `transform` and `crs` are None and its bounds are pixels, until `gdalwarp` has put it on
-    one. A rotated one is read row by row as it lies in the file, and its transform says how it is
-    turned.
+    A raster without a transform is on no map, though it may have ground control points or RPCs: its
+    `transform` and `crs` are None and its bounds are pixels, until `gdalwarp` has put it on one. A
+    rotated one is read row by row as it lies in the file, and its transform says how it is turned.
 
     Attributes:
         path: of the file, absolute.
@@ -153,8 +152,8 @@ class Raster(_Placed):
         height, width = _whole('height', height, 1), _whole('width', width, 1)
         if column + width > self.frame.width or row + height > self.frame.height:
             raise ConfigError(
-                f'a window of {height} x {width} pixels from row {row}, column {column} ends outside '
-                f'of {str(self.path)!r}, which has {self.frame.height} x {self.frame.width}'
+                f'a window of {height} x {width} pixels from row {row}, column {column} ends '
+                f'outside of {str(self.path)!r}, which has {self.frame.height} x {self.frame.width}'
             )
         return RasterWindow(self, column, row, height, width)
 
@@ -173,10 +172,10 @@ class Raster(_Placed):
             count: how many; needed for random ones. Of a grid the first ones are given, all by
                 default.
             window_shape: `(height, width)` in pixels.
-            order: `'random'`: anywhere within the raster, each place as likely as any other, so that
-                windows may overlap or come again. `'grid'`: side by side, row by row from the upper
-                left. Only whole windows are given: what is left over at the right and lower edge is
-                in none.
+            order: `'random'`: anywhere within the raster, each place as likely as any other, so
+                that windows may overlap or come again. `'grid'`: side by side, row by row from the
+                upper left. Only whole windows are given: what is left over at the right and lower
+                edge is in none.
             overlap: how many pixels neighbours in the grid share, in both directions.
             seed: the same seed gives the same random windows, and with a larger count more of them;
                 others each time by default.
@@ -200,8 +199,8 @@ class Raster(_Placed):
         if order == 'grid':
             if overlap >= min(height, width):
                 raise ConfigError(
-                    f'overlap={overlap} leaves no step from one window of ({height}, {width}) to the '
-                    f'next: it is 0 to {min(height, width) - 1}'
+                    f'overlap={overlap} leaves no step from one window of ({height}, {width}) to '
+                    f'the next: it is 0 to {min(height, width) - 1}'
                 )
             return self._grid(count, height, width, overlap)
         if overlap:
@@ -335,8 +334,8 @@ def _frame_of(file: RasterFile) -> Frame:
 def _chosen_bands(bands: Sequence[int] | None, count: int, path: str) -> tuple[int, ...]:
     if count == 0:
         raise DataError(
-            f'{path!r} has no bands of its own but holds several rasters: `gdalinfo` names them, and '
-            '`gdal_translate NAME one.tif` makes a file of one'
+            f'{path!r} has no bands of its own but holds several rasters: `gdalinfo` names them, '
+            'and `gdal_translate NAME one.tif` makes a file of one'
         )
     if bands is None:
         return tuple(range(1, count + 1))

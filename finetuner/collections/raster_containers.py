@@ -10,9 +10,9 @@ from finetuner.excepts import DataError
 def check_container(path: str) -> None:
     """Refuse HDF5 that takes data from other files, and netCDF that ends early.
 
-    A dataset in HDF5 (netCDF 4, BAG and others are such) may be bytes of any file that its reader may
-    read, be put together from datasets of other files, or be a link to one. Of older netCDF that ends
-    early the rest is read as zeros.
+    A dataset in HDF5 (netCDF 4, BAG and others are such) may be bytes of any file that its reader
+    may read, be put together from datasets of other files, or be a link to one. Of older netCDF
+    that ends early the rest is read as zeros.
 
     Args:
         path: of a file; one of another kind passes.
@@ -56,8 +56,8 @@ def _check_hdf5(path: str) -> None:
         raise DataError(f'{path!r} is damaged or incomplete: {error}') from error
     if found:
         raise DataError(
-            f'{path!r} takes {found.decode(errors="replace")!r} from another file, which nobody named: '
-            f'such files are not opened; write the pixels into a GeoTIFF'
+            f'{path!r} takes {found.decode(errors="replace")!r} from another file, which nobody '
+            'named: such files are not opened; write the pixels into a GeoTIFF'
         )
 
 

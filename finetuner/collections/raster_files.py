@@ -40,8 +40,8 @@ _INHERITED: list[Any] = []
 class RasterFile:
     """A local raster that several threads and processes read at once.
 
-    Each of them reads through an opened file of its own, which stays open for the next. It pickles by
-    its path and by what tells whether the file was changed since.
+    Each of them reads through an opened file of its own, which stays open for the next. It pickles
+    by its path and by what tells whether the file was changed since.
 
     Attributes:
         path: of the file, absolute.

@@ -1,10 +1,10 @@
 """Which rasters are opened, and what they say of themselves.
 
-GDAL opens addresses as gladly as files, and files that name addresses: a VRT or the description of a
-map server fetches when it is read. Here a raster is a local file in a format that keeps its pixels
-in itself, or in a file beside it of its own name; no other format is ever tried. What GDAL would
-look for beyond the pixels (masks, overviews, the list of files) is never asked for, since the file
-may say that it is anywhere.
+GDAL opens addresses as gladly as files, and files that name addresses: a VRT or the description of
+a map server fetches when it is read. Here a raster is a local file in a format that keeps its
+pixels in itself, or in a file beside it of its own name; no other format is ever tried. What GDAL
+would look for beyond the pixels (masks, overviews, the list of files) is never asked for, since the
+file may say that it is anywhere.
 """
 
 from __future__ import annotations
@@ -150,10 +150,11 @@ def open_dataset(path: str) -> Any:
         try:
             return DatasetReader(Path(path), driver=list(CONTAINERS), sharing=False)
         except gdal_errors() as error:
+            name, stem = Path(path).name, Path(path).stem
             raise DataError(
-                f'{path!r} is no raster that is read here, or is damaged: {reason}. Files that only '
-                'say where pixels are (VRT, WMS, tile indexes), GRIB and databases are not opened: '
-                f'`gdal_translate -of GTiff {Path(path).name} {Path(path).stem}.tif` makes a GeoTIFF'
+                f'{path!r} is no raster that is read here, or is damaged: {reason}. Files that '
+                'only say where pixels are (VRT, WMS, tile indexes), GRIB and databases are not '
+                f'opened: `gdal_translate -of GTiff {name} {stem}.tif` makes a GeoTIFF'
             ) from error
 
 

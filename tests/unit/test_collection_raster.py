@@ -147,37 +147,6 @@ def test_pixels_are_given_as_they_are_whatever_is_masked(tmp_path):
     np.testing.assert_array_equal(raster.window(0, 0, 20, 30).read(), array)
 
 
-def test_nodata_is_one_value_or_none(tmp_path):
-    grey = pixels(1, 4, 4, 'float32')
-    assert Raster(write(tmp_path / 'a.tif', grey)).nodata is None
-    assert np.isnan(Raster(write(tmp_path / 'b.tif', grey, nodata=np.nan)).nodata)
-    assert Raster(write(tmp_path / 'c.tif', grey, nodata=-9999)).nodata == -9999
-    path = write(tmp_path / 'd.png', pixels(3, 4, 4, 'uint8'), 'PNG')
-    values = ''.join(
-        f'<PAMRasterBand band="{band}"><NoDataValue>{value}</NoDataValue></PAMRasterBand>'
-        for band, value in ((1, 0), (2, 0), (3, 255))
-    )
-    path.with_name('d.png.aux.xml').write_text(f'<PAMDataset>{values}</PAMDataset>')
-    assert Raster(path).nodata is None
-    assert Raster(path, [3]).nodata == 255
-    assert Raster(path, [2, 1]).nodata == 0
-
-
-def test_the_sensor_is_what_the_file_says(tmp_path):
-    path = write(tmp_path / 'a.tif', pixels(1, 4, 4, 'uint8'), **UTM)
-    assert Raster(path).sensors == []
-    with rasterio.open(path, 'r+') as dataset:
-        dataset.update_tags(SENSOR=' WV03_VNIR ')
-    assert Raster(path).sensors == ['WV03_VNIR']
-    # what DigitalGlobe delivers beside its pictures
-    path.with_suffix('.IMD').write_text(
-        'version = "28.3";\nBEGIN_GROUP = IMAGE_1\n\tsatId = "WV02";\n'
-        '\tCatId = "1030010049699500";\nEND_GROUP = IMAGE_1\nEND;\n'
-    )
-    path.with_suffix('.RPB').write_text('satId = "WV02";\nEND;\n')
-    assert Raster(path).sensors == ['WV02']
-
-
 @pytest.mark.parametrize('crs', ['EPSG:4326', 'EPSG:3857', 'EPSG:27700', 'EPSG:5514', 'EPSG:32760'])
 def test_a_known_system_goes_by_its_code(tmp_path, crs):
     path = write(tmp_path / 'a.tif', pixels(1, 4, 4, 'uint8'), crs=crs, transform=ROTATED)
