@@ -51,6 +51,11 @@ class LocalCollections:
         """Directory of the caches."""
         return self.settings.home / 'cache' / 'collections'
 
+    @property
+    def is_cached_when_saved(self) -> bool:
+        """Its images are here already."""
+        return True
+
     @cached_property
     def _database(self) -> Database:
         return self._given or open_database(self.settings.database_url)

@@ -108,6 +108,11 @@ class Place(Protocol):
         """Directory of the caches."""
         ...
 
+    @property
+    def is_cached_when_saved(self) -> bool:
+        """Whether the cache is written as soon as pairs are saved."""
+        ...
+
 
 _places: dict[tuple[int, Settings, Login | None], Place] = {}
 

@@ -15,11 +15,13 @@ from finetuner.collections.documents import documents_of
 from finetuner.collections.draft import DEFAULT_GROUP
 from finetuner.collections.drawing import draw_sheet
 from finetuner.collections.place import Place
-from finetuner.collections.records import CollectionRecord, ReadImage
+from finetuner.collections.records import CollectionRecord, ReadImage, status_of
 from finetuner.excepts import ConfigError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from finetuner.collections.batches import ImageTrainer
 
 _MOST_DRAWN = 256
 
@@ -111,6 +113,36 @@ class SavedPairs:
             How many there were.
         """
         return self._place.store.remove_pairs(self._saved.id, list(ids))
+
+    @property
+    def percent_cached(self) -> int:
+        """How much of it the cache of this machine holds, 100 only when all of it."""
+        from finetuner.collections.caching import percent_cached
+
+        return percent_cached(self._fresh(), self._place.cache) if self._record else 0
+
+    @property
+    def status(self) -> str:
+        """`EMPTY` without pairs, `BUILDING` while not all of it is cached, else `COMPLETE`."""
+        return status_of(len(self), self.percent_cached)
+
+    def batch(self, batch_size: int = 32) -> ImageTrainer:
+        """What training reads: the saved pairs from a cache on this machine, brought up to date first.
+
+        Args:
+            batch_size: of the batches that its generators make.
+
+        Returns:
+            Partitions `train`, `test` and `validate`, and any other group by its name; each is
+            indexed, sliced and iterated as (image, label). Later changes of the collection are seen
+            by another call.
+
+        Raises:
+            ConfigError: the collection is not saved, or has no pairs.
+        """
+        from finetuner.collections.caching import read_batches
+
+        return read_batches(self._place.store, self._fresh(), self._place.cache, batch_size)
 
     def iter_documents(
         self, group: str | None = None, bands: Sequence[int] | None = None

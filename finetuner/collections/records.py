@@ -15,6 +15,7 @@ from finetuner.collections.tables import CollectionPairRow, CollectionRow
 from finetuner.collections.tiles import ImageForm
 
 EMPTY, BUILDING, COMPLETE = 'EMPTY', 'BUILDING', 'COMPLETE'
+_ALL = 100
 
 
 @dataclass(frozen=True)
@@ -64,21 +65,11 @@ class CollectionRecord:
         """Of all groups."""
         return sum(self.counts.values())
 
-    def percent_of(self, num_cached: int) -> int:
-        """How much of it is cached, 100 only when all is."""
-        return min(100, 100 * num_cached // self.num_pairs) if self.num_pairs else 0
-
-    def status_of(self, num_cached: int) -> str:
-        """EMPTY, BUILDING or COMPLETE."""
-        if not self.num_pairs:
-            return EMPTY
-        return COMPLETE if num_cached >= self.num_pairs else BUILDING
-
-    def document(self, num_cached: int, address: str) -> dict[str, Any]:
+    def document(self, percent_cached: int, address: str) -> dict[str, Any]:
         """The document that describes it, for people and programs that ask.
 
         Args:
-            num_cached: pairs that are cached where it is asked for.
+            percent_cached: of its pairs, where it is asked for.
             address: of the API that answers its links.
         """
         mine = f'{address}/data/{self.id}'
@@ -103,8 +94,8 @@ class CollectionRecord:
             'public': self.public,
             'created_at': self.created_at,
             'updated_at': self.updated_at,
-            'percent_cached': self.percent_of(num_cached),
-            'status': self.status_of(num_cached),
+            'percent_cached': percent_cached if self.num_pairs else 0,
+            'status': status_of(self.num_pairs, percent_cached),
             'revision': self.revision,
         }
         links = {
@@ -148,6 +139,13 @@ class PairRecord:
             'crs': frame.crs,
             'updated_at': self.updated_at,
         }
+
+
+def status_of(num_pairs: int, percent_cached: int) -> str:
+    """EMPTY, BUILDING or COMPLETE."""
+    if not num_pairs:
+        return EMPTY
+    return COMPLETE if percent_cached == _ALL else BUILDING
 
 
 # reads the kept bytes of an image

@@ -192,6 +192,11 @@ class RemoteCollections:
         """Directory of the caches."""
         return self.settings.home / 'cache' / 'collections'
 
+    @property
+    def is_cached_when_saved(self) -> bool:
+        """Whoever sends pairs to a server need not want them back."""
+        return False
+
 
 def _record(document: dict[str, Any]) -> CollectionRecord:
     data = document['data']

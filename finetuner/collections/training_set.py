@@ -169,7 +169,7 @@ class TrainingSet(SavedPairs):
     @property
     def document(self) -> dict[str, Any]:
         """What describes it, for people and programs: `data`, and `links` of the API."""
-        return self._fresh().document(0, self._place.address)
+        return self._fresh().document(self.percent_cached, self._place.address)
 
     # filling and sharing
 
@@ -219,6 +219,10 @@ class TrainingSet(SavedPairs):
         if self._draft is not None:
             self._draft.discard()
             self._draft = None
+        if self._place.is_cached_when_saved:
+            from finetuner.collections.caching import start_caching
+
+            start_caching(store, record, self._place.cache)
         return self.document
 
     def publish(self) -> dict[str, Any]:
@@ -246,7 +250,10 @@ class TrainingSet(SavedPairs):
     def remove(self) -> None:
         """Delete it with all its pairs; what was not saved yet, too."""
         if self._record is not None:
+            from finetuner.collections.caching import forget_cache
+
             self._place.store.remove(self._record.id)
+            forget_cache(self._place.cache, self._record.key)
             self._record = None
             self._key = new_key()
         if self._draft is not None:

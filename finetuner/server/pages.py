@@ -23,6 +23,7 @@ from finetuner.runs.states import CREATED, GOING
 from finetuner.server.admission import refuse_paths
 from finetuner.server.errors import http_status
 from finetuner.server.exploring import Explorer
+from finetuner.server.page_collections import add_collection_pages
 from finetuner.server.page_explorer import add_explorer, contents_of_run
 from finetuner.server.page_uploads import store_upload
 from finetuner.server.page_views import (
@@ -81,6 +82,7 @@ def build_pages(client: LocalClient, token: TokenCheck, explorer: Explorer) -> A
     _add_changes(router, writes)
     _add_submission(router, reads, writes)
     add_explorer(router, reads, explorer)
+    add_collection_pages(router, reads, writes)
     return router
 
 

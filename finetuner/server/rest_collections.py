@@ -131,7 +131,8 @@ class _View:
         self._address = f'{address}/api/v1'
 
     def shown(self, record: CollectionRecord) -> dict[str, Any]:
-        return record.document(0, self._address)
+        # what is saved here is served at once
+        return record.document(100, self._address)
 
     def shown_pair(self, pair: PairRecord, collection: CollectionRecord) -> dict[str, Any]:
         mine = f'{self._address}/datapoints/{pair.id}'

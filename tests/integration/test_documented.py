@@ -17,7 +17,7 @@ from PIL import Image
 from typer.main import get_command
 
 import finetuner
-from finetuner import callback, cli, excepts
+from finetuner import callback, cli, collections, excepts
 from finetuner.config import RunConfig
 from finetuner.data import CSVOptions
 from finetuner.data.documents import load_documents
@@ -150,14 +150,16 @@ def test_variables_of_the_environment_are_read(name):
 # code in the text
 
 
-def signatures_of(call: ast.Call) -> list[inspect.Signature]:
+def signatures_of(name: str, call: ast.Call) -> list[inspect.Signature]:
     """Signatures that a call of ours in an example may have; none for others' functions."""
     named = ast.unparse(call.func).removeprefix('finetuner.')
     if named == 'fit':
         return [inspect.signature(fit_backbone), inspect.signature(fit_own_model)]
     if named in ('Document', 'DocumentArray'):
         return []
-    for home in (finetuner, callback, finetuner.server, finetuner.data, finetuner.evaluation):
+    homes = (finetuner, callback, finetuner.server, finetuner.data, finetuner.evaluation)
+    # both collections and embeddings are searched
+    for home in (collections, *homes) if name == 'docs/collections.md' else homes:
         if named in getattr(home, '__all__', ()) or (
             home is not finetuner and callable(getattr(home, named, None))
         ):
@@ -182,7 +184,7 @@ def test_python_in_the_text_fits_the_code(name):
 
 
 def check_call(name: str, call: ast.Call) -> None:
-    signatures = signatures_of(call)
+    signatures = signatures_of(name, call)
     for keyword in call.keywords:
         if signatures and keyword.arg:
             known = {parameter for found in signatures for parameter in found.parameters}
@@ -197,7 +199,7 @@ def test_parameters_named_in_the_text_exist(name):
         *inspect.signature(fit_backbone).parameters,
         *inspect.signature(fit_own_model).parameters,
     }
-    for function in (finetuner.build_model, finetuner.get_model, finetuner.encode):
+    for function in (finetuner.build_model, finetuner.get_model, finetuner.encode, finetuner.login):
         known |= set(inspect.signature(function).parameters)
     known |= set(inspect.signature(FinetunerExecutor.__init__).parameters)
     known |= {
@@ -205,7 +207,7 @@ def test_parameters_named_in_the_text_exist(name):
     }
     known |= {*inspect.signature(PostMixin.post).parameters, 'metadata', 'headers', 'tags'}
     known |= set(inspect.signature(CSVOptions).parameters)
-    known |= {'k', 'R', 'protocol', 'serialize_config'}
+    known |= {'k', 'R', 'protocol', 'serialize_config', 'bbox', 'form'}
     for span in code_spans(prose(name)):
         for parameter in re.findall(r'(?:^|[(,] ?)([a-z_]+)=', span):
             assert parameter in known, f'{name}: `{span}`'

@@ -1,0 +1,161 @@
+"""Caches of collections: written in the background after a save, and before batches are read."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finetuner.collections.batches import ImageTrainer
+from finetuner.collections.cache import PairRow, count_cached, open_cache, write_cache
+from finetuner.collections.place import Store
+from finetuner.collections.records import CollectionRecord, PairRecord
+from finetuner.collections.tiles import pixels_of
+from finetuner.excepts import ConfigError, FinetunerError, NotFoundError
+
+_PAGE = 256
+logger = logging.getLogger('finetuner.collections')
+
+
+class StoredPairs:
+    """The pairs of a collection, as its cache is written from them; a page of them in memory.
+
+    Args:
+        store: that has them.
+        record: of the collection.
+    """
+
+    def __init__(self, store: Store, record: CollectionRecord) -> None:
+        if record.form is None:
+            raise ConfigError(f'collection {record.name!r} has no pairs: feed it some, and save')
+        self.key = record.key
+        self.revision = record.revision
+        self.shape = record.form.shape
+        self.dtype = np.dtype(record.form.dtype)
+        self.kind = record.kind
+        self._store = store
+        self._id = record.id
+        self._form = record.form
+        self._read_kept = store.reader_of(record)
+        self._page: dict[int, PairRecord] = {}
+
+    def rows(self) -> Iterator[PairRow]:
+        """All pairs, in order of id."""
+        for pair in self._store.iter_pairs(self._id):
+            yield PairRow(pair.id, pair.group, pair.label)
+
+    def read_image(self, pair_id: int) -> np.ndarray:
+        """The image of a pair, `[bands, height, width]`.
+
+        Raises:
+            NotFoundError: the pair was removed.
+        """
+        if pair_id not in self._page:
+            # they are asked for in the order of their ids
+            found = self._store.list_pairs(self._id, 0, _PAGE, after=pair_id - 1)
+            self._page = {pair.id: pair for pair in found}
+        if pair_id not in self._page:
+            raise NotFoundError(f'pair {pair_id} was removed')
+        pair = self._page[pair_id]
+        return pixels_of(self._read_kept(pair), pair.encoding, self._form)
+
+
+def read_batches(
+    store: Store, record: CollectionRecord, root: Path, batch_size: int
+) -> ImageTrainer:
+    """What batches are read from, brought up to date first.
+
+    Args:
+        store: that has the collection.
+        record: of it.
+        root: of all caches.
+        batch_size: of the batches.
+    """
+    write_cache(StoredPairs(store, record), root)
+    return ImageTrainer(open_cache(root, record.key), batch_size)
+
+
+def percent_cached(record: CollectionRecord, root: Path) -> int:
+    """How much of a collection its cache holds, 100 only when all of it."""
+    if not record.num_pairs:
+        return 0
+    return min(100, 100 * count_cached(root, record.key) // record.num_pairs)
+
+
+def forget_cache(root: Path, key: str) -> None:
+    """Delete the cache of a collection that was removed; whoever reads it goes on reading."""
+    stop_caching(key)
+    shutil.rmtree(root / key, ignore_errors=True)
+
+
+class _Background:
+    """A thread that writes the cache of a collection."""
+
+    def __init__(self, key: str, work: Callable[[Callable[[], bool]], Any]) -> None:
+        self.key = key
+        self._stop = threading.Event()
+        self._work = work
+        # ends with the process: what is missing is written when batches are asked for
+        self._thread = threading.Thread(target=self._run, name=f'caching-{key[:8]}', daemon=True)
+        self._thread.start()
+
+    @property
+    def is_running(self) -> bool:
+        return self._thread.is_alive()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            self._work(self._stop.is_set)
+        except (FinetunerError, OSError) as error:
+            # nobody waits for it; who asks for batches is told
+            logger.warning('the cache of collection %s was not written: %s', self.key, error)
+
+
+_running: dict[tuple[int, str], _Background] = {}
+_running_lock = threading.Lock()
+
+
+def start_caching(store: Store, record: CollectionRecord, root: Path) -> None:
+    """Write the cache of a collection in the background; one that is being written is begun anew.
+
+    Args:
+        store: that has the collection.
+        record: of it.
+        root: of all caches.
+    """
+    if record.form is None:
+        return
+    source = StoredPairs(store, record)
+    stop_caching(record.key)
+    with _running_lock:
+        _running[os.getpid(), record.key] = _Background(
+            record.key, lambda should_stop: write_cache(source, root, should_stop=should_stop)
+        )
+
+
+def stop_caching(key: str) -> None:
+    """Stop what writes a cache in the background here; what is written stays."""
+    with _running_lock:
+        found = _running.pop((os.getpid(), key), None)
+    if found is not None:
+        found.stop()
+
+
+def _stop_all() -> None:
+    for process, key in list(_running):
+        if process == os.getpid():
+            stop_caching(key)
+
+
+atexit.register(_stop_all)
