@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import pickle
 import threading
 import time
@@ -19,9 +20,10 @@ from finetuner.collections.batch_options import Preparation, Preparer
 from finetuner.collections.batches import ImageTrainer, Partition
 from finetuner.collections.cache import open_cache, write_cache
 from finetuner.collections.labels import build_label_kind
+from finetuner.collections.threads import num_threads
 from finetuner.excepts import ConfigError, DataError, NotFoundError
 
-from .collection_pairs import CLASSES, KEY, MemorySource, label_of, same_label
+from .collection_pairs import CLASSES, KEY, MemorySource, in_child, label_of, same_label
 
 MLTYPES = tuple(CLASSES)
 # train: pairs 0, 3, 6 and so on
@@ -439,7 +441,8 @@ def test_channels_last(train):
         assert (turned.transpose(0, 3, 1, 2) == x).all()
 
 
-def test_transforms_see_what_would_be_given_one_by_one_and_in_order(opened):
+@pytest.mark.parametrize('pad', [None, 9])
+def test_transforms_see_what_would_be_given_one_by_one_and_in_order(opened, pad):
     trainer, _ = opened['segmentation']
     seen = []
 
@@ -454,7 +457,7 @@ def test_transforms_see_what_would_be_given_one_by_one_and_in_order(opened):
         label[0, 0] = 7
         return int(label.sum())
 
-    options = {'shuffle': False, 'rescale': True, 'channels_last': True, 'pad': 9,
+    options = {'shuffle': False, 'rescale': True, 'channels_last': True, 'pad': pad,
                'flip_horizontal': True, 'seed': 2}  # fmt: skip
     plain = list(trainer.train.batch_generator(**options))
     changed = trainer.train.batch_generator(
@@ -522,6 +525,23 @@ def test_the_size_that_batch_was_called_with_is_the_one_of_all_batches(tmp_path)
             ImageTrainer(open_cache(tmp_path, KEY), 0)
 
 
+def read_all_ways(trainer, source):
+    right = same_pairs(trainer.train, pairs_of(source))
+    sizes = [len(x) for x, _ in trainer.train.batch_generator(4)]
+    os._exit(0 if right and sizes == [4, 4, 4, 4, 1] else 1)
+
+
+def test_a_forked_process_reads_with_threads_of_its_own(opened):
+    trainer, source = opened['segmentation']
+    batches = iter(trainer.train.batch_generator(2))
+    # there are threads, and they are at work
+    next(batches)
+    child = in_child(read_all_ways, trainer, source)
+    child.join(20)
+    assert child.exitcode == 0
+    assert len(list(batches)) == 8
+
+
 def test_a_damaged_image_ends_the_epoch(tmp_path):
     source = source_of()
     write_cache(source, tmp_path)
@@ -561,16 +581,22 @@ def test_memory_stays_flat(tmp_path):
 
 def test_a_slow_reader_does_not_fill_the_memory(tmp_path):
     source = MemorySource(range(2000), shape=(3, 64, 64))
+    source.group_of = lambda pair_id: 'train'
     write_cache(source, tmp_path)
+    image = 3 * 64 * 64
     with ImageTrainer(open_cache(tmp_path, KEY)) as trainer:
-        tracemalloc.start()
-        batches = iter(trainer.train.batch_generator())
-        next(batches)
-        time.sleep(0.2)
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        batches.close()
-    assert peak < 3e6
+        for read, most in (
+            (trainer.train, (2 * num_threads() + 1) * 64 * image),
+            (trainer.train.batch_generator(), 3 * 32 * image),
+        ):
+            tracemalloc.start()
+            items = iter(read)
+            next(items)
+            time.sleep(0.3)
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+            items.close()
+            assert peak < 1.2 * most + 1e6
 
 
 # ---- torch
@@ -592,23 +618,25 @@ def test_pairs_as_a_dataset_of_torch(opened, mltype):
         dataset[NUM_TRAIN]
 
 
+@pytest.mark.parametrize('pad', [None, 10])
 @pytest.mark.parametrize('mltype', MLTYPES)
-def test_datasets_of_torch_flip_pad_rescale_and_transform(opened, mltype):
+def test_datasets_of_torch_flip_pad_rescale_and_transform(opened, mltype, pad):
     trainer, source = opened[mltype]
     turns = [turns_of(pair, mltype, True, True) for pair in pairs_of(source)]
+    size = (6, 9) if pad is None else (10, 10)
     seen = []
     dataset = trainer.train.as_torch(
         rescale=True,
         flip_horizontal=True,
         flip_vertical=True,
-        pad=10,
+        pad=pad,
         image_transform=lambda image: image * 255,
         label_transform=lambda label: seen.append(label) or len(seen),
     )
     torch.manual_seed(0)
     for index, allowed in enumerate(turns):
         x, y = dataset[index]
-        assert (x.dtype, tuple(x.shape), y) == (torch.float32, (3, 10, 10), len(seen))
+        assert (x.dtype, tuple(x.shape), y) == (torch.float32, (3, *size), len(seen))
         label = seen[-1]
         if mltype == 'segmentation':
             label = label[:6, :9]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import gc
 import json
 import os
 import pickle
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 
 from finetuner.collections.cache import count_cached, open_cache, write_cache
+from finetuner.collections.cache.disk import hold
 from finetuner.collections.cache.packing import ImageForm, pack
 from finetuner.collections.cache.parts import write_part
 from finetuner.excepts import ConfigError, DataError, NotFoundError
@@ -75,7 +78,11 @@ def test_what_compresses_is_smaller_and_noise_is_kept_as_it_is(tmp_path):
     for name, ids in (('steps', steps), ('noise', noise)):
         write_cache(MemorySource(ids, shape=(3, 256, 256)), tmp_path / name)
         (part,) = files(tmp_path / name, 'images-')
-        sizes[name] = (tmp_path / name / KEY / part).stat().st_size / (20 * 3 * 256 * 256)
+        path = tmp_path / name / KEY / part
+        sizes[name] = path.stat().st_size / (20 * 3 * 256 * 256)
+        with h5py.File(path) as file:
+            chunks = [file['images'].id.get_chunk_info(row) for row in range(20)]
+        assert {chunk.filter_mask for chunk in chunks} == {int(name == 'noise')}
     assert sizes['steps'] < 0.6
     assert 1 <= sizes['noise'] < 1.02
 
@@ -243,9 +250,9 @@ def test_a_failing_image_keeps_what_was_written(tmp_path):
 
 def test_killed_at_any_moment_nothing_half_written_is_served(tmp_path):
     random = np.random.default_rng(0)
-    source = MemorySource(range(14 * PER_PART))
+    source = MemorySource(range(10 * PER_PART))
     num_parts = []
-    for _ in range(16):
+    for _ in range(15):
         before = set(files(tmp_path, 'images-')) if (tmp_path / KEY).exists() else set()
         writer = in_child(write_cache, source, tmp_path)
         time.sleep(float(random.uniform(0, 0.25)))
@@ -305,25 +312,32 @@ def test_killed_amid_changes_a_whole_revision_is_served(tmp_path):
     assert len(files(tmp_path, 'images-')) <= 2
 
 
-def write_within(limit, source, root):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    try:
+def fill_the_disk(limit, source, root):
+    """What a process says that cannot write files longer than that: 7 if all is as it should be."""
+    before = num_open_in_hdf5()
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
+    with pytest.raises(OSError, match='File too large'):
         write_cache(source, root)
-    except OSError:
-        os._exit(7)
-    os._exit(0)
+    os._exit(7 if num_open_in_hdf5() == before else 6)
 
 
-@pytest.mark.parametrize('limit', [2_000, 20_000, 80_000])
+def num_open_in_hdf5():
+    gc.collect()
+    return h5py.h5f.get_obj_count(h5py.h5f.OBJ_ALL, h5py.h5f.OBJ_ALL)
+
+
+@pytest.mark.parametrize('limit', [100, 2_000, 20_000, 50_000, 80_000])
 def test_a_full_disk_keeps_what_was_there(tmp_path, limit):
     first = MemorySource(range(30))
     write_cache(first, tmp_path)
     before = files(tmp_path)
     source = MemorySource(range(2000), revision=2)
-    writer = in_child(write_within, limit, source, tmp_path)
+    writer = in_child(fill_the_disk, limit, source, tmp_path)
     writer.join()
     assert writer.exitcode == 7
     assert set(before) <= set(files(tmp_path))
+    assert files(tmp_path, '.unfinished') == []
     with open_cache(tmp_path, KEY) as cache:
         assert_serves(cache, first)
     assert write_cache(source, tmp_path)
@@ -464,6 +478,71 @@ def test_damage_is_noticed_and_mended_by_the_next_writer(tmp_path, which):
             assert_serves(cache, source)
         assert not [one for one in files(tmp_path) if one.endswith('.damaged')]
     assert outcomes.count(5) > 20
+
+
+def read_without_descriptors(root):
+    """8 if a process that may open no more files is told so."""
+    cache = open_cache(root, KEY)
+    highest = max(map(int, os.listdir('/proc/self/fd')))
+    spare = [os.open('/dev/null', os.O_RDONLY) for _ in range(highest)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(spare) + 1,) * 2)
+    with pytest.raises(OSError, match='Too many open files'):
+        cache.read_image(0)
+    os._exit(8)
+
+
+def test_a_process_with_too_many_open_files_does_not_take_others_for_damaged(tmp_path):
+    write_cache(MemorySource(), tmp_path)
+    reader = in_child(read_without_descriptors, tmp_path)
+    reader.join()
+    assert reader.exitcode == 8
+    assert not [one for one in files(tmp_path) if one.endswith('.damaged')]
+
+
+@pytest.mark.parametrize('which', ['images-', 'labels-'])
+def test_damage_of_an_index_is_noticed(tmp_path, which):
+    random = np.random.default_rng(4)
+    source = MemorySource(range(24), mltype='segmentation')
+    write_cache(source, tmp_path)
+    (name,) = files(tmp_path, which)
+    path = tmp_path / KEY / name
+    whole = path.read_bytes()
+    with h5py.File(path) as file:
+        chunks = {
+            name: file[name].id.get_chunk_info(0)
+            for name in file
+            if file[name].chunks and name != 'images'
+        }
+    assert len(chunks) == (2 if which == 'images-' else 7)
+    for chunk in chunks.values():
+        for _ in range(5):
+            data = bytearray(whole)
+            data[chunk.byte_offset + random.integers(chunk.size)] ^= 1 << int(random.integers(8))
+            path.write_bytes(data)
+            with pytest.raises(DataError, match='is damaged'), open_cache(tmp_path, KEY) as cache:
+                assert_serves(cache, source)
+
+
+def test_who_waits_for_a_file_that_is_removed_is_told(tmp_path):
+    path = tmp_path / 'labels-1-1.h5'
+    path.touch()
+    told = []
+
+    def wait():
+        try:
+            told.append(hold(path))
+        except FileNotFoundError as error:
+            told.append(error)
+
+    # as a writer does that removes it
+    with path.open('r+') as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        reader = threading.Thread(target=wait)
+        reader.start()
+        time.sleep(0.1)
+        path.unlink()
+    reader.join()
+    assert isinstance(told[0], FileNotFoundError)
 
 
 @pytest.mark.parametrize('harm', ['cut', 'emptied', 'gone', 'text'])

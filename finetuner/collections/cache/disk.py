@@ -12,13 +12,15 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetuner.excepts import ConfigError
+from finetuner.excepts import ConfigError, DataError
 
 if TYPE_CHECKING:
     import h5py
 
 # The first HDF5 whose chunk indexes have checksums: files can be read by it and all later ones.
 _LIBVER = ('v110', 'v110')
+# what h5py raises where a file is none, ends early or was changed
+_UNREADABLE = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError)
 _KEY = re.compile(r'[0-9a-f]{1,128}')
 _UNFINISHED = '.unfinished-'
 _DAMAGED = '.damaged'
@@ -175,16 +177,41 @@ def new_hdf5(directory: Path, name: str | None = None) -> Iterator[NewHDF5]:
         path.unlink(missing_ok=True)
 
 
+@contextmanager
+def read_hdf5(path: Path) -> Iterator[h5py.File]:
+    """An HDF5 file to read, which must not be damaged; if it is, the next writer is told.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        OSError: it cannot be read now.
+        DataError: it is damaged, or what the block expects of it is not there.
+    """
+    import h5py
+
+    try:
+        with h5py.File(path, 'r', locking=False) as file:
+            yield file
+    except _UNREADABLE as error:
+        # what the system says, of too many open files for one, says nothing about the file
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise damaged(path, str(error)) from error
+
+
+def damaged(path: Path, why: str) -> DataError:
+    """What is said of a file that is not what was written; the next writer is told."""
+    with suppress(OSError):
+        _mark_of(path).touch()
+    return DataError(
+        f'{path} is damaged: {why}. The next time that the cache of its collection is written, this '
+        'file is written anew'
+    )
+
+
 def clear_unfinished(directory: Path) -> None:
     """Remove what killed writers left; for who holds the lock."""
     for path in directory.glob(f'{_UNFINISHED}*'):
         path.unlink(missing_ok=True)
-
-
-def mark_damaged(path: Path) -> None:
-    """Leave a word for the next writer, where that is allowed."""
-    with suppress(OSError):
-        _mark_of(path).touch()
 
 
 def is_marked(path: Path) -> bool:
@@ -220,9 +247,8 @@ def hold(path: Path) -> Descriptor:
     # file systems without locks cannot hold anything: there a reader may have to open anew
     with suppress(OSError):
         fcntl.flock(descriptor.number, fcntl.LOCK_SH)
-    here, there = os.fstat(descriptor.number), path.stat()
-    if (here.st_dev, here.st_ino) != (there.st_dev, there.st_ino):
-        raise FileNotFoundError(f'{path} was replaced')
+    if os.fstat(descriptor.number).st_nlink == 0:
+        raise FileNotFoundError(f'{path} was removed meanwhile')
     return descriptor
 
 

@@ -36,7 +36,7 @@ class ImageForm:
         Raises:
             DataError: the images are empty, or not of numbers.
         """
-        if len(self.shape) != 3 or min(self.shape) < 1 or self.dtype.kind not in 'buif':
+        if min(self.shape) < 1 or self.dtype.kind not in 'buif':
             raise DataError(
                 f'images of shape {self.shape} and dtype {self.dtype}: a cache takes '
                 '(bands, height, width), each 1 or more, of whole numbers, floats or bool'

@@ -14,19 +14,17 @@ from numpy.typing import NDArray
 
 from finetuner.collections.cache.disk import (
     Descriptor,
+    damaged,
     is_marked,
-    mark_damaged,
     new_hdf5,
+    read_hdf5,
 )
 from finetuner.collections.cache.packing import DamagedImageError, ImageForm, Packed, unpack
-from finetuner.excepts import DataError
 
 if TYPE_CHECKING:
     import h5py
 
 _NAME = re.compile(r'images-(\d+)-(\d+)-[0-9a-f]{8}\.h5')
-# what h5py raises where a file is none, ends early or was changed
-UNREADABLE = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError)
 _GZIP_LEVEL = 1
 
 
@@ -48,18 +46,10 @@ class Part:
             FileNotFoundError: there is no such file.
             DataError: it is damaged, or of images of another form.
         """
-        import h5py
-
         self.path = path
         self._form = form
-        try:
-            with h5py.File(path, 'r', locking=False) as file:
-                self._read_index(file)
-        except FileNotFoundError:
-            raise
-        except UNREADABLE as error:
-            mark_damaged(path)
-            raise _damaged(path, str(error)) from error
+        with read_hdf5(path) as file:
+            self._read_index(file)
 
     def _read_index(self, file: h5py.File) -> None:
         images = file['images']
@@ -108,8 +98,7 @@ class Part:
         try:
             return unpack(self.packed(row, file), self._form)
         except DamagedImageError as error:
-            mark_damaged(self.path)
-            raise _damaged(self.path, f'of the image of pair {self.ids[row]}, {error}') from error
+            raise damaged(self.path, f'of the image of pair {self.ids[row]}, {error}') from error
 
     def is_whole(self) -> bool:
         """Whether all images are what was written."""
@@ -203,10 +192,3 @@ def place(ids: NDArray[np.int64], parts: list[Part]) -> tuple[NDArray[np.int32],
     numbers[is_there] = of_part[first[is_there]]
     rows[is_there] = of_row[first[is_there]]
     return numbers, rows
-
-
-def _damaged(path: Path, why: str) -> DataError:
-    return DataError(
-        f'{path} is damaged: {why}. The next time that the cache of its collection is written, this '
-        'file is written anew'
-    )

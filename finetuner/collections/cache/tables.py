@@ -17,9 +17,14 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from finetuner.collections.cache.disk import Descriptor, is_marked, mark_damaged, new_hdf5
+from finetuner.collections.cache.disk import (
+    Descriptor,
+    damaged,
+    is_marked,
+    new_hdf5,
+    read_hdf5,
+)
 from finetuner.collections.cache.packing import ImageForm
-from finetuner.collections.cache.parts import UNREADABLE
 from finetuner.collections.cache.source import PairSource
 from finetuner.collections.labels import LabelKind, build_label_kind
 from finetuner.excepts import DataError
@@ -226,17 +231,9 @@ class Table:
             FileNotFoundError: it is not there.
             DataError: it is damaged.
         """
-        import h5py
-
         self.path = path
-        try:
-            with h5py.File(path, 'r', locking=False) as file:
-                self._read(file)
-        except FileNotFoundError:
-            raise
-        except UNREADABLE as error:
-            mark_damaged(path)
-            raise self._damaged(str(error)) from error
+        with read_hdf5(path) as file:
+            self._read(file)
 
     def _read(self, file: h5py.File) -> None:
         self.about = About.from_json(file['about'][()].tobytes())
@@ -263,8 +260,9 @@ class Table:
         size, start = int(self._label_sizes[position]), int(self._label_places[position])
         data = os.pread(file.number, size, start)
         if len(data) != size or zlib.crc32(data) != self._label_checksums[position]:
-            mark_damaged(self.path)
-            raise self._damaged(f'of the label of pair {self.ids[position]}, its checksum differs')
+            raise damaged(
+                self.path, f'of the label of pair {self.ids[position]}, its checksum differs'
+            )
         return data
 
     def is_usable(self) -> bool:
@@ -277,12 +275,6 @@ class Table:
             and path.stat().st_size == size
             and not is_marked(path)
             for name, size in self.about.parts
-        )
-
-    def _damaged(self, why: str) -> DataError:
-        return DataError(
-            f'{self.path} is damaged: {why}. The next time that the cache of its collection is '
-            'written, this file is written anew'
         )
 
 

@@ -76,7 +76,8 @@ def write_cache(
         OSError: the files cannot be written.
     """
     directory = cache_directory(root, source.key)
-    form = ImageForm(source.shape, np.dtype(source.dtype).newbyteorder('='))
+    bands, height, width = map(int, source.shape)
+    form = ImageForm((bands, height, width), np.dtype(source.dtype).newbyteorder('='))
     should_stop = should_stop or _never
     make_private_directory(directory)
     with _sole_writer(directory, should_stop) as is_alone:
