@@ -290,11 +290,15 @@ def test_killed_amid_changes_a_whole_revision_is_served(tmp_path):
     random = np.random.default_rng(1)
     sources = {1: MemorySource(range(200))}
     write_cache(sources[1], tmp_path)
+    # how long it takes here and now, since one is to be killed before its end and another after it
+    began = time.monotonic()
+    in_child(write_cache, sources[1], tmp_path / 'another').join()
+    seconds = time.monotonic() - began
     served = []
     for revision in range(2, 32):
         source = sources[revision] = a_change(sources[revision - 1], random)
         writer = in_child(write_cache, source, tmp_path)
-        time.sleep(float(random.uniform(0, 0.06)))
+        writer.join(float(random.uniform(0, 2 * seconds)))
         writer.kill()
         writer.join()
         with open_cache(tmp_path, KEY) as cache:
