@@ -9,12 +9,14 @@ themselves (`nms`, and the decoders of `torchvision.io`), which we never call.
 
 import functools
 import importlib.util
+import threading
 from pathlib import Path
 from types import ModuleType
 
 import torch
 
 _SCHEMAS = ('nms', 'qnms')
+_lock = threading.Lock()
 _kept: list[torch.library.Library] = []  # a Library unregisters its schemas when collected
 
 
@@ -33,9 +35,8 @@ def _operators_load() -> bool:
     return False
 
 
-@functools.cache
 def import_torchvision() -> ModuleType:
-    """Import torchvision once, mending the import only where it would fail.
+    """Import torchvision, mending the import only where it would fail; from any thread.
 
     Returns:
         The `torchvision` module, with `torchvision.models` imported.
@@ -43,6 +44,13 @@ def import_torchvision() -> ModuleType:
     Raises:
         ModuleNotFoundError: torchvision is not installed.
     """
+    # torch takes the schemas once, and the first requests of a server may well come together
+    with _lock:
+        return _import_once()
+
+
+@functools.cache
+def _import_once() -> ModuleType:
     if not _operators_load():
         library = torch.library.Library('torchvision', 'DEF')
         for name in _SCHEMAS:

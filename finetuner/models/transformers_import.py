@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 from finetuner.excepts import ConfigError
 from finetuner.models.torchvision_import import import_torchvision
 
+_lock = threading.Lock()
+
 
 def import_transformers() -> Any:
-    """Import transformers, which imports torchvision."""
+    """Import transformers, which imports torchvision; from any thread."""
     import_torchvision()
-    import transformers
+    # it puts another module in its own place while it is imported: a thread that waits for the end of
+    # that is left with the first one
+    with _lock:
+        import transformers
 
-    return transformers
+        return transformers
 
 
 @contextlib.contextmanager

@@ -1,5 +1,8 @@
 """The zoo: every entry has its stated dimension without its head; weights by name, file or not."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -254,3 +257,22 @@ def test_picture_spec_follows_the_options():
 def test_every_builder_is_there():
     for name in PICTURE_BACKBONES:
         assert callable(getattr(vision, BACKBONES[name].builder))
+
+
+@pytest.mark.parametrize('name', ['torchvision', 'transformers'])
+def test_libraries_are_imported_by_many_threads_at_once(name):
+    """As by the first requests of a server; in a process that has not imported them yet."""
+    code = f"""
+import threading
+from finetuner.models.{name}_import import import_{name}
+found, together = [], threading.Barrier(8)
+def work():
+    together.wait()
+    found.append(import_{name}())
+threads = [threading.Thread(target=work) for _ in range(8)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+assert len(found) == 8 and len(set(map(id, found))) == 1, found
+assert '{name}' != 'transformers' or found[0].AutoConfig
+"""
+    subprocess.run([sys.executable, '-c', code], check=True)
