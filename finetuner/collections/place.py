@@ -13,6 +13,7 @@ from finetuner.collections.records import CollectionRecord, PairRecord, ReadImag
 from finetuner.collections.spec import CollectionSpec
 from finetuner.config import Settings
 from finetuner.logins import Login, read_login
+from finetuner.storage.files import FileStore
 
 
 class Store(Protocol):
@@ -106,6 +107,10 @@ class Place(Protocol):
     @property
     def cache(self) -> Path:
         """Directory of the caches."""
+        ...
+
+    def files_of(self, record: CollectionRecord, to_change: bool) -> FileStore:
+        """Where the files of a collection are, in the folder of its key."""
         ...
 
 
