@@ -30,7 +30,14 @@ from finetuner.uris import DEFAULT_POLICY, PicturePolicy, read_uri, too_many_byt
 if TYPE_CHECKING:
     from docarray import Document
 
-__all__ = ['PicturePolicy', 'load_picture', 'open_picture', 'picture_of', 'read_uri']
+__all__ = [
+    'PicturePolicy',
+    'load_picture',
+    'open_picture',
+    'picture_of',
+    'read_uri',
+    'resize_pixels',
+]
 
 # Each goes through all pixels again. Encoders make ten of them; a hundred thousand fit into a file.
 _MAX_SCANS = 50
@@ -296,17 +303,27 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return pixels
 
 
-def _resize(pixels: np.ndarray, size: int) -> np.ndarray:
+def resize_pixels(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize without cropping: averaging areas where it shrinks, bilinear where it grows.
+
+    Args:
+        pixels: `[H, W]` or `[H, W, bands]` of uint8, uint16, int16, float32 or float64.
+        height: of the result.
+        width: of the result.
+    """
     import cv2
 
-    height, width = pixels.shape[:2]
     # INTER_AREA averages only if both sides shrink: so shrink what is too long, then enlarge.
-    smaller = (min(width, size), min(height, size))
-    if smaller != (width, height):
+    smaller = (min(pixels.shape[1], width), min(pixels.shape[0], height))
+    if smaller != (pixels.shape[1], pixels.shape[0]):
         pixels = cv2.resize(pixels, smaller, interpolation=cv2.INTER_AREA)
-    if smaller != (size, size):
-        pixels = cv2.resize(pixels, (size, size), interpolation=cv2.INTER_LINEAR)
+    if smaller != (width, height):
+        pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)
     return pixels
+
+
+def _resize(pixels: np.ndarray, size: int) -> np.ndarray:
+    return resize_pixels(pixels, size, size)
 
 
 def _from_array(source: Any) -> np.ndarray:

@@ -104,7 +104,7 @@ class Draft:
         self._kind: LabelKind | None = None
         make_private_directory(parent)
         clear_drafts(parent)
-        self._directory, self._lock = _new_directory(parent)
+        self._directory, self._lock = new_directory(parent)
         self._packs = PackWriter(self._directory, pack_bytes)
         # not buffered: a line is there, or it is not
         self._journal = (self._directory / _JOURNAL).open('xb', buffering=0)
@@ -222,7 +222,15 @@ class Draft:
             )
 
 
-def _new_directory(parent: Path) -> tuple[Path, FileLock]:
+def new_directory(parent: Path) -> tuple[Path, FileLock]:
+    """A directory for work that is not finished, which `clear_drafts` deletes once its process is gone.
+
+    Args:
+        parent: directory of all drafts.
+
+    Returns:
+        The directory, and the lock that says that somebody works in it.
+    """
     while True:
         directory = parent / uuid.uuid4().hex
         directory.mkdir(mode=0o700)

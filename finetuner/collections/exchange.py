@@ -8,7 +8,6 @@ map; a mask is the tensor of the only chunk.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,21 +16,10 @@ from docarray import Document
 from finetuner.collections.draft import DEFAULT_GROUP, Draft
 from finetuner.collections.geometry import Frame
 from finetuner.collections.labels import MaskLabels
-from finetuner.collections.tiles import PICTURE, pixels_of
+from finetuner.collections.tiles import PICTURE, PlacedImage, pixels_of
 from finetuner.excepts import ConfigError, DataError
 
 _PARTS = 6
-
-
-@dataclass(frozen=True)
-class _OnMap:
-    """An image that came with its place on a map."""
-
-    pixels: np.ndarray
-    frame: Frame
-
-    def read(self) -> np.ndarray:
-        return self.pixels
 
 
 def documents_of_draft(draft: Draft) -> Iterator[Document]:
@@ -72,7 +60,7 @@ def pair_of_document(doc: Document, tile_size: tuple[int, int]) -> tuple[Any, An
     group = doc.tags.get('group', DEFAULT_GROUP)
     frame = _frame_of(doc, tile_size)
     if frame is not None:
-        image = _OnMap(np.asarray(image), frame)
+        image = PlacedImage(np.asarray(image), frame)
     if len(doc.chunks) == 1:
         return image, doc.chunks[0].tensor, group
     if 'label' not in doc.tags:

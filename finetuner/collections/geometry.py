@@ -101,14 +101,13 @@ def united_degrees(bounds: Mapping[str, Bounds]) -> Bounds | None:
     Returns:
         `(west, south, east, north)`; None where no box is on this earth.
     """
-    from rasterio.errors import CRSError
     from rasterio.warp import transform_bounds
 
     found = []
     for crs, box in bounds.items():
         try:
             found.append(transform_bounds(crs, 'EPSG:4326', *box))
-        except CRSError:  # a system of its own, such as that of a microscope
+        except ValueError:  # CRSError is one: a system of its own, such as that of a microscope
             continue
     found = [box for box in found if all(map(math.isfinite, box))]
     if not found:

@@ -6,8 +6,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from finetuner.collections.records import CollectionRecord
 from finetuner.collections.store import CollectionStore
 from finetuner.config import Settings
+from finetuner.excepts import ForbiddenError
 from finetuner.storage.database import open_database
 from finetuner.storage.files import FileStore
 
@@ -55,6 +57,20 @@ class LocalCollections:
     def is_cached_when_saved(self) -> bool:
         """Its images are here already."""
         return True
+
+    def files_of(self, record: CollectionRecord, to_change: bool) -> FileStore:
+        """Where the files of a collection are, in the folder of its key.
+
+        Args:
+            record: of the collection.
+            to_change: whether some will be written.
+
+        Raises:
+            ForbiddenError: it is somebody else's, and was to be changed.
+        """
+        if to_change and record.owner != self.owner:
+            raise ForbiddenError(f'collection {record.name!r} is not yours: its owner releases it')
+        return self._files
 
     @cached_property
     def _database(self) -> Database:

@@ -13,6 +13,7 @@ from finetuner.collections.records import CollectionRecord, PairRecord, ReadImag
 from finetuner.collections.spec import CollectionSpec
 from finetuner.config import Settings
 from finetuner.logins import Login, read_login
+from finetuner.storage.files import FileStore
 
 
 class Store(Protocol):
@@ -111,6 +112,10 @@ class Place(Protocol):
     @property
     def is_cached_when_saved(self) -> bool:
         """Whether the cache is written as soon as pairs are saved."""
+        ...
+
+    def files_of(self, record: CollectionRecord, to_change: bool) -> FileStore:
+        """Where the files of a collection are, in the folder of its key."""
         ...
 
 

@@ -281,6 +281,11 @@ class RasterWindow(_Placed):
         return self.raster.frame.window(self.column, self.row, self.height, self.width)
 
     @property
+    def sensors(self) -> list[str]:
+        """That took it; see `Raster`."""
+        return self.raster.sensors
+
+    @property
     def dask(self) -> dask.array.Array:
         """`[bands, height, width]` as one block that dask reads when it computes it."""
         import dask

@@ -20,7 +20,8 @@ from finetuner.collections.records import CollectionRecord, PairRecord, ReadImag
 from finetuner.collections.spec import CollectionSpec
 from finetuner.collections.tiles import ImageForm
 from finetuner.config import Settings
-from finetuner.excepts import DataError, NotFoundError
+from finetuner.excepts import ConfigError, DataError, NotFoundError
+from finetuner.storage.files import FileStore
 from finetuner.transport import API, Transport
 
 _PAGE = 1000
@@ -196,6 +197,14 @@ class RemoteCollections:
     def is_cached_when_saved(self) -> bool:
         """Whoever sends pairs to a server need not want them back."""
         return False
+
+    def files_of(self, record: CollectionRecord, to_change: bool) -> FileStore:
+        """Nothing of the kind: ConfigError."""
+        del to_change
+        raise ConfigError(
+            f'collection {record.name!r} is kept on {self.address}, and releases are made and read '
+            'where it is kept: do it there, or log out and feed its pairs into a collection here'
+        )
 
 
 def _record(document: dict[str, Any]) -> CollectionRecord:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # how the bytes of an image are to be read: as numbers, or as the picture that was given
 RAW, PICTURE = 'raw', 'picture'
 _KINDS = 'biuf'
-_RASTERS = ('.tif', '.tiff', '.jp2', '.img', '.nc', '.hgt')
+RASTER_SUFFIXES = ('.tif', '.tiff', '.jp2', '.img', '.nc', '.hgt')
 _MOST_BANDS = 1024
 _EXPECTED = (
     'an image is an array [bands, height, width] or [height, width, bands], a dask array, a Pillow '
@@ -39,6 +39,25 @@ class RasterLike(Protocol):
     def read(self) -> np.ndarray:
         """The pixels, `[bands, height, width]`."""
         ...
+
+
+@dataclass(frozen=True)
+class PlacedImage:
+    """Pixels that were read already, and where on a map they lie.
+
+    Attributes:
+        pixels: `[bands, height, width]`.
+        frame: of them.
+        sensors: that took them.
+    """
+
+    pixels: np.ndarray
+    frame: Frame
+    sensors: tuple[str, ...] = ()
+
+    def read(self) -> np.ndarray:
+        """The pixels."""
+        return self.pixels
 
 
 @dataclass(frozen=True)
@@ -100,11 +119,11 @@ def read_tile(image: Any, tile_size: Sequence[int], policy: PicturePolicy = DEFA
     height, width = tile_size
     if isinstance(image, RasterLike):
         pixels = _pixels_of(image.read(), height, width)
-        sensors = tuple(getattr(getattr(image, 'raster', None), 'sensors', ()))
+        sensors = tuple(getattr(image, 'sensors', ()))
         return _raw(pixels, image.frame, 'raster', sensors)
     image = _content_of(image)
     if isinstance(image, str | os.PathLike):
-        if os.fspath(image).lower().endswith(_RASTERS):
+        if os.fspath(image).lower().endswith(RASTER_SUFFIXES):
             return _read_raster(image, tile_size)
         image = read_uri(image, policy)
     if isinstance(image, bytes | bytearray | memoryview):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from finetuner.collections import releases
 from finetuner.collections.draft import DEFAULT_GROUP, Draft, at_position
 from finetuner.collections.finding import Query
 from finetuner.collections.place import Place, current_place
@@ -259,6 +262,34 @@ class TrainingSet(SavedPairs):
         if self._draft is not None:
             self._draft.discard()
             self._draft = None
+
+    def release(self, version: str) -> dict[str, Any]:
+        """Keep what is saved now as a version that never changes; see `finetuner.collections.releases`.
+
+        Args:
+            version: letters, digits and `. _ -`, at most 100, such as `1.0`.
+
+        Returns:
+            What is known of it, as `releases` gives it.
+
+        Raises:
+            ConfigError: the version has no such name, or the collection is not saved or on a server.
+            ConflictError: there is such a version, or the collection was changed meanwhile.
+        """
+        return releases.release(self._place, self._fresh(), version)
+
+    def releases(self) -> list[dict[str, Any]]:
+        """What is known of its versions, in the order in which they were made."""
+        return releases.list_releases(self._place, self._fresh())
+
+    def download_release(self, version: str, path: str | os.PathLike[str]) -> Path:
+        """Write the archive of a version to a file, or into a directory that is there.
+
+        Raises:
+            NotFoundError: there is no such version.
+            ArtifactError: its archive is not what it was.
+        """
+        return releases.download_release(self._place, self._fresh(), version, path)
 
     def __repr__(self) -> str:
         """Name, kind and counts."""

@@ -17,7 +17,12 @@ PICTURE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp', '.gif', '.bmp', '.tif', '.
 
 _LOGGER = logging.getLogger(__name__)
 _NO_DATA = {'thumbs.db', 'desktop.ini'}
-_SPLITS = {'train', 'training', 'val', 'valid', 'validation', 'dev', 'eval', 'test', 'testing'}
+# folders that are parts of a data set, and what each part is called here
+SPLITS = {
+    **dict.fromkeys(('train', 'training'), 'train'),
+    **dict.fromkeys(('val', 'valid', 'validate', 'validation', 'dev', 'eval'), 'validate'),
+    **dict.fromkeys(('test', 'testing'), 'test'),
+}
 _NAMES_SHOWN = 3
 
 
@@ -61,7 +66,9 @@ def picture_uri(name: str, folder: Path, must_exist: bool = True) -> str:
     return path
 
 
-def read_folder(path: str | os.PathLike[str]) -> Iterator[Document]:
+def read_folder(
+    path: str | os.PathLike[str], suffixes: tuple[str, ...] = PICTURE_SUFFIXES
+) -> Iterator[Document]:
     """Read a folder of pictures, in order of their names; no picture is opened yet.
 
     A folder of folders is class data: the name of a folder right below `path` is the label of
@@ -71,29 +78,55 @@ def read_folder(path: str | os.PathLike[str]) -> Iterator[Document]:
 
     Args:
         path: of the folder.
+        suffixes: of pictures, in lower case.
 
     Returns:
-        Documents with the absolute path as `uri`, one for each file that ends in one of
-        `PICTURE_SUFFIXES`, in upper or lower case.
+        Documents with the absolute path as `uri`, one for each file that ends in one of the
+        suffixes, in upper or lower case.
 
     Raises:
         DataError: there is no such folder, it or a folder in it cannot be read, it holds no
             picture, or pictures beside folders of pictures.
     """
+    return _Walk(_folder(path), suffixes).documents()
+
+
+def split_folders(
+    path: str | os.PathLike[str], suffixes: tuple[str, ...] = PICTURE_SUFFIXES
+) -> list[str]:
+    """The folders in a folder, where they are parts of a data set and not classes; else none.
+
+    Args:
+        path: of the folder.
+        suffixes: of pictures, in lower case.
+
+    Returns:
+        Absolute paths by name; `SPLITS` says which part each is.
+
+    Raises:
+        DataError: there is no such folder, or it cannot be read.
+    """
+    root = _folder(path)
+    folders, pictures = _Walk(root, suffixes).listing(root)
+    return [] if pictures else _Walk(root, suffixes).splits(folders)
+
+
+def _folder(path: str | os.PathLike[str]) -> str:
     name = os.path.expanduser(path)
     if not os.path.isdir(name):
         raise DataError(f'there is no folder {os.fspath(path)!r}')
-    return _Walk(os.path.abspath(name)).documents()
+    return os.path.abspath(name)
 
 
 class _Walk:
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, suffixes: tuple[str, ...]) -> None:
         self._root = root
+        self._suffixes = suffixes
         self._num_others = 0
         self._others: list[str] = []
 
     def documents(self) -> Iterator[Document]:
-        folders, pictures = self._listing(self._root)
+        folders, pictures = self.listing(self._root)
         if pictures:
             self._refuse_folders_of_pictures(folders, pictures[0])
             yield from (Document(uri=picture) for picture in pictures)
@@ -105,7 +138,7 @@ class _Walk:
                 '%d files in %r are no pictures (%s) and were skipped: %s%s',
                 self._num_others,
                 self._root,
-                ' '.join(PICTURE_SUFFIXES),
+                ' '.join(self._suffixes),
                 ', '.join(self._others),
                 more,
             )
@@ -124,7 +157,7 @@ class _Walk:
         if len(without) == len(folders):
             raise DataError(
                 f'there is no picture in the folder {self._root!r}, nor in the folders in it: '
-                f'pictures end in {" ".join(PICTURE_SUFFIXES)}'
+                f'pictures end in {" ".join(self._suffixes)}'
             )
         if without:
             _LOGGER.warning(
@@ -147,11 +180,11 @@ class _Walk:
             if identity in seen:
                 continue
             seen.add(identity)
-            folders, pictures = self._listing(folder)
+            folders, pictures = self.listing(folder)
             yield from pictures
             waiting.extend(reversed(folders))
 
-    def _listing(self, folder: str) -> tuple[list[str], list[str]]:
+    def listing(self, folder: str) -> tuple[list[str], list[str]]:
         """Return the folders and the pictures in a folder, each sorted by name."""
         folders, pictures = [], []
         try:
@@ -161,7 +194,7 @@ class _Walk:
                         continue
                     if entry.is_dir():
                         folders.append(_readable_name(entry.path))
-                    elif entry.name.lower().endswith(PICTURE_SUFFIXES) and entry.is_file():
+                    elif entry.name.lower().endswith(self._suffixes) and entry.is_file():
                         pictures.append(_readable_name(entry.path))
                     else:
                         self._skip(entry.path)
@@ -187,18 +220,27 @@ class _Walk:
                     'all of them into one folder'
                 )
 
-    def _refuse_splits(self, folders: list[str]) -> None:
-        names = [os.path.basename(folder) for folder in folders]
-        if not names or not {name.lower() for name in names} <= _SPLITS:
-            return
+    def splits(self, folders: list[str]) -> list[str]:
+        """Those folders, where they are parts of a data set: one of them holds folders alone."""
+        if not folders or not {os.path.basename(folder).lower() for folder in folders} <= {*SPLITS}:
+            return []
         for folder in folders:
             # a walk of its own: what it skips is counted when the classes are read
-            inner, pictures = _Walk(folder)._listing(folder)
+            inner, pictures = _Walk(folder, self._suffixes).listing(folder)
             if inner and not pictures:
-                raise DataError(
-                    f'the folders in {self._root!r} ({_some(names)}) are parts of a data set and '
-                    f'not classes: give one of them, such as {folder!r}'
-                )
+                return folders
+        return []
+
+    def _refuse_splits(self, folders: list[str]) -> None:
+        splits = self.splits(folders)
+        if splits:
+            first = next(
+                folder for folder in splits if _Walk(folder, self._suffixes).listing(folder)[0]
+            )
+            raise DataError(
+                f'the folders in {self._root!r} ({_some(map(os.path.basename, splits))}) are parts '
+                f'of a data set and not classes: give one of them, such as {first!r}'
+            )
 
 
 def _some(names: Iterable[str]) -> str:

@@ -171,9 +171,10 @@ class FileStore:
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
-    def list_names(self) -> list[str]:
-        """Names of the files and directories at the top, unfinished ones aside."""
+    def list_names(self, folder: str = '') -> list[str]:
+        """Names of the files and directories at the top or in a folder, unfinished ones aside."""
         root = str(self._local_root) if self.is_local else self._root
+        root = self._address(folder) if folder else root
         if not self._fs.isdir(root):
             return []
         names = [path.rstrip('/').rpartition('/')[2] for path in self._fs.ls(root, detail=False)]
