@@ -211,7 +211,7 @@ def _write(place: Place, record: CollectionRecord, version: str, path: Path) -> 
             'format_revision': FORMAT_REVISION,
             'version': version,
             'content_sha256': content,
-            'data': record.document(0, '')['data'],
+            'data': record.document(100, '')['data'],
         }
         begin = json.dumps(head, ensure_ascii=False)[:-1].encode() + b', "files": {\n'
         end = b'\n}}\n'
