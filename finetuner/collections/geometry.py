@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from finetuner.excepts import ConfigError, DataError
+
+# metres, feet or degrees: farther than round the earth
+FARTHEST = 1e8
+_MOST_DEGREES = 180
 
 Bounds = tuple[float, float, float, float]
 Transform = tuple[float, float, float, float, float, float]
@@ -101,15 +106,22 @@ def united_degrees(bounds: Mapping[str, Bounds]) -> Bounds | None:
     Returns:
         `(west, south, east, north)`; None where no box is on this earth.
     """
+    if not bounds:
+        return None
+    from rasterio import Env
     from rasterio.warp import transform_bounds
+
+    from finetuner.collections.raster_formats import gdal_errors
 
     found = []
     for crs, box in bounds.items():
-        try:
-            found.append(transform_bounds(crs, 'EPSG:4326', *box))
-        except ValueError:  # CRSError is one: a system of its own, such as that of a microscope
+        # PROJ turns longitudes back by one turn at a time, which of 1e300 takes for ever
+        if not all(abs(side) <= FARTHEST for side in box):
             continue
-    found = [box for box in found if all(map(math.isfinite, box))]
+        # a system of its own, such as that of a microscope, or far out of its range
+        with Env(), suppress(ValueError, *gdal_errors()):
+            found.append(transform_bounds(crs, 'EPSG:4326', *box))
+    found = [box for box in found if all(abs(side) <= _MOST_DEGREES for side in box)]
     if not found:
         return None
     west, south, east, north = zip(*found, strict=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from finetuner.collections.geometry import Bounds, Frame
+from finetuner.collections.geometry import FARTHEST, Bounds, Frame
 from finetuner.collections.raster_files import RasterFile
 from finetuner.collections.raster_formats import gdal_errors
 from finetuner.excepts import ConfigError, DataError, unknown_name
@@ -69,6 +69,8 @@ class _Placed:
 
         if self.crs is None:
             return None
+        if max(map(abs, self.bounds)) > FARTHEST:
+            raise DataError(f'{self!r} cannot be placed in {crs!r}: it lies nowhere on this earth')
         with Env():
             try:
                 target = CRS.from_user_input(crs)

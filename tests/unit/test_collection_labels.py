@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasterio.transform import AffineTransformer
 
-from finetuner.collections.geometry import Frame, burn
+from finetuner.collections.geometry import Frame, burn, united_degrees
 from finetuner.collections.labels import build_label_kind
 from finetuner.excepts import ConfigError, DataError
 
@@ -353,3 +353,21 @@ def test_bytes_that_are_damaged(mltype, spoil):
         data = data[:-9] if data.startswith(b'\x78') else data
     with pytest.raises(DataError, match='damaged'):
         kind.decode(data, FRAME)
+
+
+def test_boxes_that_are_nowhere_on_earth_are_in_no_box():
+    east = {'EPSG:32613': (500_000.0, 4_399_000.0, 501_000.0, 4_400_000.0)}
+    found = united_degrees(east)
+    assert found == pytest.approx((-105.0, 39.74, -104.988, 39.75), abs=0.01)
+    nowhere = {
+        'EPSG:abc': (0.0, 0.0, 1.0, 1.0),
+        'EPSG:3857': (1e300, 1e300, 2e300, 2e300),
+        'EPSG:4326': (1e5, 0.0, 2e5, 1.0),
+        'EPSG:32613': (float('nan'), 0.0, 1.0, 1.0),
+        'LOCAL_CS["microscope"]': (0.0, 0.0, 1.0, 1.0),
+        '': (0.0, 0.0, 1.0, 1.0),
+    }
+    for crs, box in nowhere.items():
+        assert united_degrees({crs: box}) is None, crs
+    assert united_degrees({**nowhere, **east}) == found
+    assert united_degrees({}) is None
