@@ -152,10 +152,11 @@ def stop_caching(key: str) -> None:
         found.stop()
 
 
-def _stop_all() -> None:
+def stop_all_caching() -> None:
+    """Stop whatever this process writes in the background, as at its end."""
     for process, key in list(_running):
         if process == os.getpid():
             stop_caching(key)
 
 
-atexit.register(_stop_all)
+atexit.register(stop_all_caching)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from finetuner.collections.cache import OpenCache, PairRow
+from finetuner.collections.caching import stop_all_caching
 from finetuner.collections.labels import build_label_kind
 
 KEY = 'ab12'
@@ -132,8 +133,10 @@ def assert_serves(cache: OpenCache, source: MemorySource, every: int = 1) -> Non
     assert len(cache) == served
 
 
-def in_child(work: Callable[..., Any], *arguments: Any) -> Any:
-    """A process that does something, forked: it starts at once."""
-    child = multiprocessing.get_context('fork').Process(target=work, args=arguments)
+def in_child(work: Callable[..., Any], *arguments: Any, method: str = 'fork') -> Any:
+    """A process that does something; forked, it starts at once."""
+    # what other tests left at work in the background would hold locks that the child waits for
+    stop_all_caching()
+    child = multiprocessing.get_context(method).Process(target=work, args=arguments)
     child.start()
     return child

@@ -292,7 +292,7 @@ def test_killed_amid_changes_a_whole_revision_is_served(tmp_path):
     write_cache(sources[1], tmp_path)
     # how long it takes here and now, since one is to be killed before its end and another after it
     began = time.monotonic()
-    in_child(write_cache, sources[1], tmp_path / 'another').join()
+    write_cache(sources[1], tmp_path / 'another')
     seconds = time.monotonic() - began
     served = []
     for revision in range(2, 32):
@@ -337,8 +337,9 @@ def test_a_full_disk_keeps_what_was_there(tmp_path):
     before = files(tmp_path)
     # the end is where the indexes are written
     limits = [100, 1000, 10_000, *range(size - 6000, size, 300)]
-    writer = in_child(fill_the_disk, source, tmp_path, limits)
-    writer.join()
+    # not forked: threads of other tests may be at work here, and their locks would be held for ever
+    writer = in_child(fill_the_disk, source, tmp_path, limits, method='spawn')
+    writer.join(timeout=200)
     assert writer.exitcode == 7
     assert set(before) <= set(files(tmp_path))
     assert files(tmp_path, '.unfinished') == []
