@@ -290,21 +290,20 @@ def test_killed_amid_changes_a_whole_revision_is_served(tmp_path):
     random = np.random.default_rng(1)
     sources = {1: MemorySource(range(200))}
     write_cache(sources[1], tmp_path)
-    # how long it takes here and now, since one is to be killed before its end and another after it
-    began = time.monotonic()
-    write_cache(sources[1], tmp_path / 'another')
-    seconds = time.monotonic() - began
+    # longer after one that was killed too early, shorter after one that came to its end
+    wait = 0.05
     served = []
     for revision in range(2, 32):
         source = sources[revision] = a_change(sources[revision - 1], random)
         writer = in_child(write_cache, source, tmp_path)
-        writer.join(float(random.uniform(0, 2 * seconds)))
+        writer.join(wait * float(random.uniform(0.5, 1.5)))
         writer.kill()
         writer.join()
         with open_cache(tmp_path, KEY) as cache:
             assert cache.is_whole
             assert_serves(cache, sources[cache.revision], every=3)
             served.append(cache.revision)
+            wait *= 0.6 if cache.revision == revision else 1.6
     assert served == sorted(served)
     behind = sum(one != revision for revision, one in enumerate(served, 2))
     assert 0 < behind < 30, 'always killed too late, or too early'
