@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from finetuner.collections import forks
 from finetuner.collections.batches import ImageTrainer
 from finetuner.collections.cache import PairRow, count_cached, open_cache, write_cache
 from finetuner.collections.place import Store
@@ -49,6 +50,7 @@ class StoredPairs:
     def rows(self) -> Iterator[PairRow]:
         """All pairs, in order of id."""
         for pair in self._store.iter_pairs(self._id):
+            forks.step()
             yield PairRow(pair.id, pair.group, pair.label)
 
     def read_image(self, pair_id: int) -> np.ndarray:
@@ -57,6 +59,7 @@ class StoredPairs:
         Raises:
             NotFoundError: the pair was removed.
         """
+        forks.step()
         if pair_id not in self._page:
             # they are asked for in the order of their ids
             found = self._store.list_pairs(self._id, 0, _PAGE, after=pair_id - 1)
@@ -114,15 +117,20 @@ class _Background:
         self._stop.set()
         self._thread.join()
 
+    def _should_stop(self) -> bool:
+        forks.step()
+        return self._stop.is_set()
+
     def _run(self) -> None:
         try:
-            self._work(self._stop.is_set)
+            with forks.at_work():
+                self._work(self._should_stop)
         except (FinetunerError, OSError) as error:
             # nobody waits for it; who asks for batches is told
             logger.warning('the cache of collection %s was not written: %s', self.key, error)
 
 
-_running: dict[tuple[int, str], _Background] = {}
+_running: dict[str, _Background] = {}
 _running_lock = threading.Lock()
 
 
@@ -138,8 +146,9 @@ def start_caching(store: Store, record: CollectionRecord, root: Path) -> None:
         return
     source = StoredPairs(store, record)
     stop_caching(record.key)
+    forks.watch_forks()
     with _running_lock:
-        _running[os.getpid(), record.key] = _Background(
+        _running[record.key] = _Background(
             record.key, lambda should_stop: write_cache(source, root, should_stop=should_stop)
         )
 
@@ -147,16 +156,24 @@ def start_caching(store: Store, record: CollectionRecord, root: Path) -> None:
 def stop_caching(key: str) -> None:
     """Stop what writes a cache in the background here; what is written stays."""
     with _running_lock:
-        found = _running.pop((os.getpid(), key), None)
+        found = _running.pop(key, None)
     if found is not None:
         found.stop()
 
 
 def stop_all_caching() -> None:
     """Stop whatever this process writes in the background, as at its end."""
-    for process, key in list(_running):
-        if process == os.getpid():
-            stop_caching(key)
+    for key in list(_running):
+        stop_caching(key)
+
+
+def _forget() -> None:
+    global _running_lock
+    _running_lock = threading.Lock()
+    # it is the parent that goes on with them
+    _running.clear()
 
 
 atexit.register(stop_all_caching)
+if hasattr(os, 'register_at_fork'):
+    os.register_at_fork(after_in_child=_forget)
