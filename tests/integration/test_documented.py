@@ -207,7 +207,9 @@ def test_parameters_named_in_the_text_exist(name):
     }
     known |= {*inspect.signature(PostMixin.post).parameters, 'metadata', 'headers', 'tags'}
     known |= set(inspect.signature(CSVOptions).parameters)
-    known |= {'k', 'R', 'protocol', 'serialize_config', 'bbox', 'form'}
+    for public in map(collections.__dict__.get, collections.__all__):
+        known |= set(inspect.signature(public).parameters)
+    known |= {'k', 'R', 'protocol', 'serialize_config', 'form'}
     for span in code_spans(prose(name)):
         for parameter in re.findall(r'(?:^|[(,] ?)([a-z_]+)=', span):
             assert parameter in known, f'{name}: `{span}`'
