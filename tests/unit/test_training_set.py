@@ -491,12 +491,18 @@ def test_collections_are_found_by_words_kind_and_class():
     assert names(search('soccus')) == ['Shoes of Rome']
     assert names(search('fount')) == ['Fountains']
     assert names(search('"; DROP TABLE')) == []
-    assert names(search('AND OR NOT')) == []
     assert names(search('--')) == []
     assert names(search(mltype='segmentation')) == ['Roofs']
     assert names(search(classes=['caliga', 'b'])) == ['Fountains']
     assert names(search('rome', classes='x')) == ['Shoes of Rome']
     assert names(search(limit=1, offset=1)) == ['Fountains']
+
+
+def test_operators_of_a_search_are_words():
+    saved('Shoes of Rome', count=1)
+    assert names(search('AND OR NOT')) == []
+    saved('and or not', count=1)
+    assert names(search('AND OR NOT')) == ['and or not']
 
 
 def test_words_follow_what_a_collection_is_now():
