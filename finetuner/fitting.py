@@ -13,13 +13,14 @@ from finetuner.client import callback_parameters, get_client, opened
 from finetuner.excepts import ConfigError, unknown_name
 from finetuner.run import Run
 
-TrainingData = str | os.PathLike[str] | Iterable[Document]
-
 if TYPE_CHECKING:
     import torch
 
     from finetuner.callback import CallbackDescription
     from finetuner.data.csv import CSVOptions
+    from finetuner.data.sources import HasTrainingDocuments
+
+    TrainingData = str | os.PathLike[str] | Iterable[Document] | HasTrainingDocuments
 
 
 def fit_backbone(

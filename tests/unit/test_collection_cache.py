@@ -17,13 +17,13 @@ import pytest
 
 from finetuner.collections.cache import count_cached, open_cache, write_cache
 from finetuner.collections.cache.disk import hold
-from finetuner.collections.cache.packing import ImageForm, pack
+from finetuner.collections.cache.packing import ChunkForm, pack
 from finetuner.collections.cache.parts import write_part
 from finetuner.excepts import ConfigError, DataError, NotFoundError
 
 from .collection_pairs import KEY, MemorySource, assert_serves, image_of, in_child
 
-PER_PART = ImageForm((3, 8, 8), np.dtype(np.uint8)).images_per_part
+PER_PART = ChunkForm((3, 8, 8), np.dtype(np.uint8)).images_per_part
 
 
 def files(root, start=''):
@@ -631,7 +631,7 @@ def test_forked_while_threads_read(tmp_path):
 
 def test_a_reader_keeps_few_files_open(tmp_path):
     source = MemorySource(range(200))
-    form = ImageForm(source.shape, source.dtype)
+    form = ChunkForm(source.shape, source.dtype)
     (tmp_path / KEY).mkdir()
     for pair_id in source.ids:
         write_part(tmp_path / KEY, form, [(pair_id, pack(source.image_of(pair_id), form))], 1)

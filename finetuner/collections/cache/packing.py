@@ -19,7 +19,7 @@ _ADLER_BYTES = 4
 
 
 @dataclass(frozen=True)
-class ImageForm:
+class ChunkForm:
     """What all images of a collection have in common.
 
     Attributes:
@@ -81,7 +81,7 @@ class DamagedImageError(Exception):
     """A chunk is not what was written; its message says how that shows."""
 
 
-def pack(image: np.ndarray, form: ImageForm) -> Packed:
+def pack(image: np.ndarray, form: ChunkForm) -> Packed:
     """Compress an image; one that gets hardly smaller is kept as it is, which is read ten times as fast.
 
     Raises:
@@ -102,7 +102,7 @@ def pack(image: np.ndarray, form: ImageForm) -> Packed:
     return Packed(data, 0, int.from_bytes(data[-_ADLER_BYTES:], 'big'))
 
 
-def unpack(packed: Packed, form: ImageForm) -> np.ndarray:
+def unpack(packed: Packed, form: ChunkForm) -> np.ndarray:
     """The image in a chunk, `[bands, height, width]`; it may be read-only.
 
     Raises:

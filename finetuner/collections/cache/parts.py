@@ -19,7 +19,7 @@ from finetuner.collections.cache.disk import (
     new_hdf5,
     read_hdf5,
 )
-from finetuner.collections.cache.packing import DamagedImageError, ImageForm, Packed, unpack
+from finetuner.collections.cache.packing import ChunkForm, DamagedImageError, Packed, unpack
 
 if TYPE_CHECKING:
     import h5py
@@ -39,7 +39,7 @@ class Part:
         ids: `[n]` int64, the pairs whose images these are.
     """
 
-    def __init__(self, path: Path, form: ImageForm) -> None:
+    def __init__(self, path: Path, form: ChunkForm) -> None:
         """Read the index.
 
         Raises:
@@ -112,7 +112,7 @@ class Part:
 
 
 def write_part(
-    directory: Path, form: ImageForm, images: Iterable[tuple[int, Packed]], most: int
+    directory: Path, form: ChunkForm, images: Iterable[tuple[int, Packed]], most: int
 ) -> Path | None:
     """Write a file of images; it is there when all of it is on the disk.
 

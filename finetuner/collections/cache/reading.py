@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetuner.collections.cache.disk import Descriptor, cache_directory, hold
-from finetuner.collections.cache.packing import ImageForm
+from finetuner.collections.cache.packing import ChunkForm
 from finetuner.collections.cache.parts import Part, list_parts, place
 from finetuner.collections.cache.tables import Table, TableName, list_tables
 from finetuner.collections.geometry import Frame
@@ -214,7 +214,7 @@ class OpenCache:
         return DataError(f'the cache in {self.directory} was closed: open it again')
 
 
-def read_parts(directory: Path, form: ImageForm) -> list[Part]:
+def read_parts(directory: Path, form: ChunkForm) -> list[Part]:
     """All parts of a cache that can be read, those that hold most first."""
     parts = []
     for path in list_parts(directory):

@@ -24,7 +24,7 @@ from finetuner.collections.cache.disk import (
     new_hdf5,
     read_hdf5,
 )
-from finetuner.collections.cache.packing import ImageForm
+from finetuner.collections.cache.packing import ChunkForm
 from finetuner.collections.cache.source import PairSource
 from finetuner.collections.labels import LabelKind, build_label_kind
 from finetuner.excepts import DataError
@@ -82,7 +82,7 @@ class About:
 
     key: str
     revision: int
-    form: ImageForm
+    form: ChunkForm
     kind: LabelKind[Any]
     groups: tuple[str, ...]
     parts: tuple[tuple[str, int], ...] | None = None
@@ -117,7 +117,7 @@ class About:
         return cls(
             key=held['key'],
             revision=held['revision'],
-            form=ImageForm((bands, height, width), dtype),
+            form=ChunkForm((bands, height, width), dtype),
             kind=build_label_kind(held['mltype'], held['classes']),
             groups=tuple(held['groups']),
             parts=None if parts is None else tuple((name, size) for name, size in parts),

@@ -22,7 +22,7 @@ from finetuner.collections.cache.disk import (
     remove,
     remove_unless_held,
 )
-from finetuner.collections.cache.packing import DamagedImageError, ImageForm, Packed, pack, unpack
+from finetuner.collections.cache.packing import ChunkForm, DamagedImageError, Packed, pack, unpack
 from finetuner.collections.cache.parts import Part, list_parts, place, write_part
 from finetuner.collections.cache.reading import read_parts
 from finetuner.collections.cache.source import PairSource
@@ -77,7 +77,7 @@ def write_cache(
     """
     directory = cache_directory(root, source.key)
     bands, height, width = map(int, source.shape)
-    form = ImageForm((bands, height, width), np.dtype(source.dtype).newbyteorder('='))
+    form = ChunkForm((bands, height, width), np.dtype(source.dtype).newbyteorder('='))
     should_stop = should_stop or _never
     make_private_directory(directory)
     with _sole_writer(directory, should_stop) as is_alone:
@@ -104,7 +104,7 @@ class _Writing:
         self,
         source: PairSource,
         directory: Path,
-        form: ImageForm,
+        form: ChunkForm,
         pairs: PairList,
         on_progress: ProgressFn | None,
         should_stop: StopFn,
@@ -232,7 +232,7 @@ def _newest_usable(directory: Path) -> Table | None:
     return table if table.is_usable() else None
 
 
-def _set_aside_damaged(directory: Path, form: ImageForm) -> None:
+def _set_aside_damaged(directory: Path, form: ChunkForm) -> None:
     """Look at the parts that readers found damaged; what is still marked then counts no more."""
     for path in list_parts(directory, with_damaged=True):
         if is_marked(path):
