@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -72,6 +72,38 @@ class Transport:
     def get_bytes(self, path: str, **params: Any) -> bytes:
         """Ask for a file that fits into memory; asked again while no answer comes."""
         return self._patiently(lambda: _checked(self._http.get(path, params=params))).content
+
+    def get_pieces(
+        self, path: str, params: dict[str, Any], sizes: Sequence[int]
+    ) -> Generator[bytes, None, None]:
+        """Ask for an answer and cut it while it comes.
+
+        Args:
+            path: what to ask for.
+            params: of the question.
+            sizes: of the pieces, in bytes.
+
+        Yields:
+            The pieces; fewer where the connection breaks off or the answer is shorter.
+        """
+        import httpx
+
+        held = bytearray()
+        wanted = iter(sizes)
+        with (
+            contextlib.suppress(httpx.TransportError),
+            self._http.stream('GET', path, params=params) as answer,
+        ):
+            if answer.is_error:
+                answer.read()
+            _checked(answer)
+            size = next(wanted, None)
+            for chunk in answer.iter_bytes():
+                held += chunk
+                while size is not None and len(held) >= size:
+                    yield bytes(held[:size])
+                    del held[:size]
+                    size = next(wanted, None)
 
     def send(self, method: str, path: str, json: Any = None, **params: Any) -> Any:
         """Have something done; not sent again, since nobody knows how far it came."""

@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from finetuner.collections import forks
 from finetuner.collections.batches import ImageTrainer
 from finetuner.collections.cache import PairRow, count_cached, open_cache, write_cache
 from finetuner.collections.place import Store
-from finetuner.collections.records import CollectionRecord, PairRecord
+from finetuner.collections.records import CollectionRecord
 from finetuner.collections.tiles import pixels_of
 from finetuner.excepts import ConfigError, FinetunerError, NotFoundError
 
@@ -42,14 +42,12 @@ class StoredPairs:
         self.dtype = np.dtype(record.form.dtype)
         self.kind = record.kind
         self._store = store
-        self._id = record.id
+        self._record = record
         self._form = record.form
-        self._read_kept = store.reader_of(record)
-        self._page: dict[int, PairRecord] = {}
 
     def rows(self) -> Iterator[PairRow]:
         """All pairs, in order of id."""
-        for pair in self._store.iter_pairs(self._id):
+        for pair in self._store.iter_pairs(self._record.id):
             forks.step()
             yield PairRow(pair.id, pair.group, pair.label)
 
@@ -59,15 +57,36 @@ class StoredPairs:
         Raises:
             NotFoundError: the pair was removed.
         """
-        forks.step()
-        if pair_id not in self._page:
-            # they are asked for in the order of their ids
-            found = self._store.list_pairs(self._id, 0, _PAGE, after=pair_id - 1)
-            self._page = {pair.id: pair for pair in found}
-        if pair_id not in self._page:
-            raise NotFoundError(f'pair {pair_id} was removed')
-        pair = self._page[pair_id]
-        return pixels_of(self._read_kept(pair), pair.encoding, self._form)
+        return next(self.read_images([pair_id]))
+
+    def read_images(self, pair_ids: Sequence[int]) -> Iterator[np.ndarray]:
+        """The images of several pairs, in this order, each read when it is asked for.
+
+        Args:
+            pair_ids: ascending.
+
+        Raises:
+            NotFoundError: a pair was removed.
+        """
+        start = 0
+        while start < len(pair_ids):
+            wanted = pair_ids[start : start + _PAGE]
+            found = self._store.list_pairs(self._record.id, 0, len(wanted), after=wanted[0] - 1)
+            asked = set(wanted)
+            page = [pair for pair in found if pair.id in asked]
+            for pair_id, pair in zip(wanted, page, strict=False):
+                if pair.id != pair_id:
+                    raise _removed(pair_id)
+            if not page:
+                raise _removed(wanted[0])
+            for pair, data in zip(page, self._store.read_images(self._record, page), strict=True):
+                forks.step()
+                yield pixels_of(data, pair.encoding, self._form)
+            start += len(page)
+
+
+def _removed(pair_id: int) -> NotFoundError:
+    return NotFoundError(f'pair {pair_id} was removed')
 
 
 def read_batches(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from typing import Any
@@ -68,6 +69,22 @@ class PairStore:
             query = query.order_by(CollectionPairRow.id).offset(offset).limit(limit)
             return [pair_record(row, collection) for row in session.scalars(query)]
 
+    def pairs_of(self, collection_id: int, pair_ids: Sequence[int]) -> list[PairRecord]:
+        """Pairs of a collection by their numbers, in this order, up to the first that is not there.
+
+        Args:
+            collection_id: of the collection.
+            pair_ids: at most a thousand.
+        """
+        with self._database.reader() as session:
+            collection = self._readable_row(session, collection_id)
+            query = select(CollectionPairRow).where(
+                CollectionPairRow.collection_id == collection_id, CollectionPairRow.id.in_(pair_ids)
+            )
+            found = {row.id: pair_record(row, collection) for row in session.scalars(query)}
+        there = itertools.takewhile(found.__contains__, pair_ids)
+        return [found[pair_id] for pair_id in there]
+
     def iter_pairs(self, collection_id: int) -> Iterator[PairRecord]:
         """All pairs in the order in which they were fed, a thousand in memory at a time."""
         after = 0
@@ -127,6 +144,16 @@ class PairStore:
         """What reads the images of a collection."""
         reader = PackReader(self._files, collection.key)
         return lambda pair: reader.read(pair.place)
+
+    def read_images(
+        self, collection: CollectionRecord, pairs: Sequence[PairRecord]
+    ) -> Iterator[bytes]:
+        """The images of several pairs of a collection as they are kept, each read when it is asked for.
+
+        Raises:
+            DataError: one is not there any more, or damaged.
+        """
+        yield from map(self.reader_of(collection), pairs)
 
     def _mine(self) -> Select[Any]:
         return select(CollectionRow).where(CollectionRow.owner == self._owner)

@@ -85,6 +85,12 @@ class Store(Protocol):
         """What reads the images of a collection."""
         ...
 
+    def read_images(
+        self, collection: CollectionRecord, pairs: Sequence[PairRecord]
+    ) -> Iterator[bytes]:
+        """The images of several pairs of a collection as they are kept, in their order."""
+        ...
+
 
 class Place(Protocol):
     """Everything that collections need."""

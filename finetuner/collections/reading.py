@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from finetuner.collections.batches import ImageTrainer
 
 _MOST_DRAWN = 256
+_PAGE = 500
 
 
 class SavedPairs:
@@ -148,8 +149,7 @@ class SavedPairs:
         self, group: str | None = None, bands: Sequence[int] | None = None
     ) -> Iterator[Document]:
         """The pairs as labelled Documents, one by one; see `to_documents`."""
-        points = (point for point in self if group is None or point.group == group)
-        return documents_of(points, bands)
+        return documents_of(self._points_with_images(group), bands)
 
     def to_documents(
         self, group: str | None = None, bands: Sequence[int] | None = None
@@ -194,3 +194,16 @@ class SavedPairs:
     ) -> list[DataPoint]:
         pairs = self._place.store.list_pairs(record.id, offset, limit, group)
         return [DataPoint(pair, record, self._place.store, self._read_image) for pair in pairs]
+
+    def _points_with_images(self, group: str | None) -> Iterator[DataPoint]:
+        """All pairs whose images will be wanted, hundreds of which are asked for at once."""
+        record, store = self._fresh(), self._place.store
+        after = 0
+        while found := store.list_pairs(record.id, 0, _PAGE, group, after):
+            for pair, image in zip(found, store.read_images(record, found), strict=True):
+                yield DataPoint(pair, record, store, _given(image))
+            after = found[-1].id
+
+
+def _given(image: bytes) -> ReadImage:
+    return lambda pair: image

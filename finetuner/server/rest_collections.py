@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import base64
 import binascii
-import io
 from collections.abc import Callable, Iterable
 from dataclasses import astuple
 from typing import Any, Literal
 
-import numpy as np
 from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel, StrictBool, StrictStr
 
 from finetuner.client import LocalClient
-from finetuner.collections.datapoint import DataPoint
-from finetuner.collections.documents import png_of
 from finetuner.collections.draft import DEFAULT_GROUP, Draft, at_position
-from finetuner.collections.drawing import as_rgb
 from finetuner.collections.exchange import pair_of_document
 from finetuner.collections.finding import Query as Search
 from finetuner.collections.local import LocalCollections
@@ -25,12 +20,12 @@ from finetuner.collections.records import CollectionRecord, PairRecord
 from finetuner.collections.spec import CollectionSpec, check_classes
 from finetuner.collections.store import new_key
 from finetuner.excepts import ConfigError, ConflictError, DataError
+from finetuner.server.rest_images import MAX_PAGE, add_images, numbers_of
 from finetuner.server.rest_schema import require
 from finetuner.uris import PicturePolicy
 
 # what comes from outside is opened by no address
 _POLICY = PicturePolicy(uri_allow=())
-MAX_PAGE = 1000
 _TAGS: list[Any] = ['collections']
 
 
@@ -113,6 +108,7 @@ def add_collections(router: APIRouter, client: LocalClient) -> None:
     _add_collections(router, reads, writes)
     _add_pairs(router, reads, writes)
     _add_pair(router, reads, writes)
+    add_images(router, reads)
 
 
 class _View:
@@ -264,7 +260,7 @@ def _add_collections(router: APIRouter, reads: Any, writes: Any) -> None:
     ) -> list[dict[str, Any]]:
         """Collections by words, place (`west,south,east,north`), kind and classes."""
         found = Search.checked(
-            text, bbox and _numbers('bbox', bbox), mltype, classes, limit, offset
+            text, bbox and numbers_of('bbox', bbox), mltype, classes, limit, offset
         )
         return [view.shown(record) for record in view.store.search(found)]
 
@@ -331,35 +327,6 @@ def _add_pair(router: APIRouter, reads: Any, writes: Any) -> None:
         """Remove a pair."""
         view.store.remove_pair(pair_id)
         return Response(status_code=204)
-
-    @router.get('/datapoints/{pair_id:int}/image', tags=_TAGS, response_class=Response)
-    def get_image(
-        pair_id: int,
-        form: Literal['png', 'npy', 'kept'] = 'png',
-        bands: str | None = None,
-        view: _View = reads,
-    ) -> Response:
-        """The image of a pair: a picture to look at, its numbers, or its bytes as they are kept.
-
-        `bands=4,2,1` are shown as red, green and blue.
-        """
-        pair, collection = view.store.get_pair(pair_id)
-        point = DataPoint(pair, collection, view.store, view.store.reader_of(collection))
-        if form == 'kept':
-            return Response(point.kept[0], media_type='application/octet-stream')
-        if form == 'npy':
-            file = io.BytesIO()
-            np.save(file, point.read(), allow_pickle=False)
-            return Response(file.getvalue(), media_type='application/octet-stream')
-        chosen = None if bands is None else [int(band) for band in _numbers('bands', bands)]
-        return Response(png_of(as_rgb(point.read(), chosen)), media_type='image/png')
-
-
-def _numbers(name: str, text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(',')]
-    except ValueError:
-        raise ConfigError(f'{name}={text[:80]!r}: it takes numbers with commas between') from None
 
 
 def _from_base64(text: str) -> bytes:

@@ -357,3 +357,32 @@ def test_a_draft_that_was_refused_may_be_mended(login):
         made.feed([(image(), [1]), (image(bands=2), [1])])
     made.save()
     assert made.count == {'train': 1}
+
+
+def test_images_travel_by_hundreds_and_what_an_answer_lacks_is_asked_for(login, ask):
+    made = TrainingSet('many', tile_size=SIZE)
+    images = [np.full((3, *SIZE), number, np.uint16) for number in range(450)]
+    made.feed((image, [1, 0]) for image in images)
+    made.save()
+    ids = [point.id for point in made]
+    answer = ask('GET', f'/data/{made.id}/images', params={'ids': [ids[3], ids[1], ids[2]]})
+    assert answer.content == b''.join(images[number].tobytes() for number in (3, 1, 2))
+    # an answer ends where a pair is not there
+    answer = ask('GET', f'/data/{made.id}/images', params={'ids': [ids[0], 2**40, ids[1]]})
+    assert answer.content == images[0].tobytes()
+    assert ask('GET', f'/data/{made.id}/images', 'bob', params={'ids': ids[:2]}).status_code == 404
+    too_many = ask('GET', f'/data/{made.id}/images', params={'ids': list(range(1001))})
+    assert too_many.status_code == 422
+
+    store, record = made._place.store, made._saved
+    pairs = list(store.iter_pairs(made.id))
+    assert list(store.read_images(record, pairs)) == [image.tobytes() for image in images]
+    made[7].remove()
+    reading = store.read_images(record, pairs)
+    assert [next(reading) for _ in range(7)] == [image.tobytes() for image in images[:7]]
+    with pytest.raises(NotFoundError):
+        next(reading)
+    trained = made.batch(32)
+    left = images[:7] + images[8:]
+    assert all((x == image).all() for (x, _), image in zip(trained.train, left, strict=True))
+    assert len(made.to_documents()) == 449

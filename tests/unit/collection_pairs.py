@@ -105,6 +105,9 @@ class MemorySource:
         self.reads.append(pair_id)
         return self.image_of(pair_id)
 
+    def read_images(self, pair_ids: Any) -> Iterator[np.ndarray]:
+        return map(self.read_image, pair_ids)
+
 
 def same_label(one: Any, other: Any) -> bool:
     """Whether two labels are equal, type for type."""

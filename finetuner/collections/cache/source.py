@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -51,3 +51,6 @@ class PairSource(Protocol):
 
         The array is read by another thread afterwards, so each image needs one of its own.
         """
+
+    def read_images(self, pair_ids: Sequence[int]) -> Iterator[np.ndarray]:
+        """The images of several pairs, in this order, each read when it is asked for."""

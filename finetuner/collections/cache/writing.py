@@ -172,13 +172,16 @@ class _Writing:
         rows: NDArray[np.int32],
     ) -> Iterator[tuple[int, Packed | np.ndarray]]:
         """Images until it is to stop: as the source gives them, or as a part has them."""
-        for pair_id, number, row in zip(ids, numbers, rows, strict=True):
+        missing = self._source.read_images(ids[numbers < 0].tolist())
+        for pair_id, number, row in zip(ids.tolist(), numbers, rows, strict=True):
             if self._should_stop():
                 self._was_stopped = True
                 return
-            packed = None if number < 0 else self._copy(parts[number], int(row))
-            image = self._source.read_image(int(pair_id)) if packed is None else packed
-            yield int(pair_id), image
+            if number < 0:
+                yield pair_id, next(missing)
+                continue
+            packed = self._copy(parts[number], int(row))
+            yield pair_id, self._source.read_image(pair_id) if packed is None else packed
 
     def _copy(self, part: Part, row: int) -> Packed | None:
         packed = part.packed(row, Descriptor(part.path))
