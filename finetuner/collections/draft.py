@@ -262,9 +262,9 @@ def clear_drafts(
         if not directory.is_dir():
             continue
         with suppress(Timeout, OSError):
-            # one that was just made has no lock yet
+            # one that was just made has no lock yet; where other things are without one, it went first
             is_new = time.time() - directory.stat().st_mtime < _NEW_SECONDS
-            if (directory / _LOCK).exists() or not is_new:
+            if any(directory.iterdir()) or not is_new:
                 with FileLock(directory / _LOCK).acquire(blocking=False):
                     found = list(left_over([directory], seconds))
                     cleared += found
