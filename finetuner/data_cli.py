@@ -167,18 +167,33 @@ def clean(
     dry_run: Annotated[bool, typer.Option('--dry-run', help='Delete nothing.')] = False,
     as_json: _Json = False,
 ) -> None:
-    """Delete data of this machine that no name and no run refers to any more."""
+    """Delete data of this machine that no name and no run refers to any more.
+
+    Of collections: images that no pair has, archives that no release names, caches of collections that
+    are gone. Of all: what killed processes left.
+    """
     with _exit_codes():
+        from finetuner.collections.garbage import collect_collection_garbage
+        from finetuner.collections.local import LocalCollections
         from finetuner.config import Settings
         from finetuner.runs.garbage import collect_garbage
         from finetuner.runs.workspace import Workspace
 
-        workspace = Workspace(Settings.from_environment())
+        settings = Settings.from_environment()
+        workspace = Workspace(settings)
+        place = LocalCollections(settings, database=workspace.database)
         found = collect_garbage(workspace, hours * 3600, dry_run)
+        ours = collect_collection_garbage(place, hours * 3600, dry_run)
         workspace.close()
-    what = f'{len(found.data)} data sets and {len(found.unfinished)} unfinished pieces'
+    num_bytes = found.num_bytes + ours.num_bytes
+    unfinished = found.unfinished + ours.unfinished
+    what = (
+        f'{len(found.data)} data sets, {len(ours.packs)} files of images, {len(ours.releases)} of '
+        f'releases, {len(ours.caches)} caches and {len(unfinished)} unfinished pieces'
+    )
     done = 'would be deleted' if dry_run else 'are deleted'
-    tell(vars(found), as_json, f'{what}, {found.num_bytes:,} bytes, {done}')
+    shown = {**vars(found), **vars(ours), 'unfinished': unfinished, 'num_bytes': num_bytes}
+    tell(shown, as_json, f'{what}, {num_bytes:,} bytes, {done}')
 
 
 def _csv_options(

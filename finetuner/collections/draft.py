@@ -34,6 +34,7 @@ from finetuner.collections.spec import (
 from finetuner.collections.tiles import ImageForm, Tile, read_tile
 from finetuner.excepts import DataError, FinetunerError
 from finetuner.storage.database import make_private_directory
+from finetuner.storage.leftovers import left_over
 from finetuner.uris import DEFAULT_POLICY, PicturePolicy
 
 _JOURNAL = 'pairs.jsonl'
@@ -235,28 +236,41 @@ def new_directory(parent: Path) -> tuple[Path, FileLock]:
         directory = parent / uuid.uuid4().hex
         directory.mkdir(mode=0o700)
         lock = FileLock(directory / _LOCK)
-        lock.acquire()
         # who clears drafts may have found it before it was locked
-        if (directory / _LOCK).exists():
+        with suppress(FileNotFoundError):
+            lock.acquire()
+        if lock.is_locked and (directory / _LOCK).exists():
             return directory, lock
         lock.release()
 
 
-def clear_drafts(parent: Path) -> None:
+def clear_drafts(
+    parent: Path, seconds: float = 0.0, only_look: bool = False
+) -> list[tuple[Path, int]]:
     """Delete the drafts of processes that are gone.
 
     Args:
         parent: directory of all drafts.
+        seconds: what is newer stays.
+        only_look: delete nothing.
+
+    Returns:
+        What was deleted, or would be, and the bytes of each.
     """
+    cleared = []
     for directory in parent.iterdir():
         if not directory.is_dir():
             continue
         with suppress(Timeout, OSError):
-            # one that was just made has no lock yet
+            # one that was just made has no lock yet; where other things are without one, it went first
             is_new = time.time() - directory.stat().st_mtime < _NEW_SECONDS
-            if (directory / _LOCK).exists() or not is_new:
+            if any(directory.iterdir()) or not is_new:
                 with FileLock(directory / _LOCK).acquire(blocking=False):
-                    shutil.rmtree(directory, ignore_errors=True)
+                    found = list(left_over([directory], seconds))
+                    cleared += found
+                    if found and not only_look:
+                        shutil.rmtree(directory, ignore_errors=True)
+    return cleared
 
 
 def at_position(error: FinetunerError, position: int) -> FinetunerError:

@@ -41,7 +41,7 @@ class LocalCollections:
     @cached_property
     def store(self) -> CollectionStore:
         """What is known of collections."""
-        return CollectionStore(self._database, self._files, self.owner)
+        return CollectionStore(self.database, self.files, self.owner)
 
     @property
     def drafts(self) -> Path:
@@ -70,14 +70,16 @@ class LocalCollections:
         """
         if to_change and record.owner != self.owner:
             raise ForbiddenError(f'collection {record.name!r} is not yours: its owner releases it')
-        return self._files
+        return self.files
 
     @cached_property
-    def _database(self) -> Database:
+    def database(self) -> Database:
+        """That knows them."""
         return self._given or open_database(self.settings.database_url)
 
     @cached_property
-    def _files(self) -> FileStore:
+    def files(self) -> FileStore:
+        """Where their packs and releases are, a folder each; beside the artifacts."""
         artifacts = FileStore(self.settings.artifacts_url, self.settings.home / 'cache')
         if artifacts.is_local:
             return FileStore(self.settings.home / 'collections')

@@ -206,6 +206,17 @@ def now() -> datetime:
     return datetime.now(timezone.utc)
 
 
+def lock_files(database: Database, session: Session, key: str) -> None:
+    """Wait for whoever names files of a collection, or deletes those that nobody names.
+
+    Args:
+        database: that the session is of.
+        session: that may write; nobody else gets past this until it ends.
+        key: of the collection's files.
+    """
+    database.lock(session, int(key[:15], 16))
+
+
 def _no_collection(collection_id: int) -> NotFoundError:
     return NotFoundError(
         f'there is no collection {collection_id}: it was removed, or is not shared; search() lists '

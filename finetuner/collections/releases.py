@@ -43,7 +43,7 @@ from finetuner.collections.release_format import (
 from finetuner.collections.tiles import pixels_of
 from finetuner.excepts import ArtifactError, ConfigError, ConflictError, NotFoundError
 from finetuner.storage.database import make_private_directory
-from finetuner.storage.files import CHUNK_BYTES
+from finetuner.storage.files import CHUNK_BYTES, FileStore
 
 _VERSION = re.compile(r'[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}')
 _AT_ONCE = 1000
@@ -92,6 +92,22 @@ def list_releases(place: Place, record: CollectionRecord) -> list[dict[str, Any]
     names = [name for name in files.list_names(folder) if name.endswith('.json')]
     found = [json.loads(b''.join(files.read(f'{folder}/{name}'))) for name in names]
     return sorted(found, key=lambda about: (about['created_at'], about['version']))
+
+
+def named_files(files: FileStore, key: str) -> set[str]:
+    """Names of the files that the releases of a collection are in, by its key."""
+    names = [name for name in files.list_names(f'{key}/releases') if name.endswith('.json')]
+    return {*names, *(f'{name.removesuffix(".json")}.tar' for name in names)}
+
+
+def release_lock(place: Place, key: str) -> FileLock:
+    """What one has, of all on this machine, who releases a collection, by its key."""
+    return FileLock(place.drafts / f'.release-{key}.lock')
+
+
+def list_locks(place: Place) -> dict[str, Path]:
+    """The files of such locks, by the keys of their collections."""
+    return {path.name[9:-5]: path for path in place.drafts.glob('.release-*.lock')}
 
 
 def download_release(
@@ -286,7 +302,7 @@ def _alone(place: Place, record: CollectionRecord) -> Iterator[None]:
     """While in here, no other process of this machine releases the collection."""
     make_private_directory(place.drafts)
     try:
-        with FileLock(place.drafts / f'.release-{record.key}.lock').acquire(blocking=False):
+        with release_lock(place, record.key).acquire(blocking=False):
             yield
     except Timeout as error:
         raise ConflictError(

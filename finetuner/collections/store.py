@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from finetuner.collections.draft import Draft
 from finetuner.collections.finding import Query, forget_words, matching, note_words
 from finetuner.collections.geometry import Bounds, united_degrees
-from finetuner.collections.pair_store import ROWS_AT_ONCE, PairStore, now, touch
+from finetuner.collections.pair_store import ROWS_AT_ONCE, PairStore, lock_files, now, touch
 from finetuner.collections.records import CollectionRecord, form_of
 from finetuner.collections.spec import MAX_DESCRIPTION, MAX_NAME, CollectionSpec, check_text
 from finetuner.collections.tables import CollectionPairRow, CollectionRow
@@ -48,15 +48,14 @@ class CollectionStore(PairStore):
 
         Args:
             spec: what it was made with.
-            draft: its pairs; None for a collection that is still empty. Its packs are moved, and its rows stay: after an error it can be saved again.
+            draft: its pairs; None for a collection that is still empty. It stays as it is: after an error
+                it can be saved again.
             key: of its files, 32 hex characters.
 
         Raises:
             ConflictError: the name is taken.
         """
         self.check_name(spec.name)
-        if draft is not None:
-            self._store_packs(draft, key)
         row = CollectionRow(
             key=key,
             owner=self._owner,
@@ -76,7 +75,7 @@ class CollectionStore(PairStore):
             created_at=now(),
             updated_at=now(),
         )
-        with _taken_is_told(spec.name), self._database.session() as session:
+        with _taken_is_told(spec.name), self._session_with_packs(draft, key) as session:
             session.add(row)
             session.flush()
             note_words(session, row)
@@ -93,8 +92,7 @@ class CollectionStore(PairStore):
         """
         with self._database.reader() as session:
             key = self._own_row(session, collection_id).key
-        self._store_packs(draft, key)
-        with self._database.session() as session:
+        with self._session_with_packs(draft, key) as session:
             row = self._own_row(session, collection_id)
             if tuple(row.classes) != draft.classes[: len(row.classes)]:
                 raise ConflictError(
@@ -184,10 +182,27 @@ class CollectionStore(PairStore):
 
     # below
 
-    def _store_packs(self, draft: Draft, key: str) -> None:
-        draft.seal()
-        for path in draft.packs:
-            self._files.put_file(path, f'{key}/{path.name}', move=True)
+    @contextmanager
+    def _session_with_packs(self, draft: Draft | None, key: str) -> Iterator[Session]:
+        """A session that may write, in which the images of a draft are there, and stay."""
+        packs = []
+        if draft is not None:
+            draft.seal()
+            packs = draft.packs
+        is_stored = False
+        while not is_stored:
+            there = set(self._files.list_names(key)) if packs else set()
+            for path in packs:
+                if path.name not in there:
+                    # the draft keeps them until they have a row
+                    self._files.put_file(path, f'{key}/{path.name}', may_link=True)
+            with self._database.session() as session:
+                # what has no row yet may have been deleted as garbage, but from now on is not
+                lock_files(self._database, session, key)
+                there = set(self._files.list_names(key)) if packs else set()
+                is_stored = all(path.name in there for path in packs)
+                if is_stored:
+                    yield session
 
     def _add_pairs(self, session: Session, row: CollectionRow, draft: Draft) -> None:
         rows: list[dict[str, Any]] = []

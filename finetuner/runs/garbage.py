@@ -6,12 +6,7 @@ which it has seen that no one needs it: so data that is about to be used is not 
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
-import shutil
-import stat
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -25,8 +20,8 @@ from finetuner.runs.records import now
 from finetuner.runs.submission import REFERENCE
 from finetuner.runs.tables import DatasetRow, HoldingRow, RunRow
 from finetuner.runs.workspace import Workspace
+from finetuner.storage.leftovers import KEPT_SECONDS, delete_path, left_over
 
-KEPT_SECONDS = 24 * 3600.0
 _DATA = re.compile(r'([0-9a-f]{64})\.docs')
 # what is being written has these names until it is whole
 _UNFINISHED = ('.push-*', '.staging-*')
@@ -70,11 +65,11 @@ def collect_garbage(
     found = Garbage()
     for sha256 in list(_stored(workspace)):
         _delete_data(workspace, sha256, seconds, only_look, found)
-    for path, num_bytes in _left_over(workspace, seconds):
+    for path, num_bytes in left_over(_unfinished(workspace.settings.home), seconds):
         found.unfinished.append(str(path))
         found.num_bytes += num_bytes
         if not only_look:
-            _delete(path)
+            delete_path(path)
     return found
 
 
@@ -118,30 +113,7 @@ def _references(config: object) -> set[str]:
     return set(REFERENCE.findall(str(config)))
 
 
-def _left_over(workspace: Workspace, seconds: float) -> Iterator[tuple[Path, int]]:
-    """Unfinished work that nothing was added to for so long, with its bytes."""
-    home = workspace.settings.home
-    oldest = time.time() - seconds
+def _unfinished(home: Path) -> Iterator[Path]:
     for folder in (home, home / 'data', home / 'artifacts', home / 'cache', home / 'fetched'):
         for pattern in _UNFINISHED:
-            for path in folder.glob(pattern):
-                files = _files_of(path)
-                if files and max(file.st_mtime for file in files) < oldest:
-                    yield path, sum(f.st_size for f in files if stat.S_ISREG(f.st_mode))
-
-
-def _delete(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _files_of(path: Path) -> list[os.stat_result]:
-    """What a path and all below it look like; what goes away meanwhile is left out."""
-    below = [Path(folder, name) for folder, _, names in os.walk(path) for name in ('.', *names)]
-    found = []
-    for each in (path, *below):
-        with contextlib.suppress(FileNotFoundError):
-            found.append(each.lstat())
-    return found
+            yield from folder.glob(pattern)

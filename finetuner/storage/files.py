@@ -14,7 +14,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 import fsspec
@@ -119,14 +119,18 @@ class FileStore:
             digest.update(chunk)
         return digest.hexdigest()
 
-    def put_file(self, source: Path, key: str, move: bool = False) -> None:
+    def put_file(self, source: Path, key: str, move: bool = False, may_link: bool = False) -> None:
         """Store a local file; one that is there is replaced.
 
         Args:
             source: the file.
             key: where to.
             move: the source is not needed any more: it is renamed where that can be done.
+            may_link: the source stays, is on the disk, and never changes again: where that can be
+                done, both names are of one file, which then counts as written now.
         """
+        if may_link and self.is_local and _link(source, self._local(key)):
+            return
         if move and self.is_local:
             target = self._local(key)
             make_private_directory(target.parent)
@@ -175,10 +179,32 @@ class FileStore:
         """Names of the files and directories at the top or in a folder, unfinished ones aside."""
         root = str(self._local_root) if self.is_local else self._root
         root = self._address(folder) if folder else root
-        if not self._fs.isdir(root):
+        # as it is now, whatever was listed before
+        self._fs.invalidate_cache(root)
+        try:
+            paths = self._fs.ls(root, detail=False) if self._fs.isdir(root) else []
+        except FileNotFoundError:
+            # it was deleted at this moment
             return []
-        names = [path.rstrip('/').rpartition('/')[2] for path in self._fs.ls(root, detail=False)]
-        return sorted(name for name in names if not name.startswith(_STAGING))
+        names = [path.rstrip('/').rpartition('/')[2] for path in paths]
+        return sorted(filter(_is_whole, names))
+
+    def list_copies(self, folder: str = '') -> list[Path]:
+        """Local copies of files and directories at the top or in a folder; none on a local disk."""
+        root = self._local(folder) if folder else self._local_root
+        if self.is_local:
+            return []
+        # as `list_unfinished`, whatever goes away meanwhile
+        below = next(os.walk(root), ('', [], []))
+        return [root / name for name in sorted(below[1] + below[2]) if _is_whole(name)]
+
+    def list_unfinished(self) -> list[Path]:
+        """Local files and directories that are being written now, or that a killed process left."""
+        found = []
+        for folder, names, files in os.walk(self._local_root):
+            found += [Path(folder, name) for name in names + files if not _is_whole(name)]
+            names[:] = filter(_is_whole, names)
+        return sorted(found)
 
     def size(self, key: str) -> int:
         """Bytes of a file."""
@@ -204,14 +230,22 @@ class FileStore:
             # Renamed first: a directory half deleted must not pass for a whole one.
             doomed = self._staging(key)
             local.rename(doomed)
-            shutil.rmtree(doomed)
+            # somebody else may delete it too
+            with suppress(FileNotFoundError):
+                shutil.rmtree(doomed)
         else:
             local.unlink(missing_ok=True)
         if not self.is_local and self._fs.exists(self._remote(key)):
             path = self._remote(key)
-            if self._fs.isfile(f'{path}/{_COMPLETE}'):
-                self._fs.rm(f'{path}/{_COMPLETE}')
-            self._fs.rm(path, recursive=True)
+            with suppress(FileNotFoundError):
+                if self._fs.isfile(f'{path}/{_COMPLETE}'):
+                    self._fs.rm(f'{path}/{_COMPLETE}')
+                self._fs.rm(path, recursive=True)
+
+    def delete_empty(self, folder: str) -> None:
+        """Delete a local directory, the store's or of copies, if nothing at all is in it."""
+        with suppress(OSError):
+            self._local(folder).rmdir()
 
     def local_path(self, key: str) -> Path:
         """A local path of a file or directory; what is elsewhere is copied here once.
@@ -290,6 +324,35 @@ class FileStore:
     def _staging(self, key: str) -> Path:
         path = self._local(key)
         return path.with_name(f'{_STAGING}{path.name}')
+
+
+def _link(source: Path, target: Path) -> bool:
+    """Give a file a second name; whether that can be done here."""
+    unfinished = target.with_name(f'{_STAGING}{uuid.uuid4().hex}')
+    try:
+        for is_last in (False, True):
+            make_private_directory(target.parent)
+            try:
+                os.link(source, unfinished)
+                break
+            except FileNotFoundError:
+                # the directory was empty, and was taken away at this moment
+                if is_last or not source.exists():
+                    raise
+            except OSError:
+                # other disks, and file systems that know no second names
+                return False
+        os.utime(unfinished)
+        unfinished.replace(target)
+    finally:
+        # renaming one name of a file to another one of it leaves both
+        unfinished.unlink(missing_ok=True)
+    _sync_directory(target.parent)
+    return True
+
+
+def _is_whole(name: str) -> bool:
+    return not name.startswith(_STAGING)
 
 
 def _parts(key: str) -> tuple[str, ...]:

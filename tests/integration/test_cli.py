@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from finetuner.cli import app
+from finetuner.collections import TrainingSet
 from finetuner.excepts import ConfigError, ConflictError, FinetunerError, NotFoundError
 from tests.conftest import make_picture_docs
 
@@ -140,6 +141,19 @@ def test_data_is_kept_listed_fetched_and_forgotten(pictures):
         call('data', 'forget', 'mine')
     assert 'would be deleted' in call('data', 'clean', '--hours', '0', '--dry-run')
     assert 'are deleted' in call('data', 'clean', '--hours', '0')
+
+
+def test_what_collections_left_is_counted_and_deleted():
+    made = TrainingSet('set', tile_size=(8, 8), classes=['one'])
+    made.feed([(np.zeros((3, 8, 8), np.uint8), [1])])
+    made.save()
+    made[0].remove()
+    words = '0 data sets, 1 files of images, 0 of releases, 0 caches and 0 unfinished pieces'
+    seen = call('data', 'clean', '--hours', '0', '--dry-run')
+    assert re.search(f'{words}, [0-9]+ bytes, would be deleted', seen)
+    (pack,) = json.loads(call('data', 'clean', '--hours', '0', '--json'))['packs']
+    assert pack.startswith(made._saved.key)
+    assert '0 files of images' in call('data', 'clean', '--hours', '0')
 
 
 def test_runs_are_cancelled_resumed_and_deleted(pictures):

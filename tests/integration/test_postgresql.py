@@ -16,7 +16,7 @@ from finetuner.runs.store import RunStore
 from finetuner.storage.database import open_database
 from finetuner.storage.tokens import Identity, TokenStore
 from tests.postgresql import INSTALLED, REASON, postgresql
-from tests.unit import test_garbage
+from tests.unit import test_collection_garbage, test_garbage
 from tests.unit.alias_cases import CASES
 from tests.unit.declared_tables import differences
 from tests.unit.test_run_queue import claimed_by_processes
@@ -109,6 +109,12 @@ def test_names_for_artifacts(case, url):
 def test_garbage_is_not_what_is_being_used(settings, monkeypatch):
     monkeypatch.setattr(test_garbage, 'Settings', lambda *_: settings)
     test_garbage.test_data_that_is_being_used_is_not_taken_away(settings.home.parent)
+
+
+def test_garbage_of_collections_is_not_what_is_being_saved(settings, monkeypatch):
+    monkeypatch.setenv('FINETUNER_HOME', str(settings.home))
+    monkeypatch.setenv('FINETUNER_DATABASE_URL', settings.database_url)
+    test_collection_garbage.test_what_is_being_saved_and_released_is_not_taken_away(settings.home)
 
 
 def test_a_server_that_is_not_there_is_said_so(tmp_path):

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from finetuner.collections.cache.reading import OpenCache, count_cached, open_cache
 from finetuner.collections.cache.source import PairRow, PairSource
-from finetuner.collections.cache.writing import write_cache
+from finetuner.collections.cache.writing import remove_unused, write_cache
 
 __all__ = [
     'OpenCache',
@@ -26,5 +26,6 @@ __all__ = [
     'PairSource',
     'count_cached',
     'open_cache',
+    'remove_unused',
     'write_cache',
 ]

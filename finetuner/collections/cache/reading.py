@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,11 @@ def open_cache(root: str | Path, key: str) -> OpenCache:
             break
         newest = max(names, key=lambda name: (name.is_whole, name))
         try:
-            return OpenCache(directory, newest)
+            cache = OpenCache(directory, newest)
+            # it says when it was last used
+            with suppress(OSError):
+                os.utime(directory)
+            return cache
         except FileNotFoundError:
             continue
     raise NotFoundError(f'collection {key} has no cache in {directory.parent}: write one first')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from itertools import islice
@@ -95,6 +96,26 @@ def write_cache(
                     return False
         _clean(directory)
         return True
+
+
+def remove_unused(directory: Path) -> bool:
+    """Remove a cache, unless somebody writes it or reads it.
+
+    Returns:
+        Whether it was removed here.
+    """
+    try:
+        with _sole_writer(directory, _always) as is_alone:
+            if not is_alone:
+                return False
+            for name in list_tables(directory):
+                if not remove_unless_held(directory / str(name)):
+                    return False
+            shutil.rmtree(directory)
+    except FileNotFoundError:
+        # somebody else was quicker
+        return False
+    return True
 
 
 class _Writing:
@@ -273,3 +294,7 @@ def _clean(directory: Path) -> None:
 
 def _never() -> bool:
     return False
+
+
+def _always() -> bool:
+    return True
