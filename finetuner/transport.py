@@ -113,6 +113,12 @@ class Transport:
         )
         return answer.json() if answer.content else None
 
+    def ask(self, path: str, json: Any) -> Any:
+        """Have something done that the server does once, however often it is asked for; asked again
+        while no answer comes.
+        """
+        return self._patiently(lambda: _checked(self._http.post(path, json=json))).json()
+
     def _once(self, ask: Callable[[], T]) -> T:
         import httpx
 
@@ -125,8 +131,8 @@ class Transport:
             ) from error
 
     def _patiently(self, ask: Callable[[], T]) -> T:
-        """Ask again while there is no answer."""
-        deadline = time.monotonic() + self._patience
+        """Ask again while there is no answer; an answer itself may take its time."""
+        deadline = 0.0
         pause = 0.2
         while True:
             try:
@@ -134,6 +140,7 @@ class Transport:
                 self._was_reached = True
                 return found
             except _UnreachableError:
+                deadline = deadline or time.monotonic() + self._patience
                 # an address that never answered is more likely wrong than busy
                 if not self._was_reached or time.monotonic() + pause > deadline:
                     raise
@@ -251,8 +258,11 @@ class Transport:
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         partial = target.with_name(f'.{target.name}.{sha256[:16]}.part')
 
+        def num_there() -> int:
+            return partial.stat().st_size if partial.exists() else 0
+
         def go_on() -> None:
-            there = partial.stat().st_size if partial.exists() else 0
+            there = num_there()
             headers = {'range': f'bytes={there}-'} if there else {}
             with self._http.stream('GET', path, params=params, headers=headers) as answer:
                 if answer.status_code == 416:
@@ -267,7 +277,15 @@ class Transport:
                         file.write(chunk)
                         advance(file.tell())
 
-        self._patiently(go_on)
+        while True:
+            before = num_there()
+            try:
+                self._patiently(go_on)
+                break
+            except _UnreachableError:
+                # as long as more of it comes, it goes on, however long that takes
+                if num_there() <= before:
+                    raise
         if hash_file(partial) != sha256:
             partial.unlink()
             raise DataError(f'{target.name} came with another hash than the server said: try again')

@@ -13,23 +13,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from filelock import Timeout
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from finetuner.collections import releases
 from finetuner.collections.draft import clear_drafts
 from finetuner.collections.local import LocalCollections
 from finetuner.collections.pair_store import lock_files
+from finetuner.collections.releases import FOLDER, named_files
 from finetuner.collections.tables import CollectionPairRow, CollectionRow
 from finetuner.excepts import ConfigError
 from finetuner.logins import read_login
-from finetuner.storage.database import make_private_directory
 from finetuner.storage.leftovers import KEPT_SECONDS, delete_path, left_over
 
 _KEY = re.compile(r'[0-9a-f]{32}')
 _PACK = re.compile(r'[0-9a-f]{32}\.pack')
-_RELEASES = 'releases'
 # that of a server's collection looks like that of one that is gone
 _SERVERS_CACHE_SECONDS = 30 * 24 * 3600.0
 # nothing but its age says that a half-written file is nobody's
@@ -110,29 +107,25 @@ class _Collecting:
         for name in names:
             if _PACK.fullmatch(name) and name not in named:
                 self._take_pack(key, name)
-        gone = [path for path in copies if path.name not in {*named, *names, _RELEASES}]
+        gone = [path for path in copies if path.name not in {*named, *names, FOLDER}]
         self._take_paths(gone, self.found.packs)
         self._take_half_sent(key, names)
 
     def take_releases(self, key: str) -> None:
         """Delete the archives that no release names."""
-        folder = f'{key}/{_RELEASES}'
-        names = self._files.list_names(folder)
-        if not names or not self._unnamed(key, names):
-            return
-        make_private_directory(self._place.drafts)
-        try:
-            # no archive of this machine is between its being stored and its being named
-            with releases.release_lock(self._place, key).acquire(blocking=False):
-                for name in self._unnamed(key, names):
-                    self._take_file(f'{folder}/{name}', self.found.releases)
-        except Timeout:
-            return
+        folder = f'{key}/{FOLDER}'
+        for name in self._unnamed(key, self._files.list_names(folder)):
+            # as of a pack; what is half sent to a store elsewhere is not asked for when it is named
+            at_least = _WRITING_SECONDS if name.endswith('.part') else 0.0
+            with self._database.session() as session:
+                lock_files(self._database, session, key)
+                if self._unnamed(key, [name]):
+                    self._take_file(f'{folder}/{name}', self.found.releases, at_least)
 
     def take_folders(self, key: str) -> None:
         """Delete the folders of a collection that is gone, once nothing is in them."""
         if not self._only_look and not self._is_known(key):
-            for folder in (f'{key}/{_RELEASES}', key):
+            for folder in (f'{key}/{FOLDER}', key):
                 self._files.delete_empty(folder)
 
     def take_caches(self) -> None:
@@ -155,9 +148,6 @@ class _Collecting:
                 self.found.num_bytes += num_bytes
         half_written = self._files.list_unfinished()
         self._take_paths(half_written, self.found.unfinished, _WRITING_SECONDS)
-        locks = releases.list_locks(self._place)
-        gone = [path for key, path in locks.items() if not self._is_known(key)]
-        self._take_paths(gone, self.found.unfinished)
 
     def _take_pack(self, key: str, name: str) -> None:
         # a writing transaction: nobody can name the pack until it has ended
@@ -194,7 +184,7 @@ class _Collecting:
                 delete_path(path)
 
     def _unnamed(self, key: str, names: list[str]) -> list[str]:
-        named = releases.named_files(self._files, key) if self._is_known(key) else set()
+        named = named_files(self._files, key) if self._is_known(key) else set()
         return [name for name in names if name not in named]
 
     def _is_known(self, key: str) -> bool:

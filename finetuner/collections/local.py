@@ -6,10 +6,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetuner.collections.records import CollectionRecord
+from finetuner.collections.releases import LocalReleases
 from finetuner.collections.store import CollectionStore
 from finetuner.config import Settings
-from finetuner.excepts import ForbiddenError
 from finetuner.storage.database import open_database
 from finetuner.storage.files import FileStore
 
@@ -58,19 +57,10 @@ class LocalCollections:
         """Its images are here already."""
         return True
 
-    def files_of(self, record: CollectionRecord, to_change: bool) -> FileStore:
-        """Where the files of a collection are, in the folder of its key.
-
-        Args:
-            record: of the collection.
-            to_change: whether some will be written.
-
-        Raises:
-            ForbiddenError: it is somebody else's, and was to be changed.
-        """
-        if to_change and record.owner != self.owner:
-            raise ForbiddenError(f'collection {record.name!r} is not yours: its owner releases it')
-        return self.files
+    @cached_property
+    def releases(self) -> LocalReleases:
+        """What keeps versions of collections."""
+        return LocalReleases(self.store, self.files, self.drafts, self.owner)
 
     @cached_property
     def database(self) -> Database:

@@ -13,7 +13,6 @@ from finetuner.collections.records import CollectionRecord, PairRecord, ReadImag
 from finetuner.collections.spec import CollectionSpec
 from finetuner.config import Settings
 from finetuner.logins import Login, read_login
-from finetuner.storage.files import FileStore
 
 
 class Store(Protocol):
@@ -92,6 +91,22 @@ class Store(Protocol):
         ...
 
 
+class Releases(Protocol):
+    """Versions of collections, which never change; see `LocalReleases` for what each does."""
+
+    def make(self, record: CollectionRecord, version: str) -> dict[str, Any]:
+        """Keep a collection as it is now."""
+        ...
+
+    def list_all(self, record: CollectionRecord) -> list[dict[str, Any]]:
+        """What is known of the releases of a collection."""
+        ...
+
+    def fetch(self, record: CollectionRecord, version: str, path: str | os.PathLike[str]) -> Path:
+        """Write the archive of a release to a file."""
+        ...
+
+
 class Place(Protocol):
     """Everything that collections need."""
 
@@ -120,8 +135,9 @@ class Place(Protocol):
         """Whether the cache is written as soon as pairs are saved."""
         ...
 
-    def files_of(self, record: CollectionRecord, to_change: bool) -> FileStore:
-        """Where the files of a collection are, in the folder of its key."""
+    @property
+    def releases(self) -> Releases:
+        """What keeps versions of collections."""
         ...
 
 

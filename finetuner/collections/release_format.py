@@ -10,10 +10,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -22,13 +24,46 @@ import numpy as np
 from finetuner.collections.geometry import Frame
 from finetuner.collections.labels import LabelKind, MaskLabels
 from finetuner.collections.records import CollectionRecord, PairRecord
-from finetuner.excepts import DataError
+from finetuner.excepts import ConfigError, DataError
 
 FORMAT = 'finetuner-collection'
 FORMAT_REVISION = 1
 META, BOUNDS, IMAGES, LABELS = 'meta.json', 'bounds.geojson', 'images', 'labels'
 # of a folder: many file systems take 255 bytes
 _MOST_LETTERS = 100
+_VERSION = re.compile(r'[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}')
+
+
+def check_version(version: Any) -> str:
+    """The name of a version, which is part of names of files.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if not isinstance(version, str) or not _VERSION.fullmatch(version):
+        raise ConfigError(
+            f'version={version!r:.120}: it takes letters, digits and . _ - (no dot first), at most 100'
+        )
+    return version
+
+
+def archive_path(path: str | os.PathLike[str], name: str, version: str) -> Path:
+    """Where an archive is written to.
+
+    Args:
+        path: that was asked for: of a file, or of a directory that is there.
+        name: of the collection, as it was released.
+        version: of the release, checked.
+
+    Raises:
+        ConfigError: the folder of the file is not there.
+    """
+    target = Path(path).expanduser()
+    if target.is_dir():
+        return target / f'{folder_of(name)}-{version}.tar'
+    if not target.parent.is_dir():
+        raise ConfigError(f'there is no folder {str(target.parent)!r}: make it first')
+    return target
 
 
 def folder_of(name: str) -> str:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import base64
+import os
 import tempfile
+import time
+import uuid
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -18,16 +21,18 @@ from finetuner.collections.finding import Query
 from finetuner.collections.geometry import Frame
 from finetuner.collections.packs import Place
 from finetuner.collections.records import CollectionRecord, PairRecord, ReadImage
+from finetuner.collections.release_format import archive_path, check_version
 from finetuner.collections.spec import CollectionSpec
 from finetuner.collections.tiles import ImageForm
 from finetuner.config import Settings
-from finetuner.excepts import ConfigError, DataError, NotFoundError
-from finetuner.storage.files import FileStore
+from finetuner.excepts import ArtifactError, DataError, NotFoundError
 from finetuner.transport import API, Transport
 
 _PAGE = 1000
 # of ids in an address
 _IDS_AT_ONCE = 200
+# a server that is about to end keeps nobody waiting
+_PAUSE_SECONDS = 0.2
 
 
 class RemoteStore:
@@ -184,6 +189,53 @@ class RemoteStore:
         }
 
 
+class RemoteReleases:
+    """The releases of collections of a server; see `LocalReleases` for what each does.
+
+    Args:
+        server: where it is.
+    """
+
+    def __init__(self, server: Transport) -> None:
+        self._server = server
+
+    def make(self, record: CollectionRecord, version: str) -> dict[str, Any]:
+        """Keep a collection as it is now, however long that takes.
+
+        The server answers soon, and is asked again until the release is there. A connection that
+        breaks, or a server that starts anew, is asked again too: by the ticket it knows what it did.
+        """
+        check_version(version)
+        wish = {'version': version, 'ticket': uuid.uuid4().hex}
+        while True:
+            about = self._server.ask(f'/data/{record.id}/releases', wish)
+            if 'sha256' in about:
+                return dict(about)
+            time.sleep(_PAUSE_SECONDS)
+
+    def list_all(self, record: CollectionRecord) -> list[dict[str, Any]]:
+        """What is known of the releases of a collection, in the order in which they were made."""
+        return list(self._server.get(f'/data/{record.id}/releases'))
+
+    def fetch(self, record: CollectionRecord, version: str, path: str | os.PathLike[str]) -> Path:
+        """Write the archive of a release to a file, or into a directory that is there."""
+        address = f'/data/{record.id}/releases/{check_version(version)}'
+        about = self._server.get(address)
+        target = archive_path(path, about['name'], version)
+        # in a folder of its own: whatever happens, nothing is left beside the target
+        with tempfile.TemporaryDirectory(prefix='.release-', dir=target.parent) as folder:
+            unfinished = Path(folder) / 'release.tar'
+            try:
+                self._server.fetch(f'{address}/archive', {}, unfinished, about['sha256'])
+            except DataError as error:
+                raise ArtifactError(
+                    f'release {version!r} of {record.name!r} is damaged, or was on its way: its '
+                    'archive has another hash than when it was made; try again'
+                ) from error
+            unfinished.replace(target)
+        return target
+
+
 class RemoteCollections:
     """Everything that collections need where they are kept on a server.
 
@@ -218,13 +270,10 @@ class RemoteCollections:
         """Whoever sends pairs to a server need not want them back."""
         return False
 
-    def files_of(self, record: CollectionRecord, to_change: bool) -> FileStore:
-        """Nothing of the kind: ConfigError."""
-        del to_change
-        raise ConfigError(
-            f'collection {record.name!r} is kept on {self.address}, and releases are made and read '
-            'where it is kept: do it there, or log out and feed its pairs into a collection here'
-        )
+    @cached_property
+    def releases(self) -> RemoteReleases:
+        """What keeps versions of collections."""
+        return RemoteReleases(self._server)
 
 
 def _record(document: dict[str, Any]) -> CollectionRecord:

@@ -166,6 +166,19 @@ class CollectionStore(PairStore):
             note_words(session, row)
             return self._record(session, row)
 
+    @contextmanager
+    def held(self, record: CollectionRecord) -> Iterator[int]:
+        """The revision of a collection, which nobody on any machine changes until the block ends.
+
+        Nor does anybody name files of it, or delete those that have no name.
+
+        Raises:
+            NotFoundError: the owner has no such collection.
+        """
+        with self._database.session() as session:
+            lock_files(self._database, session, record.key)
+            yield self._own_row(session, record.id).revision
+
     def remove(self, collection_id: int) -> None:
         """Delete a collection with all its pairs.
 

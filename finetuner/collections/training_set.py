@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from finetuner.collections import releases
 from finetuner.collections.draft import DEFAULT_GROUP, Draft, at_position
 from finetuner.collections.finding import Query
 from finetuner.collections.place import Place, current_place
@@ -273,14 +272,15 @@ class TrainingSet(SavedPairs):
             What is known of it, as `releases` gives it.
 
         Raises:
-            ConfigError: the version has no such name, or the collection is not saved or on a server.
+            ConfigError: the version has no such name, or the collection is not saved.
+            ForbiddenError: the collection is somebody else's.
             ConflictError: there is such a version, or the collection was changed meanwhile.
         """
-        return releases.release(self._place, self._fresh(), version)
+        return self._place.releases.make(self._fresh(), version)
 
     def releases(self) -> list[dict[str, Any]]:
         """What is known of its versions, in the order in which they were made."""
-        return releases.list_releases(self._place, self._fresh())
+        return self._place.releases.list_all(self._fresh())
 
     def download_release(self, version: str, path: str | os.PathLike[str]) -> Path:
         """Write the archive of a version to a file, or into a directory that is there.
@@ -289,7 +289,7 @@ class TrainingSet(SavedPairs):
             NotFoundError: there is no such version.
             ArtifactError: its archive is not what it was.
         """
-        return releases.download_release(self._place, self._fresh(), version, path)
+        return self._place.releases.fetch(self._fresh(), version, path)
 
     def __repr__(self) -> str:
         """Name, kind and counts."""

@@ -22,6 +22,7 @@ from finetuner.server.admission import fit_requested, refuse_paths
 from finetuner.server.incoming import IncomingData
 from finetuner.server.rest_collections import add_collections
 from finetuner.server.rest_files import add_aliases, add_artifacts, add_data, add_tokens
+from finetuner.server.rest_releases import add_releases
 from finetuner.server.rest_schema import (
     ExperimentRequest,
     FitRequest,
@@ -67,6 +68,7 @@ def build_router(
     add_aliases(router, reads, writes)
     add_data(router, reads, writes, incoming)
     add_collections(router, client)
+    add_releases(router, client, is_closing)
     add_tokens(router, lambda: TokenStore(client.workspace.database))
     return router
 
