@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 API = '/api/v1'
 UPLOAD_BYTES = 4 << 20
+# less than one is lost when a connection breaks
+_PIECE_BYTES = 1 << 16
 # how long to go on asking a server that does not answer, such as one that starts anew
 PATIENCE_SECONDS = 60.0
 # a server looks through all the data of a run before it answers
@@ -273,7 +275,7 @@ class Transport:
                 mode = 'ab' if answer.status_code == 206 else 'wb'
                 total = there + int(answer.headers.get('content-length', 0))
                 with partial.open(mode) as file, transfer_progress(target.name, total) as advance:
-                    for chunk in answer.iter_bytes(1 << 20):
+                    for chunk in answer.iter_bytes(_PIECE_BYTES):
                         file.write(chunk)
                         advance(file.tell())
 

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from finetuner.collections.geometry import Bounds
 from finetuner.collections.labels import MLTYPES
-from finetuner.collections.tables import CollectionRow
+from finetuner.collections.tables import MAX_NUMBER, CollectionRow
 from finetuner.excepts import ConfigError, unknown_name
 
 MAX_TEXT = 1000
@@ -67,7 +67,7 @@ class Query:
             raise ConfigError(f'classes={classes!r}: it takes names of classes')
         if not isinstance(limit, int) or not isinstance(offset, int):
             raise ConfigError(f'limit={limit!r}, offset={offset!r}: both are whole numbers')
-        if not 1 <= limit <= MAX_PAGE or offset < 0:
+        if not 1 <= limit <= MAX_PAGE or not 0 <= offset <= MAX_NUMBER:
             raise ConfigError(
                 f'limit={limit}, offset={offset}: limit is 1 to {MAX_PAGE:,}, offset 0 or more'
             )

@@ -18,7 +18,7 @@ from finetuner.collections.records import (
     collection_record,
     pair_record,
 )
-from finetuner.collections.tables import CollectionPairRow, CollectionRow
+from finetuner.collections.tables import MAX_NUMBER, CollectionPairRow, CollectionRow
 from finetuner.excepts import NotFoundError
 from finetuner.storage.database import Database
 from finetuner.storage.files import FileStore
@@ -95,9 +95,7 @@ class PairStore:
     def get_pair(self, pair_id: int) -> tuple[PairRecord, CollectionRecord]:
         """A pair that the owner may read, and its collection; NotFoundError where there is none."""
         with self._database.reader() as session:
-            row = session.get(CollectionPairRow, pair_id)
-            if row is None:
-                raise NotFoundError(f'there is no pair {pair_id}: it was removed')
+            row = _pair_row(session, pair_id)
             try:
                 collection = self._readable_row(session, row.collection_id)
             except NotFoundError as error:
@@ -132,8 +130,9 @@ class PairStore:
         with self._database.session() as session:
             collection = self._own_row(session, collection_id)
             removed = 0
-            for start in range(0, len(pair_ids), ROWS_AT_ONCE):
-                some = CollectionPairRow.id.in_(pair_ids[start : start + ROWS_AT_ONCE])
+            known = [number for number in pair_ids if abs(number) <= MAX_NUMBER]
+            for start in range(0, len(known), ROWS_AT_ONCE):
+                some = CollectionPairRow.id.in_(known[start : start + ROWS_AT_ONCE])
                 mine = CollectionPairRow.collection_id == collection_id
                 gone = session.execute(delete(CollectionPairRow).where(some, mine))
                 removed += gone.rowcount  # type: ignore[attr-defined]
@@ -163,7 +162,7 @@ class PairStore:
 
     def _readable_row(self, session: Session, collection_id: int) -> CollectionRow:
         query = select(CollectionRow).where(CollectionRow.id == collection_id, self._is_readable())
-        row = session.scalars(query).first()
+        row = session.scalars(query).first() if collection_id <= MAX_NUMBER else None
         if row is None:
             raise _no_collection(collection_id)
         return row
@@ -171,15 +170,13 @@ class PairStore:
     def _own_row(self, session: Session, collection_id: int) -> CollectionRow:
         """The owner's row, which nobody else changes until the session ends."""
         query = self._mine().where(CollectionRow.id == collection_id).with_for_update()
-        row = session.scalars(query).first()
+        row = session.scalars(query).first() if collection_id <= MAX_NUMBER else None
         if row is None:
             raise _no_collection(collection_id)
         return row
 
     def _own_pair(self, session: Session, pair_id: int) -> tuple[CollectionPairRow, CollectionRow]:
-        row = session.get(CollectionPairRow, pair_id)
-        if row is None:
-            raise NotFoundError(f'there is no pair {pair_id}: it was removed')
+        row = _pair_row(session, pair_id)
         try:
             return row, self._own_row(session, row.collection_id)
         except NotFoundError as error:
@@ -215,6 +212,13 @@ def lock_files(database: Database, session: Session, key: str) -> None:
         key: of the collection's files.
     """
     database.lock(session, int(key[:15], 16))
+
+
+def _pair_row(session: Session, pair_id: int) -> CollectionPairRow:
+    row = session.get(CollectionPairRow, pair_id) if pair_id <= MAX_NUMBER else None
+    if row is None:
+        raise NotFoundError(f'there is no pair {pair_id}: it was removed')
+    return row
 
 
 def _no_collection(collection_id: int) -> NotFoundError:

@@ -24,6 +24,8 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from finetuner.storage.database import Base, UtcDateTime
 
+# databases take none that are larger
+MAX_NUMBER = 2**63 - 1
 # SQLite numbers rows by itself only in a column of exactly the type INTEGER.
 RowNumber = BigInteger().with_variant(Integer(), 'sqlite')
 

@@ -19,6 +19,7 @@ from finetuner.collections.local import LocalCollections
 from finetuner.collections.records import CollectionRecord, PairRecord
 from finetuner.collections.spec import CollectionSpec, check_classes
 from finetuner.collections.store import new_key
+from finetuner.collections.tables import MAX_NUMBER
 from finetuner.excepts import ConfigError, ConflictError, DataError
 from finetuner.server.rest_images import MAX_PAGE, add_images, numbers_of
 from finetuner.server.rest_schema import require
@@ -286,9 +287,9 @@ def _add_pairs(router: APIRouter, reads: Any, writes: Any) -> None:
     @router.get('/data/{collection_id:int}/datapoints', tags=_TAGS)
     def list_datapoints(
         collection_id: int,
-        offset: int = Query(0, ge=0),
+        offset: int = Query(0, ge=0, le=MAX_NUMBER),
         limit: int = Query(100, ge=1, le=MAX_PAGE),
-        after: int | None = None,
+        after: int | None = Query(None, ge=0, le=MAX_NUMBER),
         group: str | None = None,
         kept: bool = False,
         view: _View = reads,

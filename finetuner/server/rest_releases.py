@@ -17,7 +17,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Literal
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from pydantic import BaseModel, Field, StrictStr
 
@@ -135,18 +135,19 @@ def _add_making(router: APIRouter, writes: Any, is_closing: Callable[[], bool]) 
         request: Request,
         body: ReleaseRequest,
         collection_id: int,
+        wait: float = Query(WAIT_SECONDS, ge=0, le=WAIT_SECONDS),
         place: LocalCollections = writes,
     ) -> JSONResponse:
         """Keep a collection as it is now, under a version that never changes.
 
-        What takes longer than some seconds is answered with 202 and a `ticket`; the same request
+        What takes longer than `wait` seconds is answered with 202 and a `ticket`; the same request
         with that ticket waits on, and is answered with 201 once the release is there.
         """
         record = await asyncio.to_thread(place.store.get, collection_id)
         ticket = body.ticket or uuid.uuid4().hex
         wish = (place.owner, collection_id, body.version, ticket)
         future = makers.ask(wish, lambda: place.releases.make(record, body.version, ticket))
-        until = time.monotonic() + WAIT_SECONDS
+        until = time.monotonic() + wait
         while not future.done() and time.monotonic() < until and not is_closing():
             await asyncio.sleep(_LOOK_SECONDS)
         if not future.done():

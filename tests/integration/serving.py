@@ -80,26 +80,30 @@ def serve(source: str, folder: Path, **environment: str) -> Iterator[Server]:
     """Start `finetuner serve` on a Flow's YAML and end it with SIGTERM."""
     path, grpc_port, http_port = flow_on_free_ports(source, folder)
     log = folder / 'server.log'
-    variables = {
-        **os.environ,
-        'FINETUNER_HOME': str(folder / 'home'),
-        'PYTHONPATH': os.pathsep.join([str(REPOSITORY), os.environ.get('PYTHONPATH', '')]),
-        'OMP_NUM_THREADS': '1',
-        **environment,
-    }
-    with log.open('w') as output:
-        process = subprocess.Popen(
-            [sys.executable, '-m', 'finetuner.cli', 'serve', str(path)],
-            env=variables,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    server = Server(process, grpc_port, http_port, log)
+    server = Server(start(path, log, **environment), grpc_port, http_port, log)
     try:
         wait_until_ready(server)
         yield server
     finally:
-        end(process)
+        end(server.process)
+
+
+def start(flow: Path, log: Path, **environment: str) -> subprocess.Popen:
+    """Start `finetuner serve`; what it keeps is beside its log."""
+    variables = {
+        **os.environ,
+        'FINETUNER_HOME': str(log.parent / 'home'),
+        'PYTHONPATH': os.pathsep.join([str(REPOSITORY), os.environ.get('PYTHONPATH', '')]),
+        'OMP_NUM_THREADS': '1',
+        **environment,
+    }
+    with log.open('a') as output:
+        return subprocess.Popen(
+            [sys.executable, '-m', 'finetuner.cli', 'serve', str(flow)],
+            env=variables,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
 
 
 def wait_until_ready(server: Server, seconds: float = 90) -> None:

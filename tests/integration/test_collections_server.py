@@ -300,6 +300,16 @@ def test_the_routes_behind_the_links(login, ask):
         ),
         ('PUT', '/data/{id}', {'name': 7}, 422, 'name'),
         ('GET', '/data/999', None, 404, 'no collection 999'),
+        ('GET', '/data/{huge}', None, 404, 'no collection'),
+        ('DELETE', '/data/{huge}', None, 404, 'no collection'),
+        ('GET', '/data/{huge}/datapoints', None, 404, 'no collection'),
+        ('GET', '/datapoints/{huge}/image', None, 404, 'no pair'),
+        ('DELETE', '/datapoints/{huge}', None, 404, 'no pair'),
+        ('DELETE', '/data/{id}/datapoints?ids={huge}&ids=-{huge}', None, 200, '0'),
+        ('GET', '/data/{id}/datapoints?offset={huge}', None, 422, 'offset'),
+        ('GET', '/data/{id}/datapoints?after={huge}', None, 422, 'after'),
+        ('GET', '/data/{id}/datapoints?after=-{huge}', None, 422, 'after'),
+        ('GET', '/search?offset={huge}', None, 422, 'offset'),
         ('GET', '/data/{id}/datapoints?limit=100000', None, 422, 'limit'),
         ('GET', '/search?bbox=1,2,x', None, 422, 'numbers with commas'),
         ('GET', '/search?limit=-1', None, 422, 'limit is 1 to'),
@@ -309,7 +319,7 @@ def test_the_routes_behind_the_links(login, ask):
 )
 def test_what_is_refused_over_http(login, ask, method, path, body, status, words):
     made = saved()
-    path = path.format(id=made.id, pair=made[0].id)
+    path = path.format(id=made.id, pair=made[0].id, huge='9' * 20)
     answer = ask(method, path, **({} if body is None else {'json': body}))
     assert answer.status_code == status, answer.text
     assert words in answer.text

@@ -44,13 +44,11 @@ def scene(tmp_path_factory) -> Path:
     return path
 
 
-def run_the_guide(is_kept_here: bool = True) -> dict:
+def run_the_guide() -> dict:
     """All blocks in their order, in one namespace; what `expression  # value` says is compared."""
     namespace: dict = {}
     compared = 0
     for source in blocks(GUIDE, 'python'):
-        if source.startswith('# where the collection is kept') and not is_kept_here:
-            continue
         lines = source.splitlines()
         for statement in ast.parse(source).body:
             code = ast.get_source_segment(source, statement)
@@ -61,7 +59,7 @@ def run_the_guide(is_kept_here: bool = True) -> dict:
                 compared += 1
             else:
                 exec(compile(code, GUIDE, 'exec'), namespace)
-    assert compared == 13 + is_kept_here
+    assert compared == 14
     return namespace
 
 
@@ -84,7 +82,7 @@ def test_against_a_server(scene, tmp_path, monkeypatch):
         monkeypatch.setenv('FINETUNER_HOME', str(tmp_path / 'client'))
         monkeypatch.chdir(scene.parent)
         finetuner.login(host=server.url, token=token)
-        td = run_the_guide(is_kept_here=False)['td']
+        td = run_the_guide()['td']
         assert td.document['data']['userId'] == 'alice'
         assert td.count == {'train': 99, 'test': 25}
     settings = Settings.from_environment(home)
