@@ -108,8 +108,12 @@ def write_archive(
     Returns:
         What is known of it: names, counts, size and hashes.
     """
+    from rasterio import Env
+
     folder = f'{folder_of(record.name)}-{version}'
     with (
+        # one for all images, which would otherwise make one each
+        Env(),
         path.open('xb') as file,
         tempfile.TemporaryFile(dir=path.parent) as listing,
         tempfile.TemporaryFile(dir=path.parent) as spool,
