@@ -79,7 +79,8 @@ class PairStore:
         with self._database.reader() as session:
             collection = self._readable_row(session, collection_id)
             query = select(CollectionPairRow).where(
-                CollectionPairRow.collection_id == collection_id, CollectionPairRow.id.in_(pair_ids)
+                CollectionPairRow.collection_id == collection_id,
+                CollectionPairRow.id.in_(_possible(pair_ids)),
             )
             found = {row.id: pair_record(row, collection) for row in session.scalars(query)}
         there = itertools.takewhile(found.__contains__, pair_ids)
@@ -130,7 +131,7 @@ class PairStore:
         with self._database.session() as session:
             collection = self._own_row(session, collection_id)
             removed = 0
-            known = [number for number in pair_ids if abs(number) <= MAX_NUMBER]
+            known = _possible(pair_ids)
             for start in range(0, len(known), ROWS_AT_ONCE):
                 some = CollectionPairRow.id.in_(known[start : start + ROWS_AT_ONCE])
                 mine = CollectionPairRow.collection_id == collection_id
@@ -212,6 +213,10 @@ def lock_files(database: Database, session: Session, key: str) -> None:
         key: of the collection's files.
     """
     database.lock(session, int(key[:15], 16))
+
+
+def _possible(pair_ids: Sequence[int]) -> list[int]:
+    return [number for number in pair_ids if abs(number) <= MAX_NUMBER]
 
 
 def _pair_row(session: Session, pair_id: int) -> CollectionPairRow:

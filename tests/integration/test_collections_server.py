@@ -310,6 +310,7 @@ def test_the_routes_behind_the_links(login, ask):
         ('GET', '/data/{id}/datapoints?after={huge}', None, 422, 'after'),
         ('GET', '/data/{id}/datapoints?after=-{huge}', None, 422, 'after'),
         ('GET', '/search?offset={huge}', None, 422, 'offset'),
+        ('GET', '/data/{id}/images?ids={huge}&ids=-{huge}', None, 200, ''),
         ('GET', '/data/{id}/datapoints?limit=100000', None, 422, 'limit'),
         ('GET', '/search?bbox=1,2,x', None, 422, 'numbers with commas'),
         ('GET', '/search?limit=-1', None, 422, 'limit is 1 to'),

@@ -175,7 +175,6 @@ def test_what_was_changed_or_removed_elsewhere_is_not_released(machines, made):
     assert kept(place, made) == []
 
 
-
 def test_an_archive_that_is_taken_for_garbage_is_stored_again(machines, made, tmp_path):
     """Whoever collects it does so between its being stored and its being named, and again."""
     left = [1, 2]
