@@ -1,6 +1,6 @@
 """Feed, save, cache and read a collection, beside h5py and .npy files by hand, in one run.
 
-python benchmarks/collection_rates.py               # 20,000 pairs of 256 x 256: 12 GB, half an hour
+python benchmarks/collection_rates.py               # 20,000 pairs of 256 x 256: 12 GB, ten minutes
 python benchmarks/collection_rates.py --pairs 500   # all of it in memory of the file system
 """
 
