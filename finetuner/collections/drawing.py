@@ -148,7 +148,13 @@ def _draw_boxes(
     for number, boxes in enumerate(label):
         colour = colour_of(number)
         for left, top, right, bottom in boxes:
-            box = (left * scale, top * scale, right * scale - 1, bottom * scale - 1)
+            # one of less than a pixel, too
+            box = (
+                left * scale,
+                top * scale,
+                max(left * scale, right * scale - 1),
+                max(top * scale, bottom * scale - 1),
+            )
             pen.rectangle(box, outline=colour, width=weight)
             if len(classes) > 1:
                 name = classes[number].encode('latin-1', 'replace').decode('latin-1')
