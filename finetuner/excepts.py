@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-
 # characters of a name; what is longer is no mistyped one
 _MOST_SHOWN = 200
 

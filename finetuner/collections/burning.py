@@ -118,7 +118,7 @@ def _draw(
     whole = Affine.identity() if frame.transform is None else Affine(*frame.transform)
     step = math.ceil(frame.height / max(1, math.ceil(cost / _AT_ONCE)))
     for top in range(0, frame.height, step):
-        transform = whole * Affine.translation(0, top) if top else whole
+        transform = whole @ Affine.translation(0, top) if top else whole
         rasterize(shapes, out=mask[top : top + step], transform=transform)
 
 

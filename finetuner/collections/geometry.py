@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+
 from finetuner.collections.systems import moved_bounds, united_longitudes
 from finetuner.excepts import ConfigError, DataError
 

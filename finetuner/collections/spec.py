@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from finetuner.collections.tiles import check_tile_size
 from finetuner.excepts import ConfigError, DataError, unknown_name
 
 MAX_NAME = 200
+_NO_TEXT = re.compile('[\0\ud800-\udfff]')
 MAX_DESCRIPTION = 100_000
 # of all classes together: each answer that describes the collection tells them
 MOST_LETTERS = 2_000_000
@@ -98,8 +100,7 @@ def check_text(what: str, text: Any, most: int, may_be_empty: bool = True) -> st
         raise ConfigError(f'{what}={shown(text)}: it takes a text')
     if len(text) > most:
         raise ConfigError(f'{what} has {len(text):,} characters: at most {most:,} are taken')
-    # PostgreSQL takes no NUL, and no database half of a surrogate pair
-    if '\0' in text or any('\ud800' <= letter <= '\udfff' for letter in text):
+    if not is_text(text):
         raise ConfigError(f'{what}={text[:60]!r} holds characters that are no text')
     return text
 
@@ -112,6 +113,11 @@ def check_sensors(names: Sequence[Any]) -> list[str]:
         return [check_text('sensor', name, MAX_NAME, may_be_empty=False) for name in names]
     except ConfigError as error:
         raise DataError(str(error)) from error
+
+
+def is_text(text: str) -> bool:
+    """Whether it can be kept: PostgreSQL takes no NUL, and no database half of a surrogate pair."""
+    return _NO_TEXT.search(text) is None
 
 
 def check_group(group: Any) -> str:

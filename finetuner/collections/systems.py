@@ -77,10 +77,11 @@ def system_of(text: str) -> CRS:
     from finetuner.collections.raster_formats import gdal_errors
 
     named = check_system(text)
+    errors: tuple[type[Exception], ...] = (ValueError, TypeError, RecursionError, *gdal_errors())
     try:
         with Env():
             return CRS.from_user_input(named)
-    except (ValueError, TypeError, RecursionError, *gdal_errors()) as error:
+    except errors as error:
         raise ConfigError(_no_system(text, 'is no coordinate system that is known')) from error
 
 
@@ -106,10 +107,11 @@ def moved_bounds(bounds: Bounds, source: str, target: str, densify: int = 21) ->
     from finetuner.collections.raster_formats import gdal_errors
 
     known, wanted = system_of(source), system_of(target)
+    errors: tuple[type[Exception], ...] = (ValueError, *gdal_errors())
     try:
         with Env():
             found = transform_bounds(known, wanted, *bounds, densify_pts=densify)
-    except (ValueError, *gdal_errors()) as error:
+    except errors as error:
         raise DataError(f'{list(bounds)} cannot be placed in {target[:80]!r}: {error}') from error
     minx, miny, maxx, maxy = found
     return minx, miny, maxx, maxy
@@ -146,7 +148,4 @@ def _depth(text: str) -> int:
 
 
 def _no_system(text: Any, what: str) -> str:
-    return (
-        f'crs={str(text)[:80]!r} {what}: give a code such as '
-        "'EPSG:4326', or WKT"
-    )
+    return f"crs={str(text)[:80]!r} {what}: give a code such as 'EPSG:4326', or WKT"

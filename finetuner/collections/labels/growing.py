@@ -46,7 +46,9 @@ def grown_classes(
     if classes and (mltype != 'segmentation' or num_numbered <= len(classes)):
         return classes
     if num_numbered > MOST_CLASSES:
-        raise DataError(f'the label is for {num_numbered:,} classes: at most {MOST_CLASSES:,} are taken')
+        raise DataError(
+            f'the label is for {num_numbered:,} classes: at most {MOST_CLASSES:,} are taken'
+        )
     numbered = tuple(f'class{i}' for i in range(1, num_numbered + 1))
     return numbered if classes == numbered[: len(classes)] else classes
 
