@@ -178,6 +178,11 @@ class PairStore:
             raise _no_collection(collection_id)
         return row
 
+    def get_own(self, collection_id: int) -> CollectionRecord:
+        """A collection of the owner; NotFoundError where there is none."""
+        with self._database.reader() as session:
+            return self._record(session, self._own_row(session, collection_id))
+
     def _own_row(self, session: Session, collection_id: int) -> CollectionRow:
         """The owner's row, which nobody else changes until the session ends."""
         query = self._mine().where(CollectionRow.id == collection_id).with_for_update()

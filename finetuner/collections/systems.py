@@ -6,6 +6,7 @@ definition names as its grid. What comes from outside is looked at first.
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -33,11 +34,11 @@ _JSON = re.compile(r'\{.*\}\s*', re.DOTALL)
 _FORMS = (_CODE, _URN, _NAME, _WKT, _PROJ, _JSON)
 # what PROJ opens: grids (but for the one of the name null), catalogues, files of parameters; and
 # what is no system but a way from one to another
+_GRIDS = r'grids"?\s*[=,:](?!\s*"?@?null(?:["\s]|$))|\binit\s*=|parameterfile'
 _OPENS = re.compile(
-    r'grids"?\s*[=,:](?!\s*"?@?null(?:["\s]|$))|\b(?:catalog|model|init|file)\s*=|parameter_?file'
-    r'|\bfile\b|\bpipeline\b',
-    re.IGNORECASE,
+    rf'{_GRIDS}|\b(?:catalog|model|file)\s*=|parameter_file|\bfile\b|\bpipeline\b', re.IGNORECASE
 )
+_OPENS_GRIDS = re.compile(_GRIDS, re.IGNORECASE)
 
 
 def check_system(text: str) -> str:
@@ -83,6 +84,11 @@ def system_of(text: str) -> CRS:
             return CRS.from_user_input(named)
     except errors as error:
         raise ConfigError(_no_system(text, 'is no coordinate system that is known')) from error
+
+
+def opens_grids(text: str) -> bool:
+    """Whether a text that holds a definition among other things has PROJ open a file."""
+    return _OPENS_GRIDS.search(html.unescape(text)) is not None
 
 
 def moved_bounds(bounds: Bounds, source: str, target: str, densify: int = 21) -> Bounds:

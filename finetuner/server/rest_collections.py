@@ -131,7 +131,7 @@ def _add_pairs(router: APIRouter, reads: Any, writes: Any) -> None:
         body: DatapointsRequest, collection_id: int, view: CollectionView = writes
     ) -> Response:
         """Add pairs to a collection: all of them, or none."""
-        record = view.store.get(collection_id)
+        record = view.store.get_own(collection_id)
         pairs, points = body.pairs, body.datapoints
         if (pairs is None) == (points is None):
             raise ConfigError('give `datapoints`, or `pairs` as stored Documents')
