@@ -3,6 +3,9 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+# characters of a name; what is longer is no mistyped one
+_MOST_SHOWN = 200
+
 
 class FinetunerError(Exception):
     """Base of all errors raised on purpose: its message is meant for the user's eyes."""
@@ -105,6 +108,8 @@ def unknown_name(kind: str, name: object, choices: Iterable[str]) -> str:
         One sentence: what came, the nearest names, and all of them when they are few.
     """
     known = sorted(choices)
+    if isinstance(name, str) and len(name) > _MOST_SHOWN:
+        name = f'{name[:_MOST_SHOWN]}...'
     by_lower_case = {choice.lower(): choice for choice in known}
     nearest = [
         by_lower_case[match]

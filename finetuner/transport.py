@@ -17,6 +17,7 @@ from finetuner.excepts import (
     FinetunerError,
     ForbiddenError,
     ServerError,
+    TooManyRequestsError,
 )
 
 if TYPE_CHECKING:
@@ -108,12 +109,19 @@ class Transport:
                     size = next(wanted, None)
 
     def send(self, method: str, path: str, json: Any = None, **params: Any) -> Any:
-        """Have something done; not sent again, since nobody knows how far it came."""
+        """Have something done; sent again only where the server has too much to do to begin with it."""
         given = {name: value for name, value in params.items() if value is not None}
-        answer = self._once(
-            lambda: _checked(self._http.request(method, path, params=given, json=json))
-        )
-        return answer.json() if answer.content else None
+        deadline = time.monotonic() + self._patience
+        while True:
+            try:
+                answer = self._once(
+                    lambda: _checked(self._http.request(method, path, params=given, json=json))
+                )
+                return answer.json() if answer.content else None
+            except TooManyRequestsError as error:
+                if time.monotonic() + error.retry_after > deadline:
+                    raise
+                time.sleep(error.retry_after)
 
     def ask(self, path: str, json: Any) -> Any:
         """Have something done that the server does once, however often it is asked for; asked again

@@ -102,13 +102,14 @@ class DataPoint:
         """A picture of the pair, with its boxes or its mask drawn in."""
         return self.draw()
 
-    def draw(self, bands: Sequence[int] | None = None) -> Image:
+    def draw(self, bands: Sequence[int] | None = None, most: int | None = None) -> Image:
         """A picture of the pair, with its boxes or its mask drawn in.
 
         Args:
             bands: the three that are shown as red, green and blue, counted from 0.
+            most: pixels of its longer side; of a larger image every n-th is shown.
         """
-        return draw_pair(self.read(), self.y, self._collection.kind, bands)
+        return draw_pair(self.read(), self.y, self._collection.kind, bands, most)
 
     def update(self, label: Any) -> None:
         """Give the pair another label, at once.

@@ -13,7 +13,7 @@ import shutil
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -26,9 +26,11 @@ from finetuner.collections.labels import LabelKind, build_label_kind
 from finetuner.collections.labels.growing import grown_classes
 from finetuner.collections.packs import PACK_BYTES, PackWriter, Place
 from finetuner.collections.spec import (
+    MOST_GROUPS,
     CollectionSpec,
     check_classes,
     check_group,
+    check_sensors,
     partitioned_group,
 )
 from finetuner.collections.tiles import ImageForm, Tile, read_tile
@@ -40,6 +42,9 @@ from finetuner.uris import DEFAULT_POLICY, PicturePolicy
 _JOURNAL = 'pairs.jsonl'
 _LOCK = '.lock'
 _NEW_SECONDS = 3600.0
+# what is brought into degrees when it is saved, and others wait meanwhile
+_MOST_SYSTEMS = 100
+_MOST_JOURNAL = 8 << 30
 DEFAULT_GROUP = 'train'
 
 
@@ -144,6 +149,8 @@ class Draft:
             ConfigError: the group has no name.
         """
         group = check_group(group)
+        if group not in self.counts and len(self.counts) >= MOST_GROUPS:
+            raise DataError(f'the group {group[:80]!r} is one too many: {MOST_GROUPS} are taken')
         tile = read_tile(image, self._spec.tile_size, self._policy)
         if self.form is not None and tile.form != self.form:
             raise DataError(_other_form(tile.form, self.form))
@@ -151,11 +158,23 @@ class Draft:
         kept = kind.encode(kind.read(label, tile.frame))
         if self._spec.partition is not None and group == DEFAULT_GROUP:
             group = partitioned_group(self._spec.partition, self._num_saved + len(self))
+        self._check_place(tile)
         self._write(tile, kept, group)
         # from here on nothing can fail
         self.form, self.classes, self._kind = tile.form, kind.classes, kind
         self.counts[group] += 1
         self._note(tile)
+
+    def note_sensors(self, names: Sequence[str]) -> None:
+        """Add to the sensors that took the images.
+
+        Raises:
+            DataError: they are no names, or too many.
+        """
+        known = set(self.sensors)
+        new = [name for name in dict.fromkeys(names) if name not in known]
+        if new:
+            self.sensors = check_sensors([*self.sensors, *new])
 
     def pairs(self) -> Iterator[DraftPair]:
         """What waits, in the order in which it came, read from the disk."""
@@ -172,8 +191,11 @@ class Draft:
 
     def discard(self) -> None:
         """Forget all of it."""
-        self._journal.close()
-        self._packs.close()
+        # a full disk must not keep it
+        with suppress(OSError):
+            self._journal.close()
+        with suppress(OSError):
+            self._packs.close()
         shutil.rmtree(self._directory, ignore_errors=True)
         self._lock.release()
 
@@ -185,7 +207,8 @@ class Draft:
     def _kind_with(self, label: Any) -> LabelKind:
         classes = self.classes
         if self._spec.classes is None:
-            classes = grown_classes(self._spec.mltype, classes, label)
+            known = () if self._kind is None else self._kind.places
+            classes = grown_classes(self._spec.mltype, classes, label, known)
             if not classes:
                 raise DataError(
                     'the collection has no classes yet, and this label brings none: give it a '
@@ -209,9 +232,21 @@ class Draft:
             raise OSError(errno.ENOSPC, 'the disk is full', str(self._directory))
         self._journal_bytes += len(data)
 
+    def _check_place(self, tile: Tile) -> None:
+        crs = tile.frame.crs
+        if crs is not None and crs not in self.bounds and len(self.bounds) >= _MOST_SYSTEMS:
+            raise DataError(
+                f'the images lie in more than {_MOST_SYSTEMS} coordinate systems: bring them into '
+                'fewer, or save what came so far'
+            )
+        if self._journal_bytes > _MOST_JOURNAL:
+            raise DataError(
+                f'the labels have more than {_MOST_JOURNAL >> 30} GiB: save what came so far'
+            )
+
     def _note(self, tile: Tile) -> None:
         self.sources.add(tile.source)
-        self.sensors += [name for name in tile.sensors if name not in self.sensors]
+        self.note_sensors(tile.sensors)
         if tile.frame.crs is not None and tile.frame.transform is not None:
             new = tile.frame.bounds
             old = self.bounds.get(tile.frame.crs, new)

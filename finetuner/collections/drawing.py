@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _NUM_COLOURS = 3
 # of the values of an image that is not uint8, those that become black and white
 _DARKEST, _LIGHTEST = 2, 98
+# values that are looked at to find these
+_MOST_COUNTED = 4_000_000
 _MASK_SHARE = 0.45
 # a box in a small image is drawn in a larger one, or it would cover what is in it
 _LEAST_SIDE = 256
@@ -50,18 +52,32 @@ def as_rgb(pixels: np.ndarray, bands: Sequence[int] | None = None) -> np.ndarray
         )
     chosen = pixels[list(bands)]
     if chosen.dtype != np.uint8:
-        values = chosen.astype(np.float64)
-        good = values[np.isfinite(values)]
-        low, high = np.percentile(good, (_DARKEST, _LIGHTEST)) if good.size else (0.0, 1.0)
-        stretched = (np.nan_to_num(values, posinf=high, neginf=low, nan=low) - low) / (
-            high - low or 1.0
-        )
-        chosen = (stretched.clip(0, 1) * 255).round().astype(np.uint8)
+        chosen = _stretched(chosen)
     return np.ascontiguousarray(chosen.transpose(1, 2, 0))
 
 
+def _stretched(values: np.ndarray) -> np.ndarray:
+    """What is not uint8 as uint8, a band at a time: float64 takes eight times as much."""
+    # of large images some values say as much as all
+    step = -(-values.size // _MOST_COUNTED)
+    some = values.reshape(-1)[::step].astype(np.float64)
+    good = some[np.isfinite(some)]
+    low, high = np.percentile(good, (_DARKEST, _LIGHTEST)) if good.size else (0.0, 1.0)
+    found = np.empty(values.shape, np.uint8)
+    for band, target in zip(values, found, strict=True):
+        # halved, since the difference of two floats may be larger than any
+        plain = np.nan_to_num(band.astype(np.float64), posinf=high, neginf=low, nan=low) / 2
+        shares = (plain - low / 2) / (high / 2 - low / 2 or 1.0)
+        target[:] = (shares.clip(0, 1) * 255).round()
+    return found
+
+
 def draw_pair(
-    pixels: np.ndarray, label: Any, kind: LabelKind, bands: Sequence[int] | None = None
+    pixels: np.ndarray,
+    label: Any,
+    kind: LabelKind,
+    bands: Sequence[int] | None = None,
+    most: int | None = None,
 ) -> Image:
     """A picture of a pair: its boxes or its mask drawn in, a colour a class.
 
@@ -70,11 +86,14 @@ def draw_pair(
         label: as the kind keeps it.
         kind: of the label.
         bands: see `as_rgb`.
+        most: pixels of its longer side; of a larger image every n-th is shown.
     """
     from PIL import Image
 
-    rgb = as_rgb(pixels, bands)
+    step = 1 if most is None else -(-max(pixels.shape[1:]) // most)
+    rgb = as_rgb(pixels[:, ::step, ::step], bands)
     if isinstance(kind, MaskLabels):
+        label = label[::step, ::step]
         colours = np.array([(0, 0, 0), *map(colour_of, range(len(kind.classes)))], np.float64)
         mixed = (1 - _MASK_SHARE) * rgb + _MASK_SHARE * colours[label]
         rgb = np.where((label > 0)[..., None], mixed, rgb).astype(np.uint8)
@@ -82,7 +101,7 @@ def draw_pair(
     height, width = rgb.shape[0] * scale, rgb.shape[1] * scale
     picture = Image.fromarray(rgb).resize((width, height), Image.Resampling.NEAREST)
     if isinstance(kind, BoxLabels):
-        _draw_boxes(picture, label, kind.classes, scale)
+        _draw_boxes(picture, label, kind.classes, scale / step)
     return picture
 
 
@@ -139,7 +158,7 @@ def draw_sheet(
 
 
 def _draw_boxes(
-    picture: Image, label: Sequence[Sequence[Any]], classes: Sequence[str], scale: int
+    picture: Image, label: Sequence[Sequence[Any]], classes: Sequence[str], scale: float
 ) -> None:
     from PIL import ImageDraw
 
@@ -148,7 +167,13 @@ def _draw_boxes(
     for number, boxes in enumerate(label):
         colour = colour_of(number)
         for left, top, right, bottom in boxes:
-            box = (left * scale, top * scale, right * scale - 1, bottom * scale - 1)
+            # one of less than a pixel, too
+            box = (
+                left * scale,
+                top * scale,
+                max(left * scale, right * scale - 1),
+                max(top * scale, bottom * scale - 1),
+            )
             pen.rectangle(box, outline=colour, width=weight)
             if len(classes) > 1:
                 name = classes[number].encode('latin-1', 'replace').decode('latin-1')

@@ -16,6 +16,7 @@ from docarray import Document
 from finetuner.collections.draft import DEFAULT_GROUP, Draft
 from finetuner.collections.geometry import Frame
 from finetuner.collections.labels import MaskLabels
+from finetuner.collections.systems import check_system
 from finetuner.collections.tiles import PICTURE, PlacedImage, pixels_of
 from finetuner.excepts import ConfigError, DataError
 
@@ -55,7 +56,7 @@ def pair_of_document(doc: Document, tile_size: tuple[int, int]) -> tuple[Any, An
         DataError: it holds no pair.
     """
     image: Any = doc.tensor if doc.tensor is not None else doc.blob
-    if image is None or not len(image):
+    if image is None or not (image if isinstance(image, bytes) else np.size(image)):
         raise DataError('the Document holds no image: a pair has it as its tensor or its blob')
     group = doc.tags.get('group', DEFAULT_GROUP)
     frame = _frame_of(doc, tile_size)
@@ -78,6 +79,8 @@ def _frame_of(doc: Document, tile_size: tuple[int, int]) -> Frame | None:
     if crs is not None and not isinstance(crs, str):
         raise DataError(f'crs={str(crs)[:80]}: it takes a text')
     try:
+        if crs is not None:
+            check_system(crs)
         return Frame(*tile_size, tuple(map(float, transform)), crs)  # type: ignore[arg-type]
     except ConfigError as error:
         raise DataError(str(error)) from error

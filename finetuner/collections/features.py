@@ -10,8 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from finetuner.collections.burning import check_geometry
 from finetuner.collections.geometry import Bounds, Frame
 from finetuner.collections.labels.masks import features_of, is_features
+from finetuner.collections.systems import system_of
 from finetuner.excepts import ConfigError, DataError, unknown_name
 
 _LOGGER = logging.getLogger(__name__)
@@ -69,7 +71,8 @@ def class_names(
     field = 'label' if label_field is None else label_field
     found = []
     for position, feature in enumerate(features):
-        name = (feature.get('properties') or {}).get(field)
+        properties = feature.get('properties')
+        name = properties.get(field) if isinstance(properties, Mapping) else None
         if isinstance(name, int) and not isinstance(name, bool):
             name = str(name)
         if name is None or name == '':
@@ -103,11 +106,11 @@ def geometries_on(
     Raises:
         DataError: one of them is no geometry, or nowhere in the system of the image.
     """
-    from rasterio.features import is_valid_geom
-
     for position, geometry in enumerate(geometries):
-        if not isinstance(geometry, Mapping) or not is_valid_geom(geometry):
-            raise DataError(no_geometry(position, 'or its coordinates are no numbers'))
+        try:
+            check_geometry(geometry)
+        except ValueError as error:
+            raise DataError(no_geometry(position, error)) from error
     if frame.crs is None:
         return list(geometries)
     if system is not None:
@@ -159,19 +162,18 @@ def _named_system(geojson: Mapping[str, Any]) -> str | None:
 
 def _moved(geometries: Sequence[Any], source: str, target: str) -> list[Mapping[str, Any]]:
     from rasterio import Env
-    from rasterio.crs import CRS
     from rasterio.warp import transform_geom
 
     from finetuner.collections.raster_formats import gdal_errors
 
+    try:
+        known, wanted = system_of(source), system_of(target)
+    except ConfigError as error:
+        raise DataError(
+            f'the GeoJSON names the coordinate system {source[:80]!r}, the image '
+            f'{target[:80]!r}: one of them is not known ({error})'
+        ) from error
     with Env():
-        try:
-            known, wanted = CRS.from_user_input(source), CRS.from_user_input(target)
-        except ValueError as error:  # CRSError is one
-            raise DataError(
-                f'the GeoJSON names the coordinate system {source[:80]!r}, the image '
-                f'{target[:80]!r}: one of them is not known'
-            ) from error
         if known == wanted:
             return list(geometries)
         try:
@@ -187,11 +189,9 @@ def _moved(geometries: Sequence[Any], source: str, target: str) -> list[Mapping[
 
 
 def _is_geographic(crs: str) -> bool:
-    from rasterio.crs import CRS
-
     try:
-        return bool(CRS.from_user_input(crs).is_geographic)
-    except ValueError:  # CRSError is one
+        return bool(system_of(crs).is_geographic)
+    except ConfigError:
         return True
 
 

@@ -7,18 +7,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import JSON, Float, Select, cast, column, func, literal, select, text
+from sqlalchemy import JSON, Float, Select, and_, cast, column, func, literal, or_, select, text
 from sqlalchemy.orm import Session
 
 from finetuner.collections.geometry import Bounds
-from finetuner.collections.labels import MLTYPES
+from finetuner.collections.labels import MLTYPES, shown
+from finetuner.collections.spec import is_text
 from finetuner.collections.tables import MAX_NUMBER, CollectionRow
 from finetuner.excepts import ConfigError, unknown_name
 
 MAX_TEXT = 1000
 MAX_PAGE = 1000
+# each is looked for in a query of its own
+MAX_CLASSES = 100
+# of what is searched, in UTF-8: PostgreSQL makes a megabyte of words at most, and several of one
+_MOST_BYTES = 300_000
+# and of a word that is asked for
+_MOST_WORD_BYTES = 2000
 _WORD = re.compile(r'\w+')
 _BOX = 4
+_MOST_DEGREES = 180
 
 
 @dataclass(frozen=True)
@@ -27,7 +35,8 @@ class Query:
 
     Attributes:
         text: words that its name, description and classes must hold, beginnings of words too.
-        bbox: `(west, south, east, north)` in degrees, which the box of its images must touch.
+        bbox: `(west, south, east, north)` in degrees, which the box of its images must touch; west >
+            east where it lies across the 180th meridian.
         mltype: what its labels are.
         classes: that it must have, all of them.
         limit: at most so many are found.
@@ -64,7 +73,11 @@ class Query:
             raise ConfigError(unknown_name('mltype', mltype, MLTYPES))
         names = [classes] if isinstance(classes, str) else classes or []
         if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
-            raise ConfigError(f'classes={classes!r}: it takes names of classes')
+            raise ConfigError(f'classes={shown(classes)}: it takes names of classes')
+        if len(names) > MAX_CLASSES or not all(map(is_text, names)):
+            raise ConfigError(
+                f'classes={shown(classes)}: it takes {MAX_CLASSES} names of classes at most'
+            )
         if not isinstance(limit, int) or not isinstance(offset, int):
             raise ConfigError(f'limit={limit!r}, offset={offset!r}: both are whole numbers')
         if not 1 <= limit <= MAX_PAGE or not 0 <= offset <= MAX_NUMBER:
@@ -78,7 +91,7 @@ def matching(session: Session, query: Query) -> Select[Any]:
     """The rows that match, the best first where words are asked for, else the newest."""
     is_sqlite = _is_sqlite(session)
     found = select(CollectionRow)
-    words = _WORD.findall(query.text)
+    words = [_cut(word, _MOST_WORD_BYTES) for word in _WORD.findall(query.text)]
     if words and is_sqlite:
         hits = text(
             'SELECT rowid AS id, rank FROM collection_words WHERE collection_words MATCH :words'
@@ -100,9 +113,7 @@ def matching(session: Session, query: Query) -> Select[Any]:
     if query.mltype is not None:
         found = found.where(CollectionRow.mltype == query.mltype)
     if query.bbox is not None:
-        west, south, east, north = query.bbox
-        found = found.where(CollectionRow.west <= east, CollectionRow.east >= west)
-        found = found.where(CollectionRow.south <= north, CollectionRow.north >= south)
+        found = found.where(_meets(query.bbox))
     for name in query.classes:
         found = found.where(_has_class(name, is_sqlite))
     found = found.order_by(CollectionRow.id.desc())
@@ -110,8 +121,8 @@ def matching(session: Session, query: Query) -> Select[Any]:
 
 
 def note_words(session: Session, row: CollectionRow) -> None:
-    """Have a collection found by the words that it holds now."""
-    row.words = '\n'.join((row.name, row.description, *row.classes))
+    """Have a collection found by the words that it holds now; those of too many classes are left out."""
+    row.words = _cut('\n'.join((row.name, row.description, *row.classes)), _MOST_BYTES)
     session.flush()
     if _is_sqlite(session):
         forget_words(session, row.id)
@@ -139,15 +150,32 @@ def _has_class(name: str, is_sqlite: bool) -> Any:
     return select(literal(1)).select_from(values).where(values.c.value == name).exists()
 
 
+def _meets(box: Bounds) -> Any:
+    """Whether the box of a collection touches another; either may lie across the 180th meridian."""
+    west, south, east, north = box
+    begins, ends = CollectionRow.west <= east, CollectionRow.east >= west
+    is_across = CollectionRow.west > CollectionRow.east
+    if west > east:
+        meets = or_(is_across, begins, ends)
+    else:
+        meets = or_(and_(begins, ends), and_(is_across, or_(begins, ends)))
+    return and_(meets, CollectionRow.south <= north, CollectionRow.north >= south)
+
+
+def _cut(text: str, most: int) -> str:
+    return text if 4 * len(text) <= most else text.encode()[:most].decode(errors='ignore')
+
+
 def _check_box(bbox: Any) -> Bounds | None:
     if bbox is None:
         return None
     is_box = isinstance(bbox, Sequence) and not isinstance(bbox, str) and len(bbox) == _BOX
     if is_box and all(isinstance(side, int | float) for side in bbox):
         west, south, east, north = map(float, bbox)
-        if west <= east and south <= north:
+        is_across = -_MOST_DEGREES <= east < west <= _MOST_DEGREES
+        if (west <= east or is_across) and south <= north:
             return west, south, east, north
     raise ConfigError(
-        f'bbox={bbox!r}: it takes [west, south, east, north] in degrees, west <= east and south <= '
-        'north'
+        f'bbox={str(bbox)[:80]}: it takes [west, south, east, north] in degrees, south <= north, and '
+        'west > east only across the 180th meridian'
     )

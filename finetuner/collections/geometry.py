@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-
+from finetuner.collections.systems import moved_bounds, united_longitudes
 from finetuner.excepts import ConfigError, DataError
 
 # metres, feet or degrees: farther than round the earth
@@ -49,8 +47,11 @@ class Frame:
             raise ConfigError(f'an image of {self.height} x {self.width} pixels has none')
         if self.transform is not None:
             a, b, _, d, e, _ = self.transform
-            if not all(map(math.isfinite, self.transform)) or a * e == b * d:
+            turn = a * e - b * d
+            if not all(map(math.isfinite, (*self.transform, turn))) or turn == 0:
                 raise ConfigError(f'transform {self.transform} cannot be turned round')
+            if not all(map(math.isfinite, self.bounds)):
+                raise ConfigError(f'transform {self.transform} places the image out of all range')
 
     def to_map(self, column: float, row: float) -> tuple[float, float]:
         """Projected units of a place in the image."""
@@ -104,56 +105,26 @@ def united_degrees(bounds: Mapping[str, Bounds]) -> Bounds | None:
         bounds: boxes by the coordinate systems that they are in.
 
     Returns:
-        `(west, south, east, north)`; None where no box is on this earth.
+        `(west, south, east, north)`, the smallest there is: west > east where it lies across the 180th
+        meridian, as GeoJSON has it. None where no box is on this earth.
     """
-    if not bounds:
-        return None
-    from rasterio import Env
-    from rasterio.warp import transform_bounds
-
-    from finetuner.collections.raster_formats import gdal_errors
-
     found = []
     for crs, box in bounds.items():
         # PROJ turns longitudes back by one turn at a time, which of 1e300 takes for ever
         if not all(abs(side) <= FARTHEST for side in box):
             continue
         # a system of its own, such as that of a microscope, or far out of its range
-        with Env(), suppress(ValueError, *gdal_errors()):
-            found.append(transform_bounds(crs, 'EPSG:4326', *box))
+        with suppress(ConfigError, DataError):
+            found.append(moved_bounds(box, crs, 'EPSG:4326'))
     found = [box for box in found if all(abs(side) <= _MOST_DEGREES for side in box)]
-    if not found:
-        return None
-    west, south, east, north = zip(*found, strict=True)
-    return min(west), min(south), max(east), max(north)
+    return united_boxes(found) if found else None
 
 
-def burn(shapes: Iterable[tuple[Any, int]], frame: Frame) -> np.ndarray:
-    """Draw geometries into a mask; a pixel is inside where its centre is (GDAL's rasterize).
+def united_boxes(boxes: Sequence[Bounds]) -> Bounds:
+    """What holds several boxes in degrees; see `united_degrees`.
 
     Args:
-        shapes: GeoJSON geometries in the projected units of the image, each with its value.
-        frame: of the image. What lies outside of it is cut off.
-
-    Returns:
-        uint8 `[height, width]`, 0 where nothing is, else the value of the last geometry there.
-
-    Raises:
-        DataError: a geometry is none.
+        boxes: one at least.
     """
-    from affine import Affine
-    from rasterio.features import is_valid_geom, rasterize
-
-    drawn = []
-    for position, (geometry, value) in enumerate(shapes):
-        if not isinstance(geometry, Mapping) or not is_valid_geom(geometry):
-            raise DataError(
-                f'feature {position} has no GeoJSON geometry: it takes Point, LineString, Polygon, '
-                f'their Multi-forms or a GeometryCollection, with `coordinates` of numbers'
-            )
-        drawn.append((geometry, value))
-    size = (frame.height, frame.width)
-    if not drawn:
-        return np.zeros(size, np.uint8)
-    transform = Affine.identity() if frame.transform is None else Affine(*frame.transform)
-    return rasterize(drawn, out_shape=size, transform=transform, dtype=np.uint8)
+    west, east = united_longitudes((box[0], box[2]) for box in boxes)
+    return west, min(box[1] for box in boxes), east, max(box[3] for box in boxes)

@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import Select, delete, func, select
 from sqlalchemy.orm import Session
 
+from finetuner.collections.labels import build_label_kind
 from finetuner.collections.packs import PackReader
 from finetuner.collections.records import (
     CollectionRecord,
@@ -18,6 +19,7 @@ from finetuner.collections.records import (
     collection_record,
     pair_record,
 )
+from finetuner.collections.spec import is_text
 from finetuner.collections.tables import MAX_NUMBER, CollectionPairRow, CollectionRow
 from finetuner.excepts import NotFoundError
 from finetuner.storage.database import Database
@@ -57,6 +59,9 @@ class PairStore:
             group: only its pairs.
             after: only pairs with larger numbers.
         """
+        if group is not None and not is_text(group):
+            return []
+        offset, limit = min(offset, MAX_NUMBER), min(limit, MAX_NUMBER)
         with self._database.reader() as session:
             collection = self._readable_row(session, collection_id)
             query = select(CollectionPairRow).where(
@@ -65,7 +70,7 @@ class PairStore:
             if group is not None:
                 query = query.where(CollectionPairRow.group_name == group)
             if after is not None:
-                query = query.where(CollectionPairRow.id > after)
+                query = query.where(CollectionPairRow.id > max(-1, min(after, MAX_NUMBER)))
             query = query.order_by(CollectionPairRow.id).offset(offset).limit(limit)
             return [pair_record(row, collection) for row in session.scalars(query)]
 
@@ -110,11 +115,15 @@ class PairStore:
             DataError: it is no label of this collection.
             NotFoundError: the owner has no such pair.
         """
+        # read before anything is locked: that may take a while
+        with self._database.reader() as session:
+            row, collection = self._own_pair(session, pair_id)
+            kind = build_label_kind(collection.mltype, tuple(collection.classes))
+            frame = pair_record(row, collection).frame
+        kept = kind.encode(kind.read(label, frame))
         with self._database.session() as session:
             row, collection = self._own_pair(session, pair_id)
-            record = self._record(session, collection)
-            frame = pair_record(row, collection).frame
-            row.label = record.kind.encode(record.kind.read(label, frame))
+            row.label = kept
             row.updated_at = now()
             touch(collection)
             return pair_record(row, collection)
@@ -128,6 +137,7 @@ class PairStore:
 
     def remove_pairs(self, collection_id: int, pair_ids: Sequence[int]) -> int:
         """Remove pairs from a collection, all at once; returns how many were there."""
+        pair_ids = [number for number in pair_ids if 0 <= number <= MAX_NUMBER]
         with self._database.session() as session:
             collection = self._own_row(session, collection_id)
             removed = 0
@@ -163,15 +173,20 @@ class PairStore:
 
     def _readable_row(self, session: Session, collection_id: int) -> CollectionRow:
         query = select(CollectionRow).where(CollectionRow.id == collection_id, self._is_readable())
-        row = session.scalars(query).first() if collection_id <= MAX_NUMBER else None
+        row = session.scalars(query).first() if 0 <= collection_id <= MAX_NUMBER else None
         if row is None:
             raise _no_collection(collection_id)
         return row
 
+    def get_own(self, collection_id: int) -> CollectionRecord:
+        """A collection of the owner; NotFoundError where there is none."""
+        with self._database.reader() as session:
+            return self._record(session, self._own_row(session, collection_id))
+
     def _own_row(self, session: Session, collection_id: int) -> CollectionRow:
         """The owner's row, which nobody else changes until the session ends."""
         query = self._mine().where(CollectionRow.id == collection_id).with_for_update()
-        row = session.scalars(query).first() if collection_id <= MAX_NUMBER else None
+        row = session.scalars(query).first() if 0 <= collection_id <= MAX_NUMBER else None
         if row is None:
             raise _no_collection(collection_id)
         return row
@@ -216,11 +231,11 @@ def lock_files(database: Database, session: Session, key: str) -> None:
 
 
 def _possible(pair_ids: Sequence[int]) -> list[int]:
-    return [number for number in pair_ids if abs(number) <= MAX_NUMBER]
+    return [number for number in pair_ids if 0 <= number <= MAX_NUMBER]
 
 
 def _pair_row(session: Session, pair_id: int) -> CollectionPairRow:
-    row = session.get(CollectionPairRow, pair_id) if pair_id <= MAX_NUMBER else None
+    row = session.get(CollectionPairRow, pair_id) if 0 <= pair_id <= MAX_NUMBER else None
     if row is None:
         raise NotFoundError(f'there is no pair {pair_id}: it was removed')
     return row

@@ -13,7 +13,7 @@ import numpy as np
 
 from finetuner.collections.geometry import FARTHEST, Bounds, Frame
 from finetuner.collections.raster_files import RasterFile
-from finetuner.collections.raster_formats import gdal_errors
+from finetuner.collections.systems import check_system, moved_bounds
 from finetuner.excepts import ConfigError, DataError, unknown_name
 
 if TYPE_CHECKING:
@@ -62,30 +62,18 @@ class _Placed:
             ConfigError: `crs` is no coordinate system.
             DataError: the bounds are nowhere in that system.
         """
-        from rasterio import Env
-        from rasterio.crs import CRS
-        from rasterio.errors import CRSError
-        from rasterio.warp import transform_bounds
-
         if self.crs is None:
             return None
+        check_system(crs)
         if max(map(abs, self.bounds)) > FARTHEST:
             raise DataError(f'{self!r} cannot be placed in {crs!r}: it lies nowhere on this earth')
-        with Env():
-            try:
-                target = CRS.from_user_input(crs)
-            except CRSError as error:
-                raise ConfigError(
-                    f"crs={crs!r} is no coordinate system: give a code such as 'EPSG:4326', or WKT"
-                ) from error
-            try:
-                found = transform_bounds(self.crs, target, *self.bounds, densify_pts=21)
-            except gdal_errors() as error:
-                raise DataError(f'{self!r} cannot be placed in {crs!r}: {error}') from error
+        try:
+            found = moved_bounds(self.bounds, self.crs, crs)
+        except DataError as error:
+            raise DataError(f'{self!r} cannot be placed in {crs!r}: {error}') from error
         if not np.isfinite(found).all():
             raise DataError(f'{self!r} cannot be placed in {crs!r}: it is out of its range')
-        minx, miny, maxx, maxy = found
-        return minx, miny, maxx, maxy
+        return found
 
 
 class Raster(_Placed):

@@ -20,6 +20,7 @@ import numpy as np
 
 from finetuner.collections.geometry import Transform
 from finetuner.collections.raster_containers import check_container
+from finetuner.collections.systems import opens_grids
 from finetuner.excepts import DataError
 
 # GDAL's names. Left out is each format whose files name others (VRT, WMS, MRF, ERS, PDS, PCIDSK),
@@ -35,6 +36,14 @@ FORMATS = (
 )
 # tried after those, on files that `check_container` lets pass
 CONTAINERS = ('netCDF', 'BAG', 'S102', 'S104', 'S111', 'HDF5')
+
+# where GDAL looks for a coordinate system
+_BESIDE = tuple(
+    each
+    for suffix in ('.aux.xml', '.prj', '.hdr', '.xml', '.ref', '.rdc')
+    for each in (suffix, suffix.upper())
+)
+_MOST_BESIDE = 64 << 20
 
 _OPENING = {
     # nothing opened here is on a network; this says so to GDAL too
@@ -137,6 +146,7 @@ def open_dataset(path: str) -> Any:
     """
     from rasterio.io import DatasetReader
 
+    _check_beside(Path(path))
     # Its frame says so. The warning names this module: whoever uses rasterio still gets theirs.
     module = __name__.replace('.', r'\.')
     warnings.filterwarnings('ignore', 'Dataset has no geotransform', module=module)
@@ -156,6 +166,22 @@ def open_dataset(path: str) -> Any:
                 'only say where pixels are (VRT, WMS, tile indexes), GRIB and databases are not '
                 f'opened: `gdal_translate -of GTiff {name} {stem}.tif` makes a GeoTIFF'
             ) from error
+
+
+def _check_beside(path: Path) -> None:
+    """Refuse a coordinate system in a file beside it for which PROJ would open yet another one."""
+    for name in dict.fromkeys((path.name, path.stem)):
+        for suffix in _BESIDE:
+            beside = path.with_name(name + suffix)
+            if not beside.is_file():
+                continue
+            with beside.open('rb') as file:
+                text = file.read(_MOST_BESIDE).decode('latin-1')
+            if opens_grids(text):
+                raise DataError(
+                    f'{str(path)!r} is not opened: the coordinate system in {beside.name!r} beside it '
+                    'names a file'
+                )
 
 
 def header_of(dataset: Any, path: str) -> RasterHeader:

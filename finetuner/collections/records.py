@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 from finetuner.collections.geometry import Bounds, Frame
@@ -55,7 +56,7 @@ class CollectionRecord:
             self.public,
         )
 
-    @property
+    @cached_property
     def kind(self) -> LabelKind:
         """What its labels are."""
         return build_label_kind(self.mltype, self.classes)

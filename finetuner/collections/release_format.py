@@ -24,6 +24,7 @@ import numpy as np
 from finetuner.collections.geometry import Frame
 from finetuner.collections.labels import LabelKind, MaskLabels
 from finetuner.collections.records import CollectionRecord, PairRecord
+from finetuner.collections.systems import system_of
 from finetuner.excepts import ConfigError, DataError
 
 FORMAT = 'finetuner-collection'
@@ -166,7 +167,6 @@ def tiff_dtype(dtype: str) -> str:
 def tiff_of(pixels: np.ndarray, frame: Frame) -> bytes:
     """The GeoTIFF of an image `[bands, height, width]`: lossless, the same bytes each time."""
     from affine import Affine
-    from rasterio.crs import CRS
     from rasterio.io import MemoryFile
 
     # there is no place on a map to tell of
@@ -178,9 +178,9 @@ def tiff_of(pixels: np.ndarray, frame: Frame) -> bytes:
     if frame.transform is not None:
         options['transform'] = Affine(*frame.transform)
     if frame.crs is not None:
-        # CRSError is one: a system of its own, which the label's file tells
-        with suppress(ValueError):
-            options['crs'] = CRS.from_user_input(frame.crs)
+        # a system of its own, which the label's file tells
+        with suppress(ConfigError):
+            options['crs'] = system_of(frame.crs)
     with MemoryFile() as file:
         with file.open(
             driver='GTiff',
@@ -211,7 +211,7 @@ def footprint_of(frame: Frame) -> dict[str, Any] | None:
     corners = ((0, 0), (0, frame.height), (frame.width, frame.height), (frame.width, 0))
     xs, ys = zip(*(frame.to_map(column, row) for column, row in corners), strict=True)
     try:
-        east, north = transform(frame.crs, 'EPSG:4326', xs, ys)[:2]
+        east, north = transform(system_of(frame.crs), 'EPSG:4326', xs, ys)[:2]
     except (ValueError, RasterioError, *gdal_errors()):  # a system of its own
         return None
     places = np.array([east, north]).T

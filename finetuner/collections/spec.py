@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from finetuner.collections.labels import MLTYPES, build_label_kind
+from finetuner.collections.labels import MLTYPES, build_label_kind, shown
+from finetuner.collections.labels.growing import MOST_CLASSES
 from finetuner.collections.tiles import check_tile_size
-from finetuner.excepts import ConfigError, unknown_name
+from finetuner.excepts import ConfigError, DataError, unknown_name
 
 MAX_NAME = 200
+_NO_TEXT = re.compile('[\0\ud800-\udfff]')
 MAX_DESCRIPTION = 100_000
-MOST_CLASSES = 100_000
+# of all classes together: each answer that describes the collection tells them
+MOST_LETTERS = 2_000_000
+MOST_GROUPS = 1000
+MOST_SENSORS = 100
 # the groups that a partition divides pairs among, in its order
 PARTITIONED = ('train', 'validate', 'test')
 
@@ -79,19 +85,39 @@ def check_classes(mltype: str, classes: Any) -> tuple[str, ...]:
         raise ConfigError(f'{len(kind.classes):,} classes: at most {MOST_CLASSES:,} are taken')
     for name in kind.classes:
         check_text('the name of a class', name, MAX_NAME)
+    num_letters = sum(map(len, kind.classes))
+    if num_letters > MOST_LETTERS:
+        raise ConfigError(
+            f'the names of the classes have {num_letters:,} characters together: at most '
+            f'{MOST_LETTERS:,} are taken'
+        )
     return kind.classes
 
 
 def check_text(what: str, text: Any, most: int, may_be_empty: bool = True) -> str:
     """A text that can be kept; ConfigError for what is none."""
     if not isinstance(text, str) or (not may_be_empty and not text.strip()):
-        raise ConfigError(f'{what}={text!r}: it takes a text')
+        raise ConfigError(f'{what}={shown(text)}: it takes a text')
     if len(text) > most:
         raise ConfigError(f'{what} has {len(text):,} characters: at most {most:,} are taken')
-    # PostgreSQL takes no NUL, and no database half of a surrogate pair
-    if '\0' in text or any('\ud800' <= letter <= '\udfff' for letter in text):
+    if not is_text(text):
         raise ConfigError(f'{what}={text[:60]!r} holds characters that are no text')
     return text
+
+
+def check_sensors(names: Sequence[Any]) -> list[str]:
+    """Names of sensors; DataError for what is none."""
+    if len(names) > MOST_SENSORS:
+        raise DataError(f'{len(names):,} sensors: at most {MOST_SENSORS} are taken')
+    try:
+        return [check_text('sensor', name, MAX_NAME, may_be_empty=False) for name in names]
+    except ConfigError as error:
+        raise DataError(str(error)) from error
+
+
+def is_text(text: str) -> bool:
+    """Whether it can be kept: PostgreSQL takes no NUL, and no database half of a surrogate pair."""
+    return _NO_TEXT.search(text) is None
 
 
 def check_group(group: Any) -> str:
@@ -103,7 +129,7 @@ def _check_partition(partition: Any) -> tuple[float, float, float] | None:
     if partition is None:
         return None
     expected = (
-        f'partition={partition!r}: it takes the percentages of {", ".join(PARTITIONED)}, which '
+        f'partition={shown(partition)}: it takes the percentages of {", ".join(PARTITIONED)}, which '
         'make 100, such as [70, 20, 10]'
     )
     if not isinstance(partition, Sequence) or len(partition) != len(PARTITIONED):

@@ -14,12 +14,26 @@ from sqlalchemy.orm import Session
 
 from finetuner.collections.draft import Draft
 from finetuner.collections.finding import Query, forget_words, matching, note_words
-from finetuner.collections.geometry import Bounds, united_degrees
+from finetuner.collections.geometry import Bounds, united_boxes, united_degrees
 from finetuner.collections.pair_store import ROWS_AT_ONCE, PairStore, lock_files, now, touch
 from finetuner.collections.records import CollectionRecord, form_of
-from finetuner.collections.spec import MAX_DESCRIPTION, MAX_NAME, CollectionSpec, check_text
+from finetuner.collections.spec import (
+    MAX_DESCRIPTION,
+    MAX_NAME,
+    MOST_GROUPS,
+    CollectionSpec,
+    check_sensors,
+    check_text,
+    is_text,
+)
 from finetuner.collections.tables import CollectionPairRow, CollectionRow
-from finetuner.excepts import ConfigError, ConflictError, NotFoundError, unknown_name
+from finetuner.excepts import (
+    ConfigError,
+    ConflictError,
+    DataError,
+    NotFoundError,
+    unknown_name,
+)
 
 
 class CollectionStore(PairStore):
@@ -75,12 +89,13 @@ class CollectionStore(PairStore):
             created_at=now(),
             updated_at=now(),
         )
+        bounds = None if draft is None else united_degrees(draft.bounds)
         with _taken_is_told(spec.name), self._session_with_packs(draft, key) as session:
             session.add(row)
             session.flush()
             note_words(session, row)
             if draft is not None:
-                self._add_pairs(session, row, draft)
+                self._add_pairs(session, row, draft, bounds)
             return self._record(session, row)
 
     def append(self, collection_id: int, draft: Draft) -> CollectionRecord:
@@ -92,6 +107,7 @@ class CollectionStore(PairStore):
         """
         with self._database.reader() as session:
             key = self._own_row(session, collection_id).key
+        bounds = united_degrees(draft.bounds)
         with self._session_with_packs(draft, key) as session:
             row = self._own_row(session, collection_id)
             if tuple(row.classes) != draft.classes[: len(row.classes)]:
@@ -104,8 +120,14 @@ class CollectionStore(PairStore):
                     f'collection {row.name!r} was given other images meanwhile: open it again, and '
                     'feed it images like those'
                 )
-            self._add_pairs(session, row, draft)
-            return self._record(session, row)
+            self._add_pairs(session, row, draft, bounds)
+            record = self._record(session, row)
+            if len(record.counts) > MOST_GROUPS:
+                raise DataError(
+                    f'collection {row.name!r} would have {len(record.counts):,} groups: at most '
+                    f'{MOST_GROUPS:,} are taken'
+                )
+            return record
 
     def get(self, collection_id: int) -> CollectionRecord:
         """A collection that the owner may read; NotFoundError where there is none."""
@@ -120,6 +142,8 @@ class CollectionStore(PairStore):
             ConflictError: several others have published one of that name.
         """
         query = select(CollectionRow).where(self._is_readable(), CollectionRow.name == name)
+        if not is_text(name):
+            raise NotFoundError(f'there is no collection {name[:80]!r}')
         with self._database.reader() as session:
             rows = session.scalars(query.order_by(CollectionRow.id)).all()
             mine = [row for row in rows if row.owner == self._owner]
@@ -217,7 +241,9 @@ class CollectionStore(PairStore):
                 if is_stored:
                     yield session
 
-    def _add_pairs(self, session: Session, row: CollectionRow, draft: Draft) -> None:
+    def _add_pairs(
+        self, session: Session, row: CollectionRow, draft: Draft, bounds: Bounds | None
+    ) -> None:
         rows: list[dict[str, Any]] = []
         for pair in draft.pairs():
             rows.append(
@@ -240,10 +266,10 @@ class CollectionStore(PairStore):
         row.classes = list(draft.classes)
         if draft.form is not None:
             row.shape, row.dtype = list(draft.form.shape), draft.form.dtype
-        row.sensors = [*row.sensors, *(s for s in draft.sensors if s not in row.sensors)]
+        row.sensors = check_sensors(list(dict.fromkeys([*row.sensors, *draft.sensors])))
         sources = {*filter(None, [row.source]), *draft.sources}
         row.source = 'mixed' if len(sources) > 1 else ''.join(sources)
-        _widen(row, united_degrees(draft.bounds))
+        _widen(row, bounds)
         touch(row)
         session.flush()
         note_words(session, row)
@@ -257,11 +283,10 @@ def new_key() -> str:
 def _widen(row: CollectionRow, bounds: Bounds | None) -> None:
     if bounds is None:
         return
-    west, south, east, north = bounds
-    row.west = west if row.west is None else min(row.west, west)
-    row.south = south if row.south is None else min(row.south, south)
-    row.east = east if row.east is None else max(row.east, east)
-    row.north = north if row.north is None else max(row.north, north)
+    sides = (row.west, row.south, row.east, row.north)
+    if None not in sides:
+        bounds = united_boxes([sides, bounds])  # type: ignore[list-item]
+    row.west, row.south, row.east, row.north = bounds
 
 
 def _taken(name: str) -> str:

@@ -6,7 +6,7 @@ import math
 import os
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -24,6 +24,10 @@ RAW, PICTURE = 'raw', 'picture'
 _KINDS = 'biuf'
 RASTER_SUFFIXES = ('.tif', '.tiff', '.jp2', '.img', '.nc', '.hgt')
 _MOST_BANDS = 1024
+# pixels of a picture whose size is told where it is not that of its collection
+_ALWAYS_DECODED = 4_000_000
+# as many as a picture's file may hold
+MOST_PIXELS = DEFAULT_POLICY.max_pixels
 _EXPECTED = (
     'an image is an array [bands, height, width] or [height, width, bands], a dask array, a Pillow '
     'image, the path or the bytes of a picture, a Document, or a window of a Raster'
@@ -172,10 +176,14 @@ def check_tile_size(tile_size: Any) -> tuple[int, int]:
     is_pair = isinstance(values, Sequence) and not isinstance(values, str) and len(values) == 2
     if is_pair and all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
         height, width = values
-        if height >= 1 and width >= 1 and height == int(height) and width == int(width):
-            return int(height), int(width)
+        if all(1 <= value <= MOST_PIXELS and value == int(value) for value in values):
+            if height * width <= MOST_PIXELS:
+                return int(height), int(width)
+            raise ConfigError(
+                f'tile_size={list(values)}: an image has {MOST_PIXELS:,} pixels at most'
+            )
     raise ConfigError(
-        f'tile_size={tile_size!r}: it takes [height, width] of the images in pixels, such as '
+        f'tile_size={str(tile_size)[:80]}: it takes [height, width] of the images in pixels, such as '
         '[256, 256]'
     )
 
@@ -212,7 +220,7 @@ def _of_pillow(image: Any) -> np.ndarray:
 
 
 def _read_picture(data: bytes, height: int, width: int, policy: PicturePolicy) -> Tile:
-    pixels = open_picture(data, policy)
+    pixels = open_picture(data, _policy_for(height * width, policy))
     if pixels.shape[:2] != (height, width):
         raise DataError(
             f'the picture is {pixels.shape[0]} x {pixels.shape[1]} pixels, and the images of this '
@@ -220,6 +228,11 @@ def _read_picture(data: bytes, height: int, width: int, policy: PicturePolicy) -
         )
     form = ImageForm((pixels.shape[2], height, width), 'uint8')
     return Tile(data, PICTURE, form, Frame(height, width), 'picture')
+
+
+def _policy_for(num_pixels: int, policy: PicturePolicy) -> PicturePolicy:
+    """What is far too large for a collection is not even decoded; what is a little so, is told of."""
+    return replace(policy, max_pixels=min(policy.max_pixels, 4 * num_pixels + _ALWAYS_DECODED))
 
 
 def _read_raster(path: Any, tile_size: Sequence[int]) -> Tile:

@@ -27,7 +27,7 @@ from finetuner.collections.release_format import (
     label_of_document,
     tiff_dtype,
 )
-from finetuner.collections.spec import CollectionSpec, check_group
+from finetuner.collections.spec import CollectionSpec, check_group, check_sensors
 from finetuner.collections.tiles import ImageForm, PlacedImage
 from finetuner.collections.training_set import TrainingSet
 from finetuner.excepts import ConfigError, DataError
@@ -88,6 +88,7 @@ class _Release:
         self._root = self._found_root()
         self._meta = self._read_meta()
         self._hashes: Mapping[str, Any] = self._meta['files']
+        self._sensors = self._read_sensors()
         self._check_files()
 
     def collection(self, name: str | None) -> TrainingSet:
@@ -153,6 +154,15 @@ class _Release:
         if not is_known or known.get('sha256') != hashlib.sha256(data).hexdigest():
             raise DataError(f'{self._shown}: {name!r} was changed: its hash is not that in {META}')
         return data
+
+    def _read_sensors(self) -> tuple[str, ...]:
+        given = self._meta['data'].get('sensors') or []
+        if not isinstance(given, list):
+            raise DataError(f'{self._shown}: {META} has `sensors` that are no list')
+        try:
+            return tuple(check_sensors(given))
+        except DataError as error:
+            raise DataError(f'{self._shown}: {META}: {error}') from error
 
     def _json(self, name: str, data: bytes) -> dict[str, Any]:
         try:
@@ -260,10 +270,9 @@ class _Release:
             path.unlink()
         if 'transform' in document:
             frame = _frame_of(document, frame)
-        sensors = self._meta['data'].get('sensors') or []
-        if frame.transform is None and not sensors:
+        if frame.transform is None and not self._sensors:
             return pixels, frame
-        return PlacedImage(pixels, frame, tuple(map(str, sensors))), frame
+        return PlacedImage(pixels, frame, self._sensors), frame
 
 
 def _frame_of(document: Mapping[str, Any], frame: Frame) -> Frame:

@@ -51,6 +51,8 @@ logger = logging.getLogger(__name__)
 STATIC = Path(__file__).parent / 'static'
 # beyond this, connections that wait for nothing are too many as well
 _CONNECTIONS_A_REQUEST = 4
+# of what is wrong with a body
+_MOST_TOLD = 10
 _BODY_SCHEMA = {
     'type': 'object',
     'properties': {
@@ -249,7 +251,8 @@ async def _answer_nobody(_: Request, __: Exception) -> Response:
 async def _answer_invalid(_: Request, error: Exception) -> Response:
     problems = error.errors() if isinstance(error, RequestValidationError) else []
     places = [('.'.join(map(str, each['loc'][1:])), each['msg']) for each in problems]
-    message = '; '.join(f'{name}: {message}' for name, message in places)
+    more = f'; and {len(places) - _MOST_TOLD:,} more' if len(places) > _MOST_TOLD else ''
+    message = '; '.join(f'{name[:200]}: {message}' for name, message in places[:_MOST_TOLD]) + more
     return error_answer('ConfigError', message, 422)
 
 

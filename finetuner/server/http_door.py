@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from fastapi.responses import RedirectResponse
@@ -12,7 +12,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request, cookie_parser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from finetuner.excepts import FinetunerError
+from finetuner.excepts import FinetunerError, TooLargeError
 from finetuner.server.calls import (
     GONE,
     ID_HEADER,
@@ -42,6 +42,9 @@ _OPEN_PATHS = ('/', '/login', '/dry_run', '/docs', '/redoc', '/openapi.json')
 # these go to the disk as they come, a form only where it is one of parts
 _PIECES = ('PATCH', '/api/v1/uploads')
 _FILE_FORM = ('POST', '/ui/data')
+_REST = '/api/v1/'
+_MOST_JSON = 8 << 20
+_MOST_FORM = 1 << 19
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,12 @@ class DoorMiddleware:
         if scope['method'] in ('GET', 'HEAD') or _goes_to_disk(scope, headers):
             await self._app(scope, receive, send)
             return
-        body = _Body(receive, send, self._door)
+        body = _Body(
+            receive,
+            send,
+            self._door,
+            lambda size: _check_bytes(size, self._door.limits, scope, headers),
+        )
         try:
             await self._app(scope, body.receive, body.send)
             if body.error is not None and not body.is_answered:
@@ -176,7 +184,7 @@ class DoorMiddleware:
                 call.seconds = seconds_of(headers.get(TIMEOUT_HEADER))
             length = headers.get('content-length', '')
             if length.isdecimal() and not _goes_to_disk(scope, headers):
-                self._door.limits.check_bytes(int(length[:20]))
+                _check_bytes(int(length[:20]), self._door.limits, scope, headers)
         except FinetunerError as error:
             return answer_of(error, path)
         return None
@@ -184,8 +192,32 @@ class DoorMiddleware:
 
 def _goes_to_disk(scope: Scope, headers: Headers) -> bool:
     asked = scope['method'], scope['path']
-    kind = headers.get('content-type', '').partition(';')[0].strip().lower()
-    return asked == _PIECES or (asked == _FILE_FORM and kind == 'multipart/form-data')
+    return asked == _PIECES or (asked == _FILE_FORM and _kind_of(headers) == 'multipart/form-data')
+
+
+def _kind_of(headers: Headers) -> str:
+    return headers.get('content-type', '').partition(';')[0].strip().lower()
+
+
+def _check_bytes(num_bytes: int, limits: Limits, scope: Scope, headers: Headers) -> None:
+    """Refuse a body that is too large for what it is.
+
+    JSON takes some fifty times as much memory as it has bytes, and both it and forms are taken apart
+    where everybody else is answered too.
+
+    Raises:
+        TooLargeError: it is.
+    """
+    limits.check_bytes(num_bytes)
+    for what, most, applies in (
+        ('a form', _MOST_FORM, _kind_of(headers) == 'application/x-www-form-urlencoded'),
+        ('JSON', _MOST_JSON, scope['path'].startswith(_REST)),
+    ):
+        if applies and num_bytes > most:
+            raise TooLargeError(
+                f'the request is larger than the {most >> 10:,} KiB that this server takes as {what}: '
+                'send less at a time, or store Documents and name them'
+            )
 
 
 class _Body:
@@ -197,7 +229,10 @@ class _Body:
         is_answered: whether the answer has begun.
     """
 
-    def __init__(self, receive: Receive, send: Send, door: Door) -> None:
+    def __init__(
+        self, receive: Receive, send: Send, door: Door, check: Callable[[int], None]
+    ) -> None:
+        self._check = check
         self._receive = receive
         self._send = send
         self._door = door
@@ -215,7 +250,7 @@ class _Body:
         message = await self._receive()
         size = len(message.get('body', b''))
         try:
-            self._door.limits.check_bytes(self.num_bytes + size)
+            self._check(self.num_bytes + size)
             self._door.budget.take_or_refuse(size)
         except FinetunerError as error:
             self.error = error

@@ -13,6 +13,8 @@ from finetuner.server.errors import http_status
 from finetuner.server.page_views import render
 
 OPENAI = '/v1/'
+# what was wrong may be quoted from a request of any size
+_MOST_LETTERS = 20_000
 _OPENAI_CODES = {
     401: 'invalid_api_key',
     404: 'not_found',
@@ -31,9 +33,17 @@ def error_answer(name: str, message: str, status: int, path: str = '') -> JSONRe
         status: of HTTP.
         path: that was asked for.
     """
+    message = sayable(message)
     if path.startswith(OPENAI):
         return openai_error(message, status)
     return JSONResponse({'error': name, 'message': message}, status_code=status)
+
+
+def sayable(message: str) -> str:
+    """A message as an answer can hold it: not without end, and without halves of characters."""
+    if len(message) > _MOST_LETTERS:
+        message = f'{message[:_MOST_LETTERS]}...'
+    return message.encode('utf-8', 'backslashreplace').decode()
 
 
 def openai_error(
@@ -79,7 +89,8 @@ async def error_to(request: Request, error: Exception) -> Response:
     if request.url.path.startswith('/ui') and 'text/html' in request.headers.get('accept', ''):
         status = status_of(error)
         title = {404: 'Not found', 403: 'Not allowed', 409: 'Not now'}.get(status, 'This cannot be')
-        return render(request, 'error.html', status_code=status, title=title, message=str(error))
+        message = sayable(str(error))
+        return render(request, 'error.html', status_code=status, title=title, message=message)
     return answer_of(error, request.url.path)
 
 

@@ -127,8 +127,12 @@ class IncomingData:
                 raise DataError(
                     'the data has another hash than announced: it changed on its way; send it again'
                 )
-            with StoredDocuments(path) as docs:
-                refuse_uris(docs)
+            try:
+                with StoredDocuments(path) as docs:
+                    refuse_uris(docs)
+            except DataError as error:
+                # where things lie here is nobody's business
+                raise DataError(str(error).replace(repr(str(path)), 'the file')) from error
             workspace.adopt_data(path, sha256)
         finally:
             path.unlink(missing_ok=True)

@@ -27,6 +27,9 @@ PAIRS_A_PAGE = 60
 _COLLECTIONS_A_PAGE = 50
 _MOST_MARKED = 10_000
 _PICTURE_SIZE = 256
+_LAST_PAGE = 1_000_000
+# of classes that a pair shows
+_MOST_NAMES = 5
 
 
 def add_collection_pages(router: APIRouter, reads: Any, writes: Any) -> None:
@@ -42,14 +45,15 @@ def add_collection_pages(router: APIRouter, reads: Any, writes: Any) -> None:
     def list_collections(
         request: Request, text: str = '', page: int = 1, client: LocalClient = reads
     ) -> Response:
-        start = (max(1, page) - 1) * _COLLECTIONS_A_PAGE
+        page = min(max(1, page), _LAST_PAGE)
+        start = (page - 1) * _COLLECTIONS_A_PAGE
         found = Query.checked(text, limit=_COLLECTIONS_A_PAGE, offset=start)
         return render(
             request,
             'collections.html',
             collections=_store(client).search(found),
             text=text,
-            page=max(1, page),
+            page=page,
             size=_COLLECTIONS_A_PAGE,
             own=client.workspace.owner,
             page_address=lambda number: (
@@ -84,11 +88,15 @@ def _add_collection(router: APIRouter, reads: Any) -> None:
         del at  # another label, another address: the browser keeps what it has seen
         store = _store(client)
         found, record = store.get_pair(pair)
-        picture = DataPoint(found, record, store, store.reader_of(record)).preview
+        point = DataPoint(found, record, store, store.reader_of(record))
+        picture = point.draw(most=4 * _PICTURE_SIZE)
         picture.thumbnail((_PICTURE_SIZE, _PICTURE_SIZE))
         file = io.BytesIO()
         picture.save(file, 'PNG')
-        headers = {'cache-control': 'private, max-age=86400, immutable'}
+        headers = {
+            'cache-control': 'private, max-age=86400, immutable',
+            'vary': 'authorization, cookie',
+        }
         return Response(file.getvalue(), media_type='image/png', headers=headers)
 
 
@@ -168,10 +176,11 @@ def _grid(
 def _tile(record: CollectionRecord, pair: Any, is_marked: bool) -> dict[str, Any]:
     kind = record.kind
     present = kind.present(kind.decode(pair.label, pair.frame))
+    more = f' and {len(present) - _MOST_NAMES} more' if len(present) > _MOST_NAMES else ''
     return {
         'id': pair.id,
         'group': pair.group,
-        'classes': ', '.join(present) or '-',
+        'classes': (', '.join(present[:_MOST_NAMES]) + more) or '-',
         'address': f'/ui/pair?{urlencode({"pair": pair.id, "at": pair.updated_at})}',
         'is_marked': is_marked,
     }

@@ -126,7 +126,7 @@ def _add_making(router: APIRouter, writes: Any, is_closing: Callable[[], bool]) 
     makers = Makers()
 
     @router.post(
-        '/data/{collection_id:int}/releases',
+        '/data/{collection_id:row}/releases',
         status_code=201,
         tags=_TAGS,
         responses={202: {'description': 'It is being made: ask again with the `ticket`'}},
@@ -158,12 +158,12 @@ def _add_making(router: APIRouter, writes: Any, is_closing: Callable[[], bool]) 
 
 
 def _add_reading(router: APIRouter, reads: Any) -> None:
-    @router.get('/data/{collection_id:int}/releases', tags=_TAGS)
+    @router.get('/data/{collection_id:row}/releases', tags=_TAGS)
     def list_releases(collection_id: int, place: LocalCollections = reads) -> list[dict[str, Any]]:
         """What is known of the releases of a collection, in the order in which they were made."""
         return place.releases.list_all(place.store.get(collection_id))
 
-    @router.get('/data/{collection_id:int}/releases/{version}', tags=_TAGS)
+    @router.get('/data/{collection_id:row}/releases/{version}', tags=_TAGS)
     def get_release(
         collection_id: int, version: str, place: LocalCollections = reads
     ) -> dict[str, Any]:
@@ -171,7 +171,7 @@ def _add_reading(router: APIRouter, reads: Any) -> None:
         return place.releases.get(place.store.get(collection_id), version)
 
     @router.get(
-        '/data/{collection_id:int}/releases/{version}/archive',
+        '/data/{collection_id:row}/releases/{version}/archive',
         tags=_TAGS,
         response_class=Response,
     )

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import Query
-from pydantic import BaseModel
+from pydantic import BaseModel, root_validator
+from starlette.convertors import IntegerConvertor, register_url_convertor
 
+from finetuner.collections.tables import MAX_NUMBER
 from finetuner.excepts import ForbiddenError
 from finetuner.server.security import FORBIDDEN, current_identity
 from finetuner.storage.tokens import Identity, Scope
@@ -17,33 +19,57 @@ Owner = Annotated[
 ]
 
 
-class _Body(BaseModel):
+class _RowConvertor(IntegerConvertor):
+    """Numbers in paths, `{id:row}`: one that no database holds stands for one that is in none."""
+
+    def convert(self, value: str) -> int:
+        """The number."""
+        digits = value.lstrip('0')
+        return int(digits or '0') if len(digits) < len(str(MAX_NUMBER)) else MAX_NUMBER
+
+
+register_url_convertor('row', _RowConvertor())
+
+
+class Body(BaseModel):
+    """The body of a request: a key that it has not is an error, told once."""
+
     class Config:
+        """Options of pydantic."""
+
         extra = 'forbid'
 
+    @root_validator(pre=True)
+    def _know_keys(cls, values: dict[str, Any]) -> dict[str, Any]:
+        # pydantic makes an error of each
+        unknown = [key for key in values if key not in cls.__fields__]
+        if len(unknown) > 1:
+            raise ValueError(f'{len(unknown):,} unknown keys, such as {unknown[0][:80]!r}')
+        return values
 
-class FitRequest(_Body):
+
+class FitRequest(Body):
     """The arguments of `fit`, and its data as references (`sha256:...`) or names."""
 
     parameters: dict[str, Any]
     data: dict[str, str]
 
 
-class ExperimentRequest(_Body):
+class ExperimentRequest(Body):
     """A new experiment."""
 
     name: str
     description: str = ''
 
 
-class UploadRequest(_Body):
+class UploadRequest(Body):
     """A file of Documents that is about to come."""
 
     sha256: str
     num_bytes: int
 
 
-class NameRequest(_Body):
+class NameRequest(Body):
     """A name for stored data."""
 
     name: str
@@ -51,19 +77,19 @@ class NameRequest(_Body):
     public: bool = False
 
 
-class ShareRequest(_Body):
+class ShareRequest(Body):
     """Whether others may see a run."""
 
     public: bool
 
 
-class AliasRequest(_Body):
+class AliasRequest(Body):
     """What an alias shall stand for: the id of an artifact, or another alias of it."""
 
     artifact_id: str
 
 
-class TokenRequest(_Body):
+class TokenRequest(Body):
     """A new token."""
 
     user: str

@@ -545,7 +545,7 @@ def test_every_route_that_changes_something_wants_the_scope_for_it(
     for method, path in routes(server, tmp_path, monkeypatch):
         if method in ('GET', 'HEAD') or path in (*everywhere, *reads, '/{path:path}'):
             continue
-        address = f'{server.url}{re.sub("{[a-z]+_id(:int)?}", "1", path)}'
+        address = f'{server.url}{re.sub("{[a-z]+_id(:[a-z]+)?}", "1", path)}'
         answer = httpx.request(
             method, address, json={}, headers=bearer(tokens['reader']), params={'run': 'x'}
         )

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasterio.transform import AffineTransformer
 
-from finetuner.collections.geometry import Frame, burn, united_degrees
+from finetuner.collections.burning import burn
+from finetuner.collections.geometry import Frame, united_degrees
 from finetuner.collections.labels import build_label_kind
 from finetuner.excepts import ConfigError, DataError
 

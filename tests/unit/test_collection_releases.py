@@ -429,8 +429,13 @@ CHANGES = {
     'unknown dtype': (with_data(dtype='u9'), 'tells no shape and dtype'),
     'another dtype': (with_data(dtype='int16'), r'its image is \[3, 8, 10\] of uint8'),
     'a huge shape': (
-        with_data(shape=[3, 10**6, 10**6], tile_size=[10**6, 10**6]), 'at most .* are read'
+        with_data(shape=[1000, 8000, 8000], tile_size=[8000, 8000]), 'at most .* are read'
     ),
+    'a huge tile': (
+        with_data(shape=[3, 10**6, 10**6], tile_size=[10**6, 10**6]), 'pixels at most'
+    ),
+    'sensors that are none': (with_data(sensors=5), '`sensors` that are no list'),
+    'a sensor that is none': (with_data(sensors=[5]), 'sensor=5'),
     'label of another kind': (with_json(LABEL, label=[1, 0, 1]), 'boxes of'),
     'label of a mask': (with_json(LABEL, label={'a': {}}), 'it is a list'),
     'label outside': (with_json(LABEL, label=[[[0, 0, 99, 99]], [], []]), 'a box of'),

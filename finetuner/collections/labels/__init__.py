@@ -23,6 +23,7 @@ __all__ = [
     'LabelKind',
     'MaskLabels',
     'build_label_kind',
+    'shown',
 ]
 
 MLTYPES = ('classification', 'object_detection', 'segmentation')

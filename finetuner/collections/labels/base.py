@@ -5,6 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from reprlib import Repr
 from typing import Any, ClassVar, Generic, TypeVar
 
 from finetuner.collections.geometry import Frame
@@ -77,10 +79,15 @@ class LabelKind(ABC, Generic[Label]):
         Raises:
             DataError: there is no such class.
         """
-        try:
-            return self.classes.index(name)
-        except ValueError:
-            raise DataError(unknown_name('class', name, self.classes)) from None
+        place = self.places.get(name) if isinstance(name, str) else None
+        if place is None:
+            raise DataError(unknown_name('class', name, self.classes))
+        return place
+
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """The place of each class."""
+        return {name: place for place, name in enumerate(self.classes)}
 
 
 def damaged(kind: LabelKind, data: bytes) -> DataError:
@@ -98,6 +105,17 @@ def some(names: Sequence[str], most: int = 5) -> str:
 
 
 def shown(value: Any, most: int = 80) -> str:
-    """What came, as errors quote it."""
-    text = repr(value)
+    """What came, as errors quote it; of what is large or deep only the beginning is looked at."""
+    text = _SHORT.repr(value)
     return text if len(text) <= most else f'{text[:most]}...'
+
+
+def _short() -> Repr:
+    found = Repr()
+    found.maxlevel = 8
+    found.maxlist = found.maxtuple = found.maxdict = 20
+    found.maxstring = found.maxlong = found.maxother = 100
+    return found
+
+
+_SHORT = _short()

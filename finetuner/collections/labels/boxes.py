@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,8 @@ from finetuner.collections.labels.base import LabelKind, damaged, shown, some
 from finetuner.excepts import DataError
 
 _BOX = 4
+# in an image
+MOST_BOXES = 100_000
 
 Box = tuple[float, float, float, float]
 Boxes = list[list[Box]]
@@ -32,18 +35,25 @@ class BoxLabels(LabelKind[Boxes]):
 
     def read(self, label: Any, frame: Frame) -> Boxes:
         """See `LabelKind.read`."""
-        given = label.tolist() if isinstance(label, np.ndarray) else label
+        found = self._read(label.tolist() if isinstance(label, np.ndarray) else label, frame)
+        if sum(map(len, found)) > MOST_BOXES:
+            raise DataError(
+                f'the image has {sum(map(len, found)):,} boxes: at most {MOST_BOXES:,} are taken'
+            )
+        return found
+
+    def _read(self, given: Any, frame: Frame) -> Boxes:
         found: Boxes = [[] for _ in self.classes]
         if isinstance(given, Mapping):
             for name, boxes in given.items():
                 found[self.index_of(name)] = _read_boxes(boxes, frame, name)
             return found
         if not isinstance(given, Sequence) or isinstance(given, str):
-            raise DataError(f'{self._expected()}: not {shown(label)}')
+            raise DataError(f'{self._expected()}: not {shown(given)}')
         if len(self.classes) == 1 and not is_nested(given):
             return [_read_boxes(given, frame, self.classes[0])]
         if len(given) != len(self.classes):
-            raise DataError(f'{self._expected()}: {shown(label)} has {len(given)} lists')
+            raise DataError(f'{self._expected()}: {shown(given)} has {len(given)} lists')
         return [
             _read_boxes(boxes, frame, name) for boxes, name in zip(given, self.classes, strict=True)
         ]
@@ -118,8 +128,10 @@ def _read_box(box: Any, frame: Frame, name: str) -> Box:
 
 
 def _is_number(value: Any) -> bool:
-    is_real = isinstance(value, (int, float, np.integer, np.floating))
-    return is_real and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, int):
+        # one of JSON may be larger than any float
+        return not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    return isinstance(value, (float, np.integer, np.floating)) and math.isfinite(value)
 
 
 def is_nested(boxes: Sequence[Any]) -> bool:

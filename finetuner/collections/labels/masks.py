@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from finetuner.collections.geometry import Frame, burn
+from finetuner.collections.burning import burn
+from finetuner.collections.geometry import Frame
 from finetuner.collections.labels.base import LabelKind, damaged, shown, some
 from finetuner.excepts import ConfigError, DataError
 
@@ -46,7 +47,7 @@ class MaskLabels(LabelKind[np.ndarray]):
             return self._of_features(label, frame)
         try:
             mask = np.asarray(label)
-        except ValueError:
+        except (TypeError, ValueError):
             raise DataError(f'{self._expected(frame)}: not {shown(label)}') from None
         if mask.dtype.kind not in 'bui':
             raise DataError(f'{self._expected(frame)}: not {shown(label)}')
@@ -103,8 +104,7 @@ class MaskLabels(LabelKind[np.ndarray]):
     def _of_features(self, label: Any, frame: Frame) -> np.ndarray:
         shapes = []
         for position, feature in enumerate(features_of(label)):
-            properties = feature.get('properties') or {}
-            name = properties.get('label')
+            name = class_of(feature)
             if name is None and len(self.classes) == 1:
                 name = self.classes[0]
             if name is None:
@@ -126,7 +126,14 @@ class MaskLabels(LabelKind[np.ndarray]):
 
 def is_features(label: Any) -> bool:
     """Whether a label is a list of GeoJSON features."""
-    return isinstance(label, Sequence) and all(isinstance(each, Mapping) for each in label)
+    is_list = isinstance(label, Sequence) and not isinstance(label, str | bytes)
+    return is_list and all(isinstance(each, Mapping) for each in label)
+
+
+def class_of(feature: Mapping[str, Any]) -> Any:
+    """What the property `label` of a GeoJSON feature says; None where it has none."""
+    properties = feature.get('properties')
+    return properties.get('label') if isinstance(properties, Mapping) else None
 
 
 def features_of(label: Any) -> list[Mapping[str, Any]]:

@@ -96,6 +96,11 @@ class StoredDocuments(LazyDocuments):
         """Bytes of memory that grow with the number of Documents."""
         return self._offsets.nbytes
 
+    @property
+    def largest(self) -> int:
+        """Bytes of the largest Document as it is stored; 0 where there is none."""
+        return int(np.diff(self._offsets).max(initial=0))
+
     def __len__(self) -> int:
         """Return how many Documents the file holds."""
         return len(self._offsets) - 1

@@ -91,7 +91,8 @@ def decode_record(record: bytes, position: int, source: str) -> Document:
         AttributeError,
         ImportError,
         MemoryError,
-        RecursionError,
+        # of recursion too, and of torch
+        RuntimeError,
     ) as error:
         raise DataError(
             f'cannot read Document {position} of {source}: {error}. Expected is what '
