@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import JSON, Float, Select, and_, cast, column, func, literal, or_, select, text
+from sqlalchemy import Float, Select, Text, and_, cast, column, func, literal, or_, select, text
 from sqlalchemy.orm import Session
 
 from finetuner.collections.geometry import Bounds
@@ -144,10 +145,11 @@ def _is_sqlite(session: Session) -> bool:
 def _has_class(name: str, is_sqlite: bool) -> Any:
     if is_sqlite:
         values = func.json_each(CollectionRow.classes).table_valued('value')
-    else:
-        elements = func.json_array_elements_text(cast(CollectionRow.classes, JSON))
-        values = elements.table_valued('value')
-    return select(literal(1)).select_from(values).where(values.c.value == name).exists()
+        return select(literal(1)).select_from(values).where(values.c.value == name).exists()
+    # As it is written: in a database without an encoding PostgreSQL takes no escaped letter for one.
+    # A quote within a name has a backslash before it, so that no other name looks like this.
+    written, quoted = cast(CollectionRow.classes, Text), json.dumps(name)
+    return or_(func.strpos(written, f'[{quoted}') == 1, func.strpos(written, f', {quoted}') > 0)
 
 
 def _meets(box: Bounds) -> Any:

@@ -19,12 +19,12 @@ from typing import Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
-from pydantic import BaseModel, Field, StrictStr
+from pydantic import Field, StrictStr
 
 from finetuner.client import LocalClient
 from finetuner.collections.local import LocalCollections
 from finetuner.excepts import FinetunerError, ServerError, TooManyRequestsError
-from finetuner.server.rest_schema import require
+from finetuner.server.rest_schema import Body, require
 
 # proxies give up after 30 or 60
 WAIT_SECONDS = 15.0
@@ -38,14 +38,11 @@ _TAR = 'application/x-tar'
 _About = dict[str, Any]
 
 
-class ReleaseRequest(BaseModel):
+class ReleaseRequest(Body):
     """What a release is called; the `ticket` of an answer 202 asks for the same release again."""
 
     version: StrictStr
     ticket: StrictStr | None = Field(None, min_length=1, max_length=64)
-
-    class Config:
-        extra = 'forbid'
 
 
 class Makers:

@@ -12,6 +12,7 @@ from rasterio.transform import AffineTransformer
 from finetuner.collections.burning import burn
 from finetuner.collections.geometry import Frame, united_degrees
 from finetuner.collections.labels import build_label_kind
+from finetuner.collections.systems import system_of, united_longitudes
 from finetuner.excepts import ConfigError, DataError
 
 SIZES = st.integers(1, 24)
@@ -372,3 +373,78 @@ def test_boxes_that_are_nowhere_on_earth_are_in_no_box():
         assert united_degrees({crs: box}) is None, crs
     assert united_degrees({**nowhere, **east}) == found
     assert united_degrees({}) is None
+
+
+@pytest.mark.parametrize(
+    ('arcs', 'expected'),
+    [
+        ([(170, -170)], (170, -170)),
+        ([(170, 175), (-175, -170)], (170, -170)),
+        ([(-100, -90), (10, 20)], (-100, 20)),
+        ([(-180, 180), (3, 4)], (-180, 180)),
+        ([(-180, 0), (0, 180)], (-180, 180)),
+        ([(-90, -90), (90, 90)], (-90, 90)),
+        ([(-180, -179), (179, 180)], (179, -179)),
+    ],
+)
+def test_longitudes_on_both_sides_of_the_180th_meridian(arcs, expected):
+    assert united_longitudes(arcs) == expected
+
+
+@given(st.lists(st.tuples(*[st.integers(-180, 180)] * 2), min_size=1, max_size=5))
+def test_united_longitudes_hold_all_and_nothing_shorter_does(arcs):
+    def within(place, west, east):
+        return west <= place <= east if west <= east else not east < place < west
+
+    def length(west, east):
+        return east - west if west <= east else east - west + 360
+
+    west, east = united_longitudes(arcs)
+    inside = {
+        place for one, other in arcs for place in range(-180, 181) if within(place, one, other)
+    }
+    assert all(within(place, west, east) for place in inside)
+    # any that is as good begins where one of them does
+    turned = {place % 360 for place in inside}
+    shortest = min(
+        max((place - start) % 360 for place in turned) for start in {one % 360 for one, _ in arcs}
+    )
+    gaps_count = {(place + 1) % 360 for place in turned} <= turned
+    assert gaps_count or length(west, east) <= max(shortest, 0) + 1e-9
+
+
+@pytest.mark.parametrize('size', [5, 40])
+def test_lines_that_leave_the_image_are_drawn_as_if_they_were_followed(size):
+    from affine import Affine
+    from rasterio.features import rasterize
+    from scipy.ndimage import binary_dilation
+
+    rng = np.random.default_rng(size)
+    for _ in range(50):
+        line = rng.uniform(-50 * size, 50 * size, (6, 2)).tolist()
+        shape = {'type': 'LineString', 'coordinates': line}
+        expected = rasterize([(shape, 1)], (size, size), transform=Affine.identity())
+        found = burn([(shape, 1)], Frame(size, size))
+        # a pixel to the side is a matter of rounding
+        assert not (found.astype(bool) & ~binary_dilation(expected, np.ones((3, 3)))).any()
+        assert not (expected.astype(bool) & ~binary_dilation(found, np.ones((3, 3)))).any()
+    inside = {'type': 'LineString', 'coordinates': rng.uniform(0, size, (20, 2)).tolist()}
+    expected = rasterize([(inside, 1)], (size, size), transform=Affine.identity())
+    assert (burn([(inside, 1)], Frame(size, size)) == expected).all()
+
+
+def test_what_is_drawn_in_strips_is_drawn_as_at_once():
+    angles = np.arange(4000) * 2.399963
+    star = np.stack([500 + 480 * np.cos(angles), 500 + 480 * np.sin(angles)], axis=1).tolist()
+    shape = {'type': 'Polygon', 'coordinates': [[*star, star[0]]]}
+    frame = Frame(1000, 1000)
+    from rasterio.features import rasterize
+
+    assert (burn([(shape, 3)], frame) == rasterize([(shape, 3)], (1000, 1000))).all()
+
+
+@pytest.mark.parametrize('name', ['EPSG:4326', 'EPSG:3857', 'ESRI:102001', 'IAU_2015:30100'])
+@pytest.mark.parametrize('version', ['WKT1_GDAL', 'WKT2_2019'])
+def test_systems_by_name_and_in_full_are_the_same(name, version):
+    system = system_of(name)
+    assert system_of(system.to_wkt(version=version)) == system

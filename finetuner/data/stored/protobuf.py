@@ -105,6 +105,7 @@ def _as_document(message: DocumentProto) -> Document:
     fields: dict[str, Any] = {}
     for field, value in message.ListFields():
         if field.name not in _PLAIN_FIELDS:
+            _check_arrays(message)
             return Document.from_protobuf(message)
         fields[field.name] = value
     if 'mime_type' in fields:
@@ -116,6 +117,17 @@ def _as_document(message: DocumentProto) -> Document:
     doc = Document.__new__(Document)
     doc._data = DocumentData(doc, **fields)
     return doc
+
+
+def _check_arrays(message: DocumentProto) -> None:
+    """Refuse arrays without bytes, in place of which docarray makes zeros, however many those are."""
+    waiting = [message]
+    while waiting:
+        one = waiting.pop()
+        for dense in (one.tensor.dense, one.embedding.dense):
+            if not dense.buffer and math.prod(dense.shape) and len(dense.shape):
+                raise DecodeError(f'an array of {list(dense.shape)} has no bytes')
+        waiting.extend((*one.chunks, *one.matches))
 
 
 @functools.lru_cache(maxsize=256)
