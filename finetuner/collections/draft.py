@@ -76,7 +76,8 @@ class Draft:
         classes: that have come so far.
         sources: what images came as.
         sensors: that took them.
-        bounds: of what lies on maps, by coordinate system.
+        bounds: of what lies on maps, by coordinate system and by whether x is negative in the middle:
+            what lies on both sides of the 180th meridian is no box around the earth.
 
     Args:
         parent: directory of all drafts.
@@ -103,7 +104,7 @@ class Draft:
         self.classes = spec.classes or classes
         self.sources: set[str] = set()
         self.sensors: list[str] = []
-        self.bounds: dict[str, Bounds] = {}
+        self.bounds: dict[tuple[str, bool], Bounds] = {}
         self._spec = spec
         self._num_saved = num_saved
         self._policy = policy
@@ -124,6 +125,11 @@ class Draft:
     def packs(self) -> list[Path]:
         """The files of the images."""
         return sorted(self._directory.glob('*.pack'))
+
+    @property
+    def boxes(self) -> list[tuple[str, Bounds]]:
+        """What holds all that lies on maps, each box after its coordinate system."""
+        return [(crs, box) for (crs, _), box in self.bounds.items()]
 
     @property
     def kind(self) -> LabelKind:
@@ -234,7 +240,8 @@ class Draft:
 
     def _check_place(self, tile: Tile) -> None:
         crs = tile.frame.crs
-        if crs is not None and crs not in self.bounds and len(self.bounds) >= _MOST_SYSTEMS:
+        is_new = crs is not None and not {(crs, True), (crs, False)} & self.bounds.keys()
+        if is_new and len({known for known, _ in self.bounds}) >= _MOST_SYSTEMS:
             raise DataError(
                 f'the images lie in more than {_MOST_SYSTEMS} coordinate systems: bring them into '
                 'fewer, or save what came so far'
@@ -249,8 +256,9 @@ class Draft:
         self.note_sensors(tile.sensors)
         if tile.frame.crs is not None and tile.frame.transform is not None:
             new = tile.frame.bounds
-            old = self.bounds.get(tile.frame.crs, new)
-            self.bounds[tile.frame.crs] = (
+            place = tile.frame.crs, new[0] + new[2] < 0
+            old = self.bounds.get(place, new)
+            self.bounds[place] = (
                 min(old[0], new[0]),
                 min(old[1], new[1]),
                 max(old[2], new[2]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -98,18 +98,18 @@ class Frame:
         return Frame(height, width, transform, self.crs)
 
 
-def united_degrees(bounds: Mapping[str, Bounds]) -> Bounds | None:
+def united_degrees(bounds: Iterable[tuple[str, Bounds]]) -> Bounds | None:
     """What holds several boxes, in degrees of longitude and latitude (EPSG:4326).
 
     Args:
-        bounds: boxes by the coordinate systems that they are in.
+        bounds: boxes, each after the coordinate system that it is in.
 
     Returns:
         `(west, south, east, north)`, the smallest there is: west > east where it lies across the 180th
         meridian, as GeoJSON has it. None where no box is on this earth.
     """
     found = []
-    for crs, box in bounds.items():
+    for crs, box in bounds:
         # PROJ turns longitudes back by one turn at a time, which of 1e300 takes for ever
         if not all(abs(side) <= FARTHEST for side in box):
             continue

@@ -89,7 +89,7 @@ class CollectionStore(PairStore):
             created_at=now(),
             updated_at=now(),
         )
-        bounds = None if draft is None else united_degrees(draft.bounds)
+        bounds = None if draft is None else united_degrees(draft.boxes)
         with _taken_is_told(spec.name), self._session_with_packs(draft, key) as session:
             session.add(row)
             session.flush()
@@ -107,7 +107,7 @@ class CollectionStore(PairStore):
         """
         with self._database.reader() as session:
             key = self._own_row(session, collection_id).key
-        bounds = united_degrees(draft.bounds)
+        bounds = united_degrees(draft.boxes)
         with self._session_with_packs(draft, key) as session:
             row = self._own_row(session, collection_id)
             if tuple(row.classes) != draft.classes[: len(row.classes)]:

@@ -163,4 +163,4 @@ def test_what_is_no_geometry_is_refused(geometry):
 
 def test_systems_that_are_none_have_no_degrees():
     boxes = {'microscope': (0, 0, 1, 1), 'EPSG:abc': (0, 0, 1, 1)}
-    assert united_degrees(boxes) is None
+    assert united_degrees(boxes.items()) is None

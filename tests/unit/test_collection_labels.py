@@ -359,7 +359,7 @@ def test_bytes_that_are_damaged(mltype, spoil):
 
 def test_boxes_that_are_nowhere_on_earth_are_in_no_box():
     east = {'EPSG:32613': (500_000.0, 4_399_000.0, 501_000.0, 4_400_000.0)}
-    found = united_degrees(east)
+    found = united_degrees(east.items())
     assert found == pytest.approx((-105.0, 39.74, -104.988, 39.75), abs=0.01)
     nowhere = {
         'EPSG:abc': (0.0, 0.0, 1.0, 1.0),
@@ -370,9 +370,9 @@ def test_boxes_that_are_nowhere_on_earth_are_in_no_box():
         '': (0.0, 0.0, 1.0, 1.0),
     }
     for crs, box in nowhere.items():
-        assert united_degrees({crs: box}) is None, crs
-    assert united_degrees({**nowhere, **east}) == found
-    assert united_degrees({}) is None
+        assert united_degrees([(crs, box)]) is None, crs
+    assert united_degrees({**nowhere, **east}.items()) == found
+    assert united_degrees([]) is None
 
 
 @pytest.mark.parametrize(
