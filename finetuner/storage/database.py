@@ -179,6 +179,24 @@ def open_database(url: str) -> Database:
     return Database(engine)
 
 
+def open_file(path: Path) -> Database:
+    """Open a SQLite file of any tables, made when it is not there.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        ConfigError: it cannot be opened, or is no such file.
+    """
+    try:
+        engine = _build_engine(URL.create('sqlite', database=str(path)))
+        with engine.connect():
+            return Database(engine)
+    except (SQLAlchemyError, OSError, sqlite3.Error) as error:
+        reason = getattr(error, 'orig', None) or error
+        raise ConfigError(f'cannot open {path} as a SQLite file: {reason}') from error
+
+
 def _parse(url: str) -> URL:
     try:
         address = make_url(url)
