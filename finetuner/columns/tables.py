@@ -190,11 +190,11 @@ class Tables:
                     self.about.insert().values({**row, 'kind': f'removed {row["kind"]}'})
                 )
         for name, each in declared.items():
-            row = self._row(name, each)
+            now = self._row(name, each)
             old = next((dict(other) for other in known if other['name'] == name), None)
-            if old is None or {**old, 'code': ''} != row:
+            if old is None or {**old, 'code': ''} != now:
                 self._forget(session, name)
-                session.execute(self.about.insert().values(row))
+                session.execute(self.about.insert().values(now))
 
     def _row(self, name: str, declared: Any) -> dict[str, Any]:
         is_field = isinstance(declared, Field)
