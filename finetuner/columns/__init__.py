@@ -1,0 +1,11 @@
+"""Datasets declared as classes: columns that are stored, and columns that are functions of others."""
+
+from __future__ import annotations
+
+from finetuner.columns.dataset import Column, Dataset, dataset
+from finetuner.columns.declaring import ingest, version
+from finetuner.columns.files import File
+from finetuner.columns.rows import Rows
+from finetuner.columns.store import Failure
+
+__all__ = ['Column', 'Dataset', 'Failure', 'File', 'Rows', 'dataset', 'ingest', 'version']

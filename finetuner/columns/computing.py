@@ -97,7 +97,7 @@ def compute_row(
         try:
             value = _encoded(column, column.function(**inputs))
             stored = put(name, value) if column.type.is_file else value
-        except Exception as error:  # whatever a function of the user's raises is told as it is
+        except Exception as error:  # noqa: BLE001 - what a function raises is kept and told, not hidden
             text = ''.join(traceback.format_exception(error))
             message = f'{type(error).__name__}: {error}'
             computed.failure = keys[name], new_failure(row['id'], name, message, text)
@@ -153,7 +153,26 @@ class Values:
             told.append({name: self._type(name).decoded(kept[name]) for name in names})
         return told
 
-    def _compute(self, row: dict[str, Any], keys: dict[str, bytes], missing: list[str]) -> None:
+    def of_row(self, row: Mapping[str, Any], name: str) -> Any:
+        """The value of a derived column of a row.
+
+        Args:
+            row: its id and fields as SQL keeps them; files as files.
+            name: of the column.
+
+        Raises:
+            DataError: a function raised an error, which is its cause.
+        """
+        keys = Keys(self._declaration, [name]).of(row)
+        found = self._store.values(name, [keys[name]])
+        if not found:
+            self._compute(row, keys, [name])
+            found = self._store.values(name, [keys[name]])
+        return self._type(name).decoded(found[keys[name]])
+
+    def _compute(
+        self, row: Mapping[str, Any], keys: Mapping[str, bytes], missing: list[str]
+    ) -> None:
         """Compute values of a row with all that they need, and keep them."""
         known: dict[str, Any] = {}
         wanted = []

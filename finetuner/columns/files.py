@@ -159,6 +159,16 @@ class File:
         """Its path, or its name in the dataset."""
         return f'File({str(self._path or self._key)!r})'
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What travels to another process; see `attached`."""
+        return {**vars(self), '_store': None, '_forget': None}
+
+    def attached(self, store: FileStore) -> File:
+        """The same file, which came from another process, in a store of this one."""
+        if self._key and self._store is None:
+            self._store = store
+        return self
+
     def put(self, store: FileStore, column: str) -> tuple[str, str, int]:
         """Bring it into a store, unless its content is there.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,10 @@ class Failure:
     traceback: str
     at: float
 
+    def of_row(self, row: int) -> Failure:
+        """The same of another row, whose values are computed from the same."""
+        return replace(self, row=row)
+
 
 class ColumnStore:
     """What is kept of a dataset. Processes may share it; one of them writes at a time.
@@ -70,6 +74,14 @@ class ColumnStore:
             self._tables.make(session, renamed or {})
 
     # ---- rows
+
+    def add(self, values: Mapping[str, Any]) -> int:
+        """Add a row; returns its id.
+
+        Raises:
+            DataError: it is none.
+        """
+        return self._insert([self._encoded(values)])
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> int:
         """Add rows, a thousand in a transaction.
@@ -210,6 +222,13 @@ class ColumnStore:
                     )
         return found
 
+    def has_failures(self) -> bool:
+        """Whether anything went wrong."""
+        table = self._tables.errors
+        mine = select(table.c.key).where(table.c.dataset == self.declaration.name).limit(1)
+        with self._database.reader() as session:
+            return session.scalars(mine).first() is not None
+
     def forgive(self, name: str, keys: Sequence[bytes]) -> None:
         """Forget what went wrong, so that it is tried again."""
         table = self._tables.errors
@@ -245,20 +264,20 @@ class ColumnStore:
                 raise DataError(f'{name}: {error}') from error
         return encoded
 
-    def _insert(self, encoded: list[dict[str, Any]]) -> None:
+    def _insert(self, encoded: list[dict[str, Any]]) -> int:
+        """Add rows; returns the id of the last."""
         if not encoded:
-            return
+            return 0
         with self._database.session() as session:
             for name, field in self.declaration.fields.items():
                 if field.type.is_file:
                     numbers = self._note_files(session, [row[name] for row in encoded])
                     for row in encoded:
                         row[name] = row[name] and numbers[row[name][0]]
-            if self.declaration.fields:
-                session.execute(self._tables.rows.insert(), encoded)
-            else:
-                for _ in encoded:
-                    session.execute(self._tables.rows.insert().values())
+            # an ORM would ask for the id of each
+            session.connection().execute(self._tables.rows.insert(), encoded)
+            table = self._tables.rows
+            return session.scalar(select(func.max(table.c.id))) or 0
 
     def _note_files(
         self, session: Session, files: Sequence[tuple[str, str, int] | None]
@@ -266,9 +285,10 @@ class ColumnStore:
         """Numbers of files by path."""
         noted = list({each[0]: each for each in files if each is not None}.values())
         if noted:
-            sql = 'INSERT OR IGNORE INTO files (path, sha256, num_bytes) VALUES (?, ?, ?)'
+            sql = f'INSERT OR IGNORE INTO "{self._tables.files.name}" (path, sha256, num_bytes) VALUES (?, ?, ?)'
             session.connection().exec_driver_sql(sql, noted)
-        table, found = self._tables.files, {}
+        table = self._tables.files
+        found: dict[str, int] = {}
         for some in _chunks([path for path, _, _ in noted]):
             query = select(table.c.path, table.c.id).where(table.c.path.in_(some))
             found.update(session.execute(query).tuples().all())

@@ -32,7 +32,9 @@ from finetuner.columns.declaring import MISSING, Declaration, Field
 from finetuner.columns.types import ColumnType
 from finetuner.excepts import ConfigError
 
-FILES, ABOUT, ERRORS = 'files', 'finetuner_columns', 'finetuner_errors'
+# no column can be called so
+FILES = 'files'
+ABOUT, ERRORS = 'finetuner_columns', 'finetuner_errors'
 
 
 class Tables:
@@ -53,7 +55,7 @@ class Tables:
         self._declaration = declaration
         metadata = self.metadata = MetaData()
         self.files = Table(
-            FILES,
+            values_table(declaration.name, FILES),
             metadata,
             Column('id', Integer, primary_key=True),
             Column('path', Text, nullable=False, unique=True),
@@ -87,7 +89,7 @@ class Tables:
             declaration.name,
             metadata,
             Column('id', Integer, primary_key=True),
-            *(_column(each.name, each.type) for each in declaration.fields.values()),
+            *(self._column(each.name, each.type) for each in declaration.fields.values()),
             sqlite_autoincrement=True,
         )
         self.values = {
@@ -95,7 +97,7 @@ class Tables:
                 values_table(declaration.name, name),
                 metadata,
                 Column('key', LargeBinary, primary_key=True),
-                _column('value', each.type),
+                self._column('value', each.type),
             )
             for name, each in declaration.derived.items()
         }
@@ -158,7 +160,7 @@ class Tables:
                 f'it: give it a default, make it Optional, or say renamed={{{field.name!r}: '
                 '<its old name>}'
             )
-        column = _column(field.name, field.type)
+        column = self._column(field.name, field.type)
         Operations(MigrationContext.configure(connection)).add_column(self.rows.name, column)
         if field.default is not MISSING and field.default is not None and not is_empty:
             if field.type.is_file:
@@ -207,6 +209,11 @@ class Tables:
             'code': '',
         }
 
+    def _column(self, name: str, kind: ColumnType) -> Column[Any]:
+        if kind.is_file:
+            return Column(name, Integer, ForeignKey(self.files.c.id))
+        return Column(name, kind.sql)
+
     def _forget(self, session: Session, name: str) -> None:
         mine = self.about.c.dataset == self.rows.name
         session.execute(self.about.delete().where(mine, self.about.c.name == name))
@@ -215,9 +222,3 @@ class Tables:
 def values_table(dataset: str, column: str) -> str:
     """Name of the table of the values of a derived column."""
     return f'{dataset}__{column}'
-
-
-def _column(name: str, kind: ColumnType) -> Column[Any]:
-    if kind.is_file:
-        return Column(name, Integer, ForeignKey(f'{FILES}.id'))
-    return Column(name, kind.sql)

@@ -1,0 +1,255 @@
+"""Datasets declared as classes: the class is the collection of its rows, an instance is a row."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, overload
+
+from finetuner.columns.computing import Values
+from finetuner.columns.declaring import Declaration, declaration_of
+from finetuner.columns.files import File
+from finetuner.columns.rows import Rows
+from finetuner.columns.store import ColumnStore, Failure
+from finetuner.columns.types import ColumnType
+from finetuner.excepts import ConfigError
+from finetuner.storage.files import FileStore
+
+_INSTANCE_NAMES = ('id', 'files')
+
+
+class Column:
+    """A column of a dataset; of an instance, its value.
+
+    Attributes:
+        name: of it.
+        type: of its values.
+        function: that computes them; None for a field.
+    """
+
+    def __init__(self, name: str, kind: ColumnType, function: Callable[..., Any] | None) -> None:
+        self.name = name
+        self.type = kind
+        self.function = function
+
+    def __get__(self, row: Any, owner: type | None = None) -> Any:
+        """The value of an instance; of the class, the column itself."""
+        return self if row is None else row._value(self.name)
+
+    def __set__(self, row: Any, value: Any) -> None:
+        """Refuse: rows are what was added."""
+        raise AttributeError(f'{self.name} of a row cannot be set: delete the row, and add another')
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the function by itself, as in a test of it."""
+        if self.function is None:
+            raise TypeError(f'{self.name} is a field: it computes nothing')
+        return self.function(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        """Name and type."""
+        return f'<{"field" if self.function is None else "derived column"} {self.name}: {self.type.name}>'
+
+
+class DatasetType(type):
+    """The type of datasets: what is called on the class itself."""
+
+    _store: ColumnStore
+
+    @property
+    def declaration(cls) -> Declaration:
+        """Fields and derived columns."""
+        return cls._store.declaration
+
+    @property
+    def store(cls) -> ColumnStore:
+        """Where its rows and values are kept."""
+        return cls._store
+
+    @property
+    def rows(cls) -> Rows:
+        """All rows as they are now, in the order in which they were added."""
+        return Rows(cls, cls._store.ids())
+
+    def add(cls, **values: Any) -> Any:
+        """Add a row.
+
+        Args:
+            **values: of its fields by name; those with a default may be left out.
+
+        Returns:
+            The row.
+
+        Raises:
+            DataError: a value is missing, is none of its type, or is of no field.
+        """
+        return cls[cls._store.add(values)]
+
+    def extend(cls, rows: Iterable[Mapping[str, Any]]) -> int:
+        """Add rows, a thousand in a transaction.
+
+        Args:
+            rows: values by name of field; read one after the other.
+
+        Returns:
+            How many were added.
+
+        Raises:
+            DataError: a row is none. It tells its position; those before it stay.
+        """
+        return cls._store.append(rows)
+
+    def where(cls, **conditions: Any) -> Rows:
+        """Rows whose columns have these values; see `Rows.where`."""
+        return cls.rows.where(**conditions)
+
+    def materialize(
+        cls, *columns: str, workers: int | None = None, retry: bool = False, progress: bool = True
+    ) -> int:
+        """Compute columns for all rows; see `Rows.materialize`."""
+        return cls.rows.materialize(*columns, workers=workers, retry=retry, progress=progress)
+
+    def errors(cls, column: str) -> list[Failure]:
+        """What went wrong when a column was computed, as far as it still stands; see `Rows.errors`."""
+        return cls.rows.errors(column)
+
+    def delete(cls, **conditions: Any) -> int:
+        """Delete the rows that `where` finds.
+
+        Returns:
+            How many there were.
+
+        Raises:
+            ConfigError: no conditions: `Dataset.rows.delete()` deletes all rows.
+        """
+        if not conditions:
+            raise ConfigError(
+                f'{cls.__name__}.delete() takes conditions, as where(): {cls.__name__}.rows.delete() '
+                'deletes all rows'
+            )
+        return cls.where(**conditions).delete()
+
+    def __len__(cls) -> int:
+        """How many rows there are."""
+        return cls._store.count()
+
+    def __bool__(cls) -> bool:
+        """True: a dataset without rows is one, too."""
+        return True
+
+    def __iter__(cls) -> Iterator[Any]:
+        """All rows."""
+        return iter(cls.rows)
+
+    @overload
+    def __getitem__(cls, index: int) -> Any: ...
+
+    @overload
+    def __getitem__(cls, index: slice) -> Rows: ...
+
+    def __getitem__(cls, index: int | slice) -> Any:
+        """A row by its place, or several by a slice."""
+        return cls.rows[index]
+
+    def __repr__(cls) -> str:
+        """Name and file."""
+        store = vars(cls).get('_store')
+        return f'<dataset {cls.__name__}{f" in {store.sql_file}" if store else ""}>'
+
+
+class Dataset(metaclass=DatasetType):
+    """A row: its fields and derived values are its attributes.
+
+    Args:
+        row_id: of it.
+        kept: its fields as SQL keeps them; files as files.
+    """
+
+    def __init__(self, row_id: int, kept: Mapping[str, Any]) -> None:
+        self.id = row_id
+        self._kept = kept
+
+    def _value(self, name: str) -> Any:
+        store = type(self)._store
+        if name in store.declaration.fields:
+            return store.declaration.fields[name].type.decoded(self._kept[name])
+        return Values(store).of_row(self._kept, name)
+
+    def __eq__(self, other: object) -> bool:
+        """The same row of the same dataset."""
+        return type(other) is type(self) and other.id == self.id
+
+    def __hash__(self) -> int:
+        """By row."""
+        return hash((type(self), self.id))
+
+    def __repr__(self) -> str:
+        """Its fields."""
+        fields = type(self)._store.declaration.fields
+        shown = ', '.join(f'{name}={self._kept[name]!r:.60}' for name in fields)
+        return f'{type(self).__name__}(id={self.id}, {shown})'
+
+
+RESERVED = frozenset(
+    [name for name in dir(DatasetType) if not name.startswith('_')]
+    + [name for name in dir(Dataset) if not name.startswith('_')]
+    + list(_INSTANCE_NAMES)
+)
+
+
+def dataset(
+    cls: type | None = None,
+    *,
+    sql_file: str | Path | None = None,
+    data_dir: str | Path | None = None,
+    renamed: Mapping[str, str] | None = None,
+) -> Any:
+    """Make a class a dataset: annotations are its fields, functions its derived columns.
+
+    The SQLite file and a folder for each column of files are made where they are not there.
+
+    Args:
+        cls: the class; left out where the decorator has arguments.
+        sql_file: path of the SQLite file. Default: `<name of the class>.sql` beside the module.
+        data_dir: where files are kept: a path, or an address that fsspec opens. Default: a folder of the
+            class's name beside the module.
+        renamed: old names of fields by their new ones, for a dataset that has rows already.
+
+    Raises:
+        ConfigError: a field, a function or a name is none of a dataset; it names file and line.
+    """
+    scope = dict(sys._getframe(1).f_locals)
+
+    def make(made: type) -> type:
+        beside = _directory_of(made)
+        path = Path(sql_file) if sql_file is not None else beside / f'{made.__name__}.sql'
+        folder = str(data_dir) if data_dir is not None else str(beside / made.__name__)
+        declaration = declaration_of(made, scope, RESERVED)
+        cache = path.absolute().parent / f'.{path.name}.files'
+        files = FileStore(folder, cache)
+        kept = {
+            name: value
+            for name, value in vars(made).items()
+            if name not in ('__dict__', '__weakref__') and name not in declaration.fields
+        }
+        for name in (*declaration.fields, *declaration.derived):
+            derived = declaration.derived.get(name)
+            kept[name] = Column(
+                name, declaration.type_of(name), derived.function if derived else None
+            )
+        bases = tuple(base for base in made.__bases__ if base is not object)
+        found = DatasetType(made.__name__, (*bases, Dataset), kept)
+        found._store = ColumnStore(declaration, path.absolute(), files, renamed)
+        return found
+
+    return make if cls is None else make(cls)
+
+
+def _directory_of(cls: type) -> Path:
+    """Where the module of a class is; what is typed at a prompt is where that runs."""
+    path = getattr(sys.modules.get(cls.__module__), '__file__', None)
+    return Path(path).absolute().parent if path else Path.cwd()
+
+
+__all__ = ['Column', 'Dataset', 'DatasetType', 'File', 'dataset']

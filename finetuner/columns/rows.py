@@ -1,0 +1,184 @@
+"""Some rows of a dataset, in an order: looked at, chosen from, computed, deleted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, overload
+
+from finetuner.columns.computing import Keys, Values
+from finetuner.columns.materializing import materialize
+from finetuner.columns.store import ColumnStore, Failure
+from finetuner.excepts import ConfigError, NotFoundError, unknown_name
+
+if TYPE_CHECKING:
+    from finetuner.columns.dataset import DatasetType
+
+_PAGE = 500
+
+
+class Rows(Sequence[Any]):
+    """Rows of a dataset, as they were found: what is added later is not among them.
+
+    Args:
+        dataset: that they are of.
+        ids: of the rows, in their order.
+    """
+
+    def __init__(self, dataset: DatasetType, ids: Sequence[int]) -> None:
+        self.dataset = dataset
+        self.ids = list(ids)
+
+    def __len__(self) -> int:
+        """How many rows these are."""
+        return len(self.ids)
+
+    @overload
+    def __getitem__(self, index: int) -> Any: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Rows: ...
+
+    def __getitem__(self, index: int | slice) -> Any:
+        """A row by its place, or several by a slice."""
+        if isinstance(index, slice):
+            return Rows(self.dataset, self.ids[index])
+        row_id = self.ids[index]
+        found = self._store.rows([row_id])
+        if row_id not in found:
+            raise NotFoundError(f'{self.dataset.__name__} has no row {row_id} any more')
+        return self.dataset(row_id, found[row_id])
+
+    def __iter__(self) -> Iterator[Any]:
+        """The rows; those that were deleted meanwhile are left out."""
+        for page in self._pages():
+            found = self._store.rows(page)
+            for row_id in page:
+                if row_id in found:
+                    yield self.dataset(row_id, found[row_id])
+
+    def where(self, **conditions: Any) -> Rows:
+        """Those rows whose columns have these values.
+
+        Args:
+            **conditions: by name of column: a value, a list of values, or a function that is called with
+                the value and says whether the row is wanted.
+
+        Raises:
+            ConfigError: there is no such column.
+            DataError: a value cannot be one of its column, or a derived one cannot be computed.
+        """
+        declaration = self._store.declaration
+        by_value, by_function = {}, {}
+        for name, wanted in conditions.items():
+            if name not in declaration.fields and name not in declaration.derived:
+                known = [*declaration.fields, *declaration.derived]
+                raise ConfigError(unknown_name('column', name, known))
+            if name in declaration.fields and not callable(wanted):
+                by_value[name] = wanted
+            else:
+                by_function[name] = wanted if callable(wanted) else _is_one_of(wanted)
+        ids = self.ids
+        if by_value:
+            found = set(self._store.ids(by_value))
+            ids = [row_id for row_id in ids if row_id in found]
+        if by_function:
+            chosen = []
+            for row_id, values in Rows(self.dataset, ids)._values(list(by_function)):
+                if all(is_wanted(values[name]) for name, is_wanted in by_function.items()):
+                    chosen.append(row_id)
+            ids = chosen
+        return Rows(self.dataset, ids)
+
+    def column(self, name: str) -> Iterator[Any]:
+        """The values of a column, row by row; what is missing is computed and kept.
+
+        Raises:
+            ConfigError: there is no such column.
+            DataError: a value cannot be computed.
+        """
+        self._check_names([name])
+        return (values[name] for _, values in self._values([name]))
+
+    def materialize(
+        self, *columns: str, workers: int | None = None, retry: bool = False, progress: bool = True
+    ) -> int:
+        """Compute derived columns and keep their values. What is there already is not computed again.
+
+        Rows whose function raises an error are passed over: `errors` tells them.
+
+        Args:
+            columns: names; all derived columns where none is given.
+            workers: processes that compute; None takes one a core, 0 computes in this one.
+            retry: compute again what raised an error before.
+            progress: whether to show a bar.
+
+        Returns:
+            How many rows have an error.
+
+        Raises:
+            ConfigError: there is no such derived column, or a number is out of range.
+        """
+        derived = self._store.declaration.derived
+        for name in columns:
+            if name not in derived:
+                raise ConfigError(unknown_name('derived column', name, derived))
+        names = list(columns or derived)
+        return materialize(self._store, self.ids, names, workers, retry, progress)
+
+    def errors(self, column: str) -> list[Failure]:
+        """What went wrong when a column was computed, or one that it is computed from.
+
+        What its function, as it is now, was never computed with is not told.
+        """
+        declaration = self._store.declaration
+        if column not in declaration.derived:
+            raise ConfigError(unknown_name('derived column', column, declaration.derived))
+        keys_of = Keys(declaration, [column])
+        found: list[Failure] = []
+        for page in self._pages():
+            keys = {row_id: keys_of.of(row) for row_id, row in self._store.rows(page).items()}
+            for name in keys_of.order:
+                by_key = self._store.failures(name, [row[name] for row in keys.values()])
+                for row_id in page:
+                    failure = by_key.get(keys[row_id][name]) if row_id in keys else None
+                    if failure is not None:
+                        found.append(failure.of_row(row_id))
+        return found
+
+    def delete(self) -> int:
+        """Delete these rows, all at once; derived values stay until `prune`.
+
+        Returns:
+            How many there were.
+        """
+        return self._store.delete(self.ids)
+
+    def __repr__(self) -> str:
+        """How many, of what."""
+        return f'<{len(self):,} rows of {self.dataset.__name__}>'
+
+    # below
+
+    @property
+    def _store(self) -> ColumnStore:
+        return self.dataset.store
+
+    def _pages(self) -> Iterator[list[int]]:
+        for start in range(0, len(self.ids), _PAGE):
+            yield self.ids[start : start + _PAGE]
+
+    def _values(self, names: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+        values = Values(self._store)
+        for page in self._pages():
+            yield from zip(page, values.of(page, names), strict=True)
+
+    def _check_names(self, names: Sequence[str]) -> None:
+        known = [*self._store.declaration.fields, *self._store.declaration.derived]
+        for name in names:
+            if name not in known:
+                raise ConfigError(unknown_name('column', name, known))
+
+
+def _is_one_of(wanted: Any) -> Callable[[Any], bool]:
+    several = wanted if isinstance(wanted, list | tuple | set | frozenset) else [wanted]
+    return lambda value: any(value == each for each in several)
