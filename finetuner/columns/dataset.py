@@ -84,7 +84,7 @@ class DatasetType(type):
         Raises:
             DataError: a value is missing, is none of its type, or is of no field.
         """
-        return cls[cls._store.add(values)]
+        return Rows(cls, [cls._store.add(values)])[0]
 
     def extend(cls, rows: Iterable[Mapping[str, Any]]) -> int:
         """Add rows, a thousand in a transaction.
