@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from finetuner.columns.batches import BatchColumn, Batches, batch
 from finetuner.columns.dataset import Column, Dataset, dataset
 from finetuner.columns.declaring import ingest, version
 from finetuner.columns.files import File
 from finetuner.columns.rows import Rows
 from finetuner.columns.store import Failure
 
-__all__ = ['Column', 'Dataset', 'Failure', 'File', 'Rows', 'dataset', 'ingest', 'version']
+__all__ = [
+    'BatchColumn',
+    'Batches',
+    'Column',
+    'Dataset',
+    'Failure',
+    'File',
+    'Rows',
+    'batch',
+    'dataset',
+    'ingest',
+    'version',
+]
