@@ -124,8 +124,10 @@ class ColumnStore:
             kept = [
                 each if each is None else self._kept_in_condition(kind, each) for each in several
             ]
-            is_one = table.c[name].in_([each for each in kept if each is not None])
-            query = query.where(is_one | table.c[name].is_(None) if None in kept else is_one)
+            named = [each for each in kept if each is not None]
+            is_one = table.c[name].in_(named)
+            is_none = table.c[name].is_(None)
+            query = query.where(is_one if len(named) == len(kept) else is_one | is_none)
         with self._database.reader() as session:
             return list(session.scalars(query))
 
