@@ -203,7 +203,7 @@ def declare(place, text):
         ('    _a: int', "called '_a'"),
         ('    id: int', "called 'id'"),
         ('    where: int', "called 'where'"),
-        ('    a: Missing', "name 'Missing' is not defined"),
+        ("    a: 'Missing'", "name 'Missing' is not defined"),
         ('    a: int\n    def b(a): return a', 'declared.py:3: .*b: say what it returns'),
         ('    a: int\n    def b(a) -> set: return a', 'declared.py:3: .*returns set is no type'),
         ('    a: int\n    def b(aa) -> int: return a', "declared.py:3: .*'aa'.*'?a'?"),
