@@ -32,7 +32,7 @@ LAYERS = (
     ('fitting', 'account', 'api', 'cli', 'runs_cli', 'server_cli', 'data_cli', 'alias_cli',
      'export_cli', 'server', '__init__'),
 )  # fmt: skip
-SQL = ('finetuner.storage', 'finetuner.runs', 'finetuner.collections')
+SQL = ('finetuner.storage', 'finetuner.runs', 'finetuner.collections', 'finetuner.columns')
 # what training may know beside itself
 BELOW_TRAINING = {
     'config', 'excepts', 'callback', 'data', 'search', 'evaluation', 'significance', 'console',
