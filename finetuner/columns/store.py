@@ -293,7 +293,7 @@ class ColumnStore:
         found: dict[str, int] = {}
         for some in _chunks([path for path, _, _ in noted]):
             query = select(table.c.path, table.c.id).where(table.c.path.in_(some))
-            found.update(session.execute(query).tuples().all())
+            found.update((row.path, row.id) for row in session.execute(query))
         return found
 
     def _open_files(self, session: Session, rows: Sequence[dict[str, Any]], name: str) -> None:

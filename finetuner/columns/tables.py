@@ -125,15 +125,11 @@ class Tables:
     def _bring_up_to_date(self, session: Session, renamed: Mapping[str, str]) -> None:
         connection = session.connection()
         name = self.rows.name
-        known = dict(
-            session.execute(
-                self.about.select()
-                .with_only_columns(self.about.c.name, self.about.c.type)
-                .where(self.about.c.dataset == name, self.about.c.kind != 'derived')
-            )
-            .tuples()
-            .all()
-        )
+        about = self.about
+        mine = (about.c.dataset == name) & (about.c.kind != 'derived')
+        known: dict[str, str] = {
+            row.name: row.type for row in session.execute(about.select().where(mine))
+        }
         quote = connection.dialect.identifier_preparer.quote
         there = {each['name'] for each in inspect(connection).get_columns(name)}
         for new, old in renamed.items():
