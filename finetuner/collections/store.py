@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import delete, insert, select
@@ -232,7 +233,7 @@ class CollectionStore(PairStore):
             for path in packs:
                 if path.name not in there:
                     # the draft keeps them until they have a row
-                    self._files.put_file(path, f'{key}/{path.name}', may_link=True)
+                    self._put_pack(path, key)
             with self._database.session() as session:
                 # what has no row yet may have been deleted as garbage, but from now on is not
                 lock_files(self._database, session, key)
@@ -240,6 +241,14 @@ class CollectionStore(PairStore):
                 is_stored = all(path.name in there for path in packs)
                 if is_stored:
                     yield session
+
+    def _put_pack(self, path: Path, key: str) -> None:
+        try:
+            self._files.put_file(path, f'{key}/{path.name}', may_link=True)
+        except FileNotFoundError:
+            # its folder was deleted with the collection meanwhile: then there is no row either
+            if not path.exists():
+                raise
 
     def _add_pairs(
         self, session: Session, row: CollectionRow, draft: Draft, bounds: Bounds | None
