@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from finetuner.collections.place import Directories
 from finetuner.collections.releases import LocalReleases
 from finetuner.collections.store import CollectionStore
 from finetuner.config import Settings
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from finetuner.storage.database import Database
 
 
-class LocalCollections:
+class LocalCollections(Directories):
     """Everything behind a `Settings` that collections need, opened when first needed.
 
     Args:
@@ -28,7 +28,7 @@ class LocalCollections:
     def __init__(
         self, settings: Settings, owner: str = '', database: Database | None = None
     ) -> None:
-        self.settings = settings
+        super().__init__(settings)
         self.owner = owner
         self._given = database
 
@@ -41,16 +41,6 @@ class LocalCollections:
     def store(self) -> CollectionStore:
         """What is known of collections."""
         return CollectionStore(self.database, self.files, self.owner)
-
-    @property
-    def drafts(self) -> Path:
-        """Directory of pairs that are not saved yet."""
-        return self.settings.home / 'collections-unsaved'
-
-    @property
-    def cache(self) -> Path:
-        """Directory of the caches."""
-        return self.settings.home / 'cache' / 'collections'
 
     @property
     def is_cached_when_saved(self) -> bool:

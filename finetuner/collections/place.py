@@ -107,6 +107,27 @@ class Releases(Protocol):
         ...
 
 
+class Directories:
+    """What is on this machine wherever collections are kept.
+
+    Args:
+        settings: where it is.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    @property
+    def drafts(self) -> Path:
+        """Directory of pairs that are not saved yet."""
+        return self.settings.home / 'collections-unsaved'
+
+    @property
+    def cache(self) -> Path:
+        """Directory of the caches."""
+        return self.settings.home / 'cache' / 'collections'
+
+
 class Place(Protocol):
     """Everything that collections need."""
 

@@ -20,6 +20,7 @@ from finetuner.collections.exchange import documents_of_draft
 from finetuner.collections.finding import Query
 from finetuner.collections.geometry import Frame
 from finetuner.collections.packs import Place
+from finetuner.collections.place import Directories
 from finetuner.collections.records import CollectionRecord, PairRecord, ReadImage
 from finetuner.collections.release_format import archive_path, check_version
 from finetuner.collections.spec import CollectionSpec
@@ -236,7 +237,7 @@ class RemoteReleases:
         return target
 
 
-class RemoteCollections:
+class RemoteCollections(Directories):
     """Everything that collections need where they are kept on a server.
 
     Args:
@@ -246,7 +247,7 @@ class RemoteCollections:
     """
 
     def __init__(self, host: str, token: str | None, settings: Settings) -> None:
-        self.settings = settings
+        super().__init__(settings)
         self.address = host.rstrip('/') + API
         self._server = Transport(host, token)
 
@@ -254,16 +255,6 @@ class RemoteCollections:
     def store(self) -> RemoteStore:
         """What is known of collections."""
         return RemoteStore(self._server, self.settings.home / 'fetched')
-
-    @property
-    def drafts(self) -> Path:
-        """Directory of pairs that are not saved yet."""
-        return self.settings.home / 'collections-unsaved'
-
-    @property
-    def cache(self) -> Path:
-        """Directory of the caches."""
-        return self.settings.home / 'cache' / 'collections'
 
     @property
     def is_cached_when_saved(self) -> bool:
