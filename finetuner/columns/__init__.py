@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from finetuner.columns.batches import BatchColumn, Batches, batch
 from finetuner.columns.dataset import Column, Dataset, dataset
-from finetuner.columns.declaring import ingest, version
+from finetuner.columns.declaring import version
 from finetuner.columns.files import File
 from finetuner.columns.rows import Rows
 from finetuner.columns.store import Failure
@@ -19,6 +19,5 @@ __all__ = [
     'Rows',
     'batch',
     'dataset',
-    'ingest',
     'version',
 ]

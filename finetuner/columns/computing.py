@@ -95,7 +95,7 @@ def compute_row(
         column = declaration.derived[name]
         inputs = {each: declaration.type_of(each).decoded(kept[each]) for each in column.inputs}
         try:
-            value = _encoded(column, column.function(**inputs))
+            value = column.type.encoded(column.function(**inputs))
             stored = put(name, value) if column.type.is_file else value
         except Exception as error:  # noqa: BLE001 - what a function raises is kept and told, not hidden
             text = ''.join(traceback.format_exception(error))
@@ -203,10 +203,6 @@ class Values:
 
     def _type(self, name: str) -> ColumnType:
         return self._declaration.type_of(name)
-
-
-def _encoded(column: Derived, value: Any) -> Any:
-    return column.type.encoded(value)
 
 
 def _begun(column: Derived) -> Any:

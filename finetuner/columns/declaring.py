@@ -11,11 +11,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from finetuner.columns.types import ColumnType, column_type, shown
+from finetuner.columns.types import ColumnType, column_type
 from finetuner.excepts import ConfigError, DataError, unknown_name
 
 _VERSION = '_finetuner_version'
-_INGEST = '_finetuner_ingest'
 _MOST_LETTERS = 63
 
 Function = TypeVar('Function', bound=Callable[..., Any])
@@ -76,13 +75,11 @@ class Declaration:
         name: of the class.
         fields: stored columns by name.
         derived: the others by name, each after those that it is computed from.
-        ingest: makes rows of what is given to `Dataset.ingest`; None where the class has no such method.
     """
 
     name: str
     fields: Mapping[str, Field]
     derived: Mapping[str, Derived]
-    ingest: types.FunctionType | None = None
 
     def type_of(self, name: str) -> ColumnType:
         """The type of a column."""
@@ -116,12 +113,6 @@ def version(name: object) -> Callable[[Function], Function]:
     return mark
 
 
-def ingest(function: Function) -> Function:
-    """Mark the method that makes rows: a generator of them, as `add` takes them by name."""
-    setattr(function, _INGEST, True)
-    return function
-
-
 def declaration_of(
     cls: type, scope: Mapping[str, Any] | None = None, reserved: Iterable[str] = ()
 ) -> Declaration:
@@ -146,7 +137,7 @@ def declaration_of(
         name: reading.derived(name, functions[name], inputs[name])
         for name in reading.in_order(inputs, functions)
     }
-    declaration = Declaration(cls.__name__, fields, derived, reading.ingest)
+    declaration = Declaration(cls.__name__, fields, derived)
     reading.check_types(declaration)
     return declaration
 
@@ -161,7 +152,6 @@ class _Reading:
         self._cls = cls
         self._scope = {**scope, **vars(cls)}
         self._reserved = reserved
-        self.ingest: types.FunctionType | None = None
 
     def fields(self) -> dict[str, Field]:
         found = {}
@@ -182,9 +172,7 @@ class _Reading:
     def functions(self) -> dict[str, types.FunctionType]:
         found = {}
         for name, value in vars(self._cls).items():
-            if getattr(value, _INGEST, False):
-                self.ingest = getattr(value, '__func__', value)
-            elif isinstance(value, types.FunctionType) and not name.startswith('_'):
+            if isinstance(value, types.FunctionType) and not name.startswith('_'):
                 self._check_name(name, where(value))
                 found[name] = value
         return found
@@ -275,8 +263,6 @@ __all__ = [
     'Derived',
     'Field',
     'declaration_of',
-    'ingest',
-    'shown',
     'version',
     'where',
 ]

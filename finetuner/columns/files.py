@@ -8,9 +8,7 @@ import os
 import re
 import tempfile
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from contextvars import ContextVar
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -20,8 +18,6 @@ from finetuner.excepts import ConfigError, DataError
 from finetuner.storage.files import CHUNK_BYTES, FileStore
 
 _SUFFIX = re.compile(r'(\.[A-Za-z0-9]{1,16}){0,2}')
-# where a column that is being computed makes its files, so that they need no copying
-_workplace: ContextVar[Path | None] = ContextVar('_workplace', default=None)
 
 
 @dataclass(frozen=True)
@@ -191,7 +187,7 @@ class TemporaryFile(File):
     def __init__(self, suffix: str = '') -> None:
         if not isinstance(suffix, str) or not _SUFFIX.fullmatch(suffix):
             raise ConfigError(f"suffix {suffix!r}: it takes an ending of a file, such as '.png'")
-        handle, name = tempfile.mkstemp(suffix, 'column-', _workplace.get())
+        handle, name = tempfile.mkstemp(suffix, 'column-')
         os.close(handle)
         super().__init__(name)
         self.suffix = suffix.lower()
@@ -215,16 +211,6 @@ class TemporaryFile(File):
     def open(self, mode: str = 'rb', encoding: str | None = None) -> IO[Any]:
         """Open it, to write it too."""
         return open(self.path, mode, encoding=encoding)
-
-
-@contextmanager
-def working_in(directory: Path) -> Iterator[None]:
-    """While in here, files are made in this directory."""
-    token = _workplace.set(directory)
-    try:
-        yield
-    finally:
-        _workplace.reset(token)
 
 
 def suffix_of(name: str) -> str:

@@ -70,7 +70,6 @@ class Tables:
             Column('kind', Text, nullable=False),
             Column('type', Text, nullable=False),
             Column('inputs', Text, nullable=False),
-            Column('code', Text, nullable=False),
             PrimaryKeyConstraint('dataset', 'name'),
         )
         self.errors = Table(
@@ -190,7 +189,7 @@ class Tables:
         for name, each in declared.items():
             now = self._row(name, each)
             old = next((dict(other) for other in known if other['name'] == name), None)
-            if old is None or {**old, 'code': ''} != now:
+            if old != now:
                 self._forget(session, name)
                 session.execute(self.about.insert().values(now))
 
@@ -202,7 +201,6 @@ class Tables:
             'kind': 'field' if is_field else 'derived',
             'type': declared.type.name,
             'inputs': json.dumps([] if is_field else declared.inputs),
-            'code': '',
         }
 
     def _column(self, name: str, kind: ColumnType) -> Column[Any]:
