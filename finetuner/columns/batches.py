@@ -156,13 +156,12 @@ class Batches:
         ids = self._ids(epoch)
         order = self._plan.order(self._name)
         names = list(dict.fromkeys(name for each in order for name in each.of_rows))
-        values = Values(self._plan.dataset.store)
+        values = Values(self._plan.dataset.store, names)
         seed = random.SystemRandom().getrandbits(63) if self._seed is None else self._seed
-        for number, start in enumerate(range(0, len(ids), self._batch_size)):
-            rows = values.of(ids[start : start + self._batch_size], names)
+        for number, columns in enumerate(values.batches(ids, self._batch_size)):
             computed: dict[str, Any] = {}
             for each in order:
-                given = {name: [row[name] for row in rows] for name in each.of_rows}
+                given = {name: list(columns[name]) for name in each.of_rows}
                 given.update((name, computed[name]) for name in each.of_batch)
                 place = (seed, epoch, self._shard[0], number, each.name)
                 for name, kind in each.generators.items():

@@ -1,229 +1,305 @@
-"""Derived values: found by key, or computed once and kept.
+"""Derived values: read, or computed once and kept.
 
-The key of a value is a hash of what its function computes, of its type and version, and of the keys of
-its inputs. So a function that is edited finds none of its old values, nor do those that depend on it;
-one that is as it was finds those that it had then.
+A value is kept by its row and by the version of its column. The version's key is a hash of what the
+function computes, of its type and declared version, and of the keys of its inputs. So a function that is
+edited finds none of its old values, nor do those that depend on it; one that is as it was finds those
+that it had then. Rows never change: what any tool changes of a row loses its values.
 """
 
 from __future__ import annotations
 
 import hashlib
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from finetuner.columns.declaring import Declaration, Derived, where
 from finetuner.columns.files import File
 from finetuner.columns.fingerprint import fingerprint
+from finetuner.columns.reading import Page
 from finetuner.columns.store import ColumnStore, Failure, new_failure
-from finetuner.columns.types import ColumnType
+from finetuner.columns.types import SMALL
 from finetuner.excepts import DataError
+from finetuner.storage.files import FileStore
+
+_ROWS_AHEAD = 4096
+
+Put = Callable[[str, File | None], tuple[str, str, int] | None]
 
 
-class Keys:
-    """Keys of derived values, as the functions are now.
+def keys_of(
+    declaration: Declaration, field_numbers: Mapping[str, int], names: Iterable[str]
+) -> dict[str, bytes]:
+    """Keys of the versions of derived columns and of those that they are computed from.
 
     Args:
         declaration: of the dataset.
-        names: of the derived columns that are wanted.
+        field_numbers: see `ColumnStore`.
+        names: of columns.
+
+    Returns:
+        32 bytes by name, in order of computing.
     """
-
-    def __init__(self, declaration: Declaration, names: Iterable[str]) -> None:
-        self.order = declaration.ancestors(names)
-        self._declaration = declaration
-        self._begun = {name: _begun(declaration.derived[name]) for name in self.order}
-        self._fields = {
-            each
-            for name in self.order
-            for each in declaration.derived[name].inputs
-            if each in declaration.fields
-        }
-
-    def of(self, row: Mapping[str, Any]) -> dict[str, bytes]:
-        """Keys of the values of a row by column, 32 bytes each.
-
-        Args:
-            row: its fields as SQL keeps them; files as files.
-        """
-        parts = {name: _part(row[name]) for name in self._fields}
-        keys: dict[str, bytes] = {}
-        for name in self.order:
-            digest = self._begun[name].copy()
-            for each in self._declaration.derived[name].inputs:
-                digest.update(parts[each])
-            keys[name] = parts[name] = digest.digest()
-        return keys
+    keys: dict[str, bytes] = {}
+    for name in declaration.ancestors(names):
+        column = declaration.derived[name]
+        digest = hashlib.sha256()
+        for text in (fingerprint(column.function), column.type.name, column.version):
+            digest.update(_framed(text.encode()))
+        for each in column.inputs:
+            if each in declaration.fields:
+                kind = declaration.fields[each].type
+                digest.update(_framed(f'{each}=field {field_numbers[each]} {kind.name}'.encode()))
+            else:
+                digest.update(_framed(f'{each}='.encode() + keys[each]))
+        keys[name] = digest.digest()
+    return keys
 
 
 @dataclass
-class Computed:
-    """What came of computing values of a row.
+class Task:
+    """Rows of which the same columns are computed from the same.
 
     Attributes:
-        values: that were computed now: column, key, and value as SQL keeps it.
-        failure: what went wrong, and the key of the value that it was of; None where nothing did.
-        error: that was raised.
+        names: of derived columns to compute, each after those that it is computed from.
+        rows: ids.
+        given: columns that they are computed from, as SQL keeps them; files as files.
     """
 
-    values: list[tuple[str, bytes, Any]]
-    failure: tuple[bytes, Failure] | None = None
-    error: Exception | None = None
+    names: list[str]
+    rows: list[int]
+    given: dict[str, list[Any]]
 
 
-def compute_row(
-    declaration: Declaration,
-    row: Mapping[str, Any],
-    keys: Mapping[str, bytes],
-    wanted: Sequence[str],
-    known: Mapping[str, Any],
-    put: Any,
-) -> Computed:
-    """Compute values of a row, each from what is known or was computed before.
+@dataclass
+class Results:
+    """What came of a task.
 
-    Args:
-        declaration: of the dataset.
-        row: its id and fields as SQL keeps them; files as files.
-        keys: of its values by column.
-        wanted: derived columns to compute, each after those that it is computed from.
-        known: derived values as SQL keeps them; files as files.
-        put: brings a file into the data directory: `ColumnStore.put`.
+    Attributes:
+        values: ids of rows and values as SQL keeps them by column; of files, where they are in the store.
+        failures: of the other rows.
+        errors: that were raised there.
     """
-    kept: dict[str, Any] = {**row, **known}
-    computed = Computed([])
-    for name in wanted:
-        column = declaration.derived[name]
-        inputs = {each: declaration.type_of(each).decoded(kept[each]) for each in column.inputs}
-        try:
-            value = column.type.encoded(column.function(**inputs))
-            stored = put(name, value) if column.type.is_file else value
-        except Exception as error:  # noqa: BLE001 - what a function raises is kept and told, not hidden
-            text = ''.join(traceback.format_exception(error))
-            message = f'{type(error).__name__}: {error}'
-            computed.failure = keys[name], new_failure(row['id'], name, message, text)
-            computed.error = error
-            return computed
-        kept[name] = value
-        computed.values.append((name, keys[name], stored))
-    return computed
+
+    values: dict[str, tuple[list[int], list[Any]]] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
+    errors: list[Exception] = field(default_factory=list)
 
 
-class Values:
-    """Values of columns of some rows; what is missing is computed and kept.
+class Planner:
+    """Finds out what is to be computed of rows.
 
     Args:
         store: of the dataset.
+        names: of derived columns that are wanted.
+
+    Attributes:
+        keys: of the versions of these columns and of those that they are computed from.
+        versions: their numbers.
     """
 
-    def __init__(self, store: ColumnStore) -> None:
+    def __init__(self, store: ColumnStore, names: Sequence[str]) -> None:
         self._store = store
         self._declaration = store.declaration
+        self._names = [name for name in store.declaration.derived if name in names]
+        self.keys = keys_of(store.declaration, store.field_numbers, names)
+        self.versions = store.versions(self.keys)
 
-    def of(self, ids: Sequence[int], names: Sequence[str]) -> list[dict[str, Any]]:
-        """Values by name of column, row by row.
+    def tasks(self, ids: Sequence[int], most_rows: Callable[[], int]) -> Iterator[Task]:
+        """What is missing, as tasks of rows of which the same is missing.
+
+        Args:
+            ids: of rows; those that are not there are left out.
+            most_rows: tells how many rows the next task may have.
+        """
+        alike: dict[tuple[int, ...], list[int]] = {}
+        for row, there in self._store.missing(ids, self._names, self.versions).items():
+            alike.setdefault(there, []).append(row)
+        for there, rows in alike.items():
+            has = dict(zip(self.versions, there, strict=True))
+            names = self._wanted(has)
+            inputs = {each for name in names for each in self._declaration.derived[name].inputs}
+            given = sorted(inputs.difference(names))
+            start = 0
+            while start < len(rows):
+                some = rows[start : start + most_rows()]
+                start += len(some)
+                page = self._store.read(some, given, self.versions)
+                if page.lacking:
+                    # another process pruned in between: its version may be another code
+                    page = _without(page, set(page.lacking))
+                if page.ids:
+                    yield Task(names, page.ids, page.columns)
+
+    def _wanted(self, has: Mapping[str, int]) -> list[str]:
+        """Columns to compute: those that are asked for, and what they need."""
+        found: set[str] = set()
+        waiting = [name for name in self._names if not has[name]]
+        while waiting:
+            name = waiting.pop()
+            found.add(name)
+            inputs = self._declaration.derived[name].inputs
+            waiting += [each for each in inputs if each not in found and not has.get(each, 1)]
+        return [name for name in self.keys if name in found]
+
+
+def compute(task: Task, declaration: Declaration, put: Put) -> Results:
+    """Compute a task, row by row; a row whose function raises an error ends there.
+
+    Args:
+        task: what to compute.
+        declaration: of the dataset.
+        put: brings a file into the data directory: `ColumnStore.put`.
+    """
+    results = Results({name: ([], []) for name in task.names})
+    kept: dict[str, list[Any]] = {**task.given, **{name: [] for name in task.names}}
+    steps = [_step(declaration.derived[name], declaration, kept) for name in task.names]
+    for place, row in enumerate(task.rows):
+        failed = False
+        for name, function, kind, inputs in steps:
+            if failed:
+                kept[name].append(None)
+                continue
+            try:
+                value = kind.encoded(
+                    function(
+                        **{
+                            each: column[place] if decoded is None else decoded(column[place])
+                            for each, column, decoded in inputs
+                        }
+                    )
+                )
+                stored = put(name, value) if kind.is_file else value
+            except Exception as error:  # noqa: BLE001 - what a function raises is kept and told, not hidden
+                text = ''.join(traceback.format_exception(error))
+                message = f'{type(error).__name__}: {error}'
+                results.failures.append(new_failure(row, name, message, text))
+                results.errors.append(error)
+                kept[name].append(None)
+                failed = True
+                continue
+            kept[name].append(value)
+            rows, values = results.values[name]
+            rows.append(row)
+            values.append(stored)
+    return results
+
+
+def _step(column: Derived, declaration: Declaration, kept: Mapping[str, list[Any]]) -> Any:
+    """What computes a column: each value is decoded anew, as a function may change what it is given."""
+    inputs = []
+    for each in column.inputs:
+        kind = declaration.type_of(each)
+        inputs.append((each, kept[each], None if kind.is_as_kept else kind.decoded))
+    return column.name, column.function, column.type, inputs
+
+
+class Values:
+    """Values of columns of rows; what is missing is computed and kept.
+
+    Functions count as they are when this is made.
+
+    Args:
+        store: of the dataset.
+        names: of fields and derived columns that are wanted.
+    """
+
+    def __init__(self, store: ColumnStore, names: Sequence[str]) -> None:
+        self._store = store
+        self._declaration = store.declaration
+        self._names = list(dict.fromkeys(names))
+        self._derived = [name for name in self._names if name in self._declaration.derived]
+        self._planner = Planner(store, self._derived)
+
+    def of(self, ids: Sequence[int]) -> dict[str, list[Any]]:
+        """Columns by name.
 
         Args:
             ids: of the rows.
-            names: of fields and derived columns.
 
         Raises:
             DataError: a row is not there, or a function raised an error, which is its cause.
         """
-        rows = self._store.rows(ids)
-        derived = [name for name in names if name in self._declaration.derived]
-        keys_of = Keys(self._declaration, derived)
-        keys = {each: keys_of.of(row) for each, row in rows.items()}
-        found = {
-            name: self._store.values(name, list({row[name] for row in keys.values()}))
-            for name in derived
-        }
-        told = []
-        for each in ids:
-            if each not in rows:
-                raise DataError(f'{self._declaration.name} has no row {each} any more')
-            row, mine = rows[each], keys[each]
-            kept = {name: found[name][mine[name]] for name in derived if mine[name] in found[name]}
-            missing = [name for name in derived if name not in kept]
-            if missing:
-                self._compute(row, mine, missing)
-                for name in missing:
-                    value = self._store.values(name, [mine[name]])[mine[name]]
-                    found[name][mine[name]] = kept[name] = value
-            kept = {**row, **kept}
-            told.append({name: self._type(name).decoded(kept[name]) for name in names})
-        return told
+        page = self._read(ids)
+        if page.lacking:
+            self._compute([page.ids[place] for place in page.lacking])
+            page = self._read(ids)
+            if page.lacking:
+                raise DataError(
+                    f'{self._declaration.name}: what was computed is not there: somebody pruned it at '
+                    'this moment; try again'
+                )
+        return self._decoded(page)
 
-    def of_row(self, row: Mapping[str, Any], name: str) -> Any:
-        """The value of a derived column of a row.
+    def batches(self, ids: Sequence[int], batch_size: int) -> Iterator[dict[str, list[Any]]]:
+        """The same, some rows at a time.
 
         Args:
-            row: its id and fields as SQL keeps them; files as files.
-            name: of the column.
-
-        Raises:
-            DataError: a function raised an error, which is its cause.
+            ids: of the rows.
+            batch_size: rows a time.
         """
-        keys = Keys(self._declaration, [name]).of(row)
-        found = self._store.values(name, [keys[name]])
-        if not found:
-            self._compute(row, keys, [name])
-            found = self._store.values(name, [keys[name]])
-        return self._type(name).decoded(found[keys[name]])
-
-    def _compute(
-        self, row: Mapping[str, Any], keys: Mapping[str, bytes], missing: list[str]
-    ) -> None:
-        """Compute values of a row with all that they need, and keep them."""
-        known: dict[str, Any] = {}
-        wanted = []
-        waiting = list(missing)
-        while waiting:
-            name = waiting.pop()
-            if name in known or name in wanted:
+        kinds = [self._declaration.type_of(name) for name in self._names]
+        is_small = all(kind.is_file or kind.python in SMALL for kind in kinds)
+        # what is small and there is read by thousands
+        num_ahead = max(1, _ROWS_AHEAD // batch_size) * batch_size if is_small else batch_size
+        for start in range(0, len(ids), num_ahead):
+            some = ids[start : start + num_ahead]
+            page = self._read(some)
+            if page.lacking:
+                for first in range(0, len(some), batch_size):
+                    yield self.of(some[first : first + batch_size])
                 continue
-            there = self._store.values(name, [keys[name]]) if name not in missing else {}
-            if there:
-                known[name] = there[keys[name]]
-            else:
-                wanted.append(name)
-                inputs = self._declaration.derived[name].inputs
-                waiting += [each for each in inputs if each in self._declaration.derived]
-        ordered = [name for name in self._declaration.derived if name in wanted]
-        put = self._store.put
-        computed = compute_row(self._declaration, row, keys, ordered, known, put)
-        failures = [] if computed.failure is None else [computed.failure]
-        self._store.keep(computed.values, failures)
-        if computed.failure is not None:
-            failure = computed.failure[1]
-            function = self._declaration.derived[failure.column].function
-            raise DataError(
-                f'{self._declaration.name}.{failure.column} of row {failure.row} cannot be computed: '
-                f'{failure.message} ({where(function)})'
-            ) from computed.error
+            columns = self._decoded(page)
+            for first in range(0, len(some), batch_size):
+                yield {name: each[first : first + batch_size] for name, each in columns.items()}
 
-    def _type(self, name: str) -> ColumnType:
-        return self._declaration.type_of(name)
+    def _decoded(self, page: Page) -> dict[str, list[Any]]:
+        return {
+            name: self._declaration.type_of(name).decoded_all(page.columns[name])
+            for name in self._names
+        }
+
+    def _read(self, ids: Sequence[int]) -> Page:
+        page = self._store.read(ids, self._names, self._planner.versions)
+        if len(page.ids) != len(ids):
+            gone = next(each for each in ids if each not in set(page.ids))
+            raise DataError(f'{self._declaration.name} has no row {gone} any more')
+        return page
+
+    def _compute(self, ids: Sequence[int]) -> None:
+        """Compute what is missing here and now, and keep it."""
+        planner = self._planner
+        for task in planner.tasks(ids, lambda: len(ids)):
+            with self._store.writing():
+                results = compute(task, self._declaration, self._store.put)
+                self._store.keep(planner.keys, results.values, results.failures)
+            planner.versions = self._store.versions(planner.keys)
+            if results.failures:
+                failure = results.failures[0]
+                function = self._declaration.derived[failure.column].function
+                raise DataError(
+                    f'{self._declaration.name}.{failure.column} of row {failure.row} cannot be '
+                    f'computed: {failure.message} ({where(function)})'
+                ) from results.errors[0]
 
 
-def _begun(column: Derived) -> Any:
-    """A hash to which the keys of the inputs are added."""
-    digest = hashlib.sha256()
-    names = ','.join(column.inputs)
-    for text in (fingerprint(column.function), column.type.name, column.version, names):
-        digest.update(_framed(text.encode()))
-    return digest
+def attached(task: Task, files: FileStore) -> Task:
+    """A task that came from another process, its files in a store of this one."""
+    for column in task.given.values():
+        for value in column:
+            if isinstance(value, File):
+                value.attached(files)
+    return task
 
 
-def _part(kept: Any) -> bytes:
-    """What a field counts as."""
-    if isinstance(kept, File):
-        return _framed(f'file{kept.suffix}:{kept.hash}'.encode())
-    if isinstance(kept, bytes):
-        return _framed(b'bytes' + kept)
-    # numbers of SQL: True is 1
-    number = int(kept) if isinstance(kept, bool) else kept
-    return _framed(f'{type(number).__name__}:{number}'.encode())
+def _without(page: Page, places: set[int]) -> Page:
+    def left(values: Sequence[Any]) -> list[Any]:
+        return [each for place, each in enumerate(values) if place not in places]
+
+    return Page(left(page.ids), {name: left(each) for name, each in page.columns.items()}, [])
 
 
 def _framed(data: bytes) -> bytes:
     return len(data).to_bytes(8, 'big') + data
+

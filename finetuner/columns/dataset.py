@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -174,7 +175,7 @@ class Dataset(metaclass=DatasetType):
         store = type(self)._store
         if name in store.declaration.fields:
             return store.declaration.fields[name].type.decoded(self._kept[name])
-        return Values(store).of_row(self._kept, name)
+        return Values(store, [name]).of([self.id])[name][0]
 
     def __eq__(self, other: object) -> bool:
         """The same row of the same dataset."""
@@ -224,10 +225,10 @@ def dataset(
     def make(made: type) -> type:
         beside = _directory_of(made)
         path = Path(sql_file) if sql_file is not None else beside / f'{made.__name__}.sql'
+        path = path.absolute()
         folder = str(data_dir) if data_dir is not None else str(beside / made.__name__)
         declaration = declaration_of(made, scope, RESERVED)
-        cache = path.absolute().parent / f'.{path.name}.files'
-        files = FileStore(folder, cache)
+        files = FileStore(folder, path.parent / f'.{path.name}.files')
         kept = {
             name: value
             for name, value in vars(made).items()
@@ -240,10 +241,17 @@ def dataset(
             )
         bases = tuple(base for base in made.__bases__ if base is not object)
         found = DatasetType(made.__name__, (*bases, Dataset), kept)
-        found._store = ColumnStore(declaration, path.absolute(), files, renamed)
+        found._store = ColumnStore(declaration, path, _noted(folder, path, files), files, renamed)
         return found
 
     return make if cls is None else make(cls)
+
+
+def _noted(folder: str, sql_file: Path, files: FileStore) -> str:
+    """How the SQLite file names the data directory: both can be moved together."""
+    if not files.is_local:
+        return folder
+    return os.path.relpath(Path(folder.removeprefix('file://')).absolute(), sql_file.parent)
 
 
 def _directory_of(cls: type) -> Path:

@@ -45,7 +45,12 @@ class Field:
     @property
     def is_required(self) -> bool:
         """Whether a row must give it."""
-        return self.default is MISSING and not self.type.is_optional
+        return self.left_out is MISSING
+
+    @property
+    def left_out(self) -> Any:
+        """The value of rows that give none; `MISSING` where they have to."""
+        return None if self.default is MISSING and self.type.is_optional else self.default
 
 
 @dataclass(frozen=True)
@@ -129,14 +134,22 @@ def declaration_of(
     reading = _Reading(cls, dict(scope or {}), frozenset(reserved))
     fields = reading.fields()
     functions = reading.functions()
-    both = fields.keys() & functions.keys()
-    if both:
-        raise ConfigError(f'{cls.__name__}: {sorted(both)[0]!r} is a field and a function')
+    seen: dict[str, str] = {}
+    for name in (*fields, *functions):
+        if name.casefold() in seen:
+            # SQL tells no `a` from `A`
+            raise ConfigError(
+                f'{cls.__name__}: {seen[name.casefold()]!r} and {name!r} are one name, and columns have '
+                'one each'
+            )
+        seen[name.casefold()] = name
     inputs = {name: reading.inputs(each, {*fields, *functions}) for name, each in functions.items()}
     derived = {
         name: reading.derived(name, functions[name], inputs[name])
         for name in reading.in_order(inputs, functions)
     }
+    if not fields:
+        raise ConfigError(f'{cls.__name__} has no field: write `image: File`, for example')
     declaration = Declaration(cls.__name__, fields, derived)
     reading.check_types(declaration)
     return declaration
@@ -242,10 +255,15 @@ class _Reading:
             raise ConfigError(f'{place}: an annotation cannot be read: {error}') from error
 
     def _check_name(self, name: str, place: str) -> None:
-        if name.startswith('_') or keyword.iskeyword(name) or len(name) > _MOST_LETTERS:
+        if (
+            name.startswith('_')
+            or '__' in name
+            or keyword.iskeyword(name)
+            or len(name) > _MOST_LETTERS
+        ):
             raise ConfigError(
                 f'{place}: no column can be called {name!r}: names have at most {_MOST_LETTERS} '
-                'letters, and begin with none of `_`'
+                'letters, begin with none of `_`, and have no two of them side by side'
             )
         if name in self._reserved:
             raise ConfigError(

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
+import threading
+import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
-from finetuner.columns.computing import Computed, Keys, compute_row
+from finetuner.columns.computing import Planner, Results, Task, attached, compute
 from finetuner.columns.declaring import Declaration
 from finetuner.columns.files import File
 from finetuner.columns.store import ColumnStore
@@ -20,20 +22,12 @@ from finetuner.console import console
 from finetuner.excepts import ConfigError, DataError
 from finetuner.storage.files import FileStore
 
-_PAGE = 500
-_ROWS_A_TASK = 50
-_TASKS_AHEAD = 4
+_PAGE = 2000
 _MOST_WORKERS = 256
-
-
-@dataclass
-class _Task:
-    """Rows to compute, each with its keys, the columns that are missing, and values that are there."""
-
-    rows: list[dict[str, Any]]
-    keys: list[dict[str, bytes]]
-    wanted: list[list[str]]
-    known: list[dict[str, Any]]
+_TASKS_AHEAD = 3
+# of a task: few enough that a killed process loses little, and that the bar moves
+_TASK_SECONDS = 0.1
+_FIRST_ROWS = 4
 
 
 def materialize(
@@ -54,138 +48,84 @@ def materialize(
             f'workers={workers!r}: it is a number of processes, 0 to {_MOST_WORKERS}, or None for one a '
             'core'
         )
-    planning = _Planning(store, names, retry)
-    with _bar(names, len(ids), progress) as advance:
-        pages = (ids[start : start + _PAGE] for start in range(0, len(ids), _PAGE))
-        tasks = (task for page in pages for task in planning.tasks(page, advance))
-        for task, results in _run(store, tasks, _num_workers(workers)):
-            values = [value for computed in results for value in computed.values]
-            failures = [each.failure for each in results if each.failure is not None]
-            store.keep(values, failures)
-            advance(len(task.rows))
-    return planning.num_failed(ids)
+    planner = Planner(store, names)
+    if retry:
+        store.forgive(ids, planner.versions)
+    pace = _Pace()
+    with store.writing(), _bar(names, len(ids), progress) as advance:
+        tasks = _tasks(store, planner, ids, pace, advance)
+        for results, num_rows in _run(store, tasks, _num_workers(workers), pace):
+            store.keep(planner.keys, results.values, results.failures)
+            advance(num_rows)
+    versions = store.versions(planner.keys)
+    return len({failure.row for failure in store.failures(ids, versions)})
 
 
-class _Planning:
-    """Finds out what is missing."""
+class _Pace:
+    """How many rows a task may have, as long as its seconds."""
 
-    def __init__(self, store: ColumnStore, names: Sequence[str], retry: bool) -> None:
-        self._store = store
-        self._declaration = store.declaration
-        self._names = [name for name in store.declaration.derived if name in names]
-        self._keys_of = Keys(store.declaration, names)
-        self._retry = retry
-        self._begun: set[bytes] = set()
+    def __init__(self) -> None:
+        self.num_rows = _FIRST_ROWS
 
-    def tasks(self, page: Sequence[int], advance: Callable[[int], None]) -> Iterator[_Task]:
-        """What is to be computed for some rows."""
-        rows = self._store.rows(page)
-        keys = {row_id: self._keys_of.of(row) for row_id, row in rows.items()}
-        order = self._keys_of.order
-        there = {
-            name: self._store.known_keys(name, list({each[name] for each in keys.values()}))
-            for name in order
-        }
-        failed = self._failed(keys)
-        chosen: list[tuple[int, list[str]]] = []
-        for row_id, mine in keys.items():
-            wanted = self._missing(mine, there)
-            if not wanted or any(mine[name] in failed for name in wanted):
-                continue
-            last = mine[wanted[-1]]
-            if last not in self._begun:
-                self._begun.add(last)
-                chosen.append((row_id, wanted))
-        advance(len(page) - len(chosen))
-        known = self._known(chosen, keys, there)
-        for start in range(0, len(chosen), _ROWS_A_TASK):
-            some = chosen[start : start + _ROWS_A_TASK]
-            yield _Task(
-                [rows[row_id] for row_id, _ in some],
-                [keys[row_id] for row_id, _ in some],
-                [wanted for _, wanted in some],
-                [known[row_id] for row_id, _ in some],
-            )
+    def learn(self, num_rows: int, seconds: float) -> None:
+        """A task took so long."""
+        wanted = int(num_rows * _TASK_SECONDS / max(seconds, 1e-9))
+        # the first of a process is slower than those after it
+        self.num_rows = max(1, min(wanted, 4 * max(num_rows, self.num_rows), _PAGE))
 
-    def _missing(self, mine: Mapping[str, bytes], there: Mapping[str, set[bytes]]) -> list[str]:
-        """Columns to compute for a row: those that are asked for, and what they need."""
-        found: set[str] = set()
-        waiting = [name for name in self._names if mine[name] not in there[name]]
-        while waiting:
-            name = waiting.pop()
-            found.add(name)
-            waiting += [
-                each
-                for each in self._declaration.derived[name].inputs
-                if each in there and each not in found and mine[each] not in there[each]
-            ]
-        return [name for name in self._keys_of.order if name in found]
 
-    def _known(
-        self,
-        chosen: Sequence[tuple[int, list[str]]],
-        keys: Mapping[int, Mapping[str, bytes]],
-        there: Mapping[str, set[bytes]],
-    ) -> dict[int, dict[str, Any]]:
-        """Values that are there of columns that others are computed from."""
-        needed: dict[str, dict[int, bytes]] = {}
-        for row_id, wanted in chosen:
-            for name in wanted:
-                for each in self._declaration.derived[name].inputs:
-                    if each in there and each not in wanted:
-                        needed.setdefault(each, {})[row_id] = keys[row_id][each]
-        known: dict[int, dict[str, Any]] = {row_id: {} for row_id, _ in chosen}
-        for name, by_row in needed.items():
-            values = self._store.values(name, list(set(by_row.values())))
-            for row_id, key in by_row.items():
-                known[row_id][name] = values[key]
-        return known
-
-    def _failed(self, keys: Mapping[int, Mapping[str, bytes]]) -> set[bytes]:
-        if not self._store.has_failures():
-            return set()
-        failed: set[bytes] = set()
-        for name in self._keys_of.order:
-            mine = [each[name] for each in keys.values()]
-            if self._retry:
-                self._store.forgive(name, mine)
-            else:
-                failed |= self._store.failures(name, mine).keys()
-        return failed
-
-    def num_failed(self, ids: Sequence[int]) -> int:
-        """How many rows have an error now."""
-        self._retry = False
-        num_failed = 0
-        for start in range(0, len(ids) if self._store.has_failures() else 0, _PAGE):
-            rows = self._store.rows(ids[start : start + _PAGE])
-            keys = {row_id: self._keys_of.of(row) for row_id, row in rows.items()}
-            failed = self._failed(keys)
-            num_failed += sum(not failed.isdisjoint(each.values()) for each in keys.values())
-        return num_failed
+def _tasks(
+    store: ColumnStore,
+    planner: Planner,
+    ids: Sequence[int],
+    pace: _Pace,
+    advance: Callable[[int], None],
+) -> Iterator[Task]:
+    """What is to be computed; what failed before is passed over."""
+    for start in range(0, len(ids), _PAGE):
+        page = ids[start : start + _PAGE]
+        failed = {failure.row for failure in store.failures(page, planner.versions)}
+        left = [row for row in page if row not in failed] if failed else page
+        num_planned = 0
+        for task in planner.tasks(left, lambda: pace.num_rows):
+            num_planned += len(task.rows)
+            yield task
+        advance(len(page) - num_planned)
 
 
 def _run(
-    store: ColumnStore, tasks: Iterator[_Task], num_workers: int
-) -> Iterator[tuple[_Task, list[Computed]]]:
+    store: ColumnStore, tasks: Iterator[Task], num_workers: int, pace: _Pace
+) -> Iterator[tuple[Results, int]]:
     """Compute tasks, some of them at a time."""
     if num_workers == 0:
         for task in tasks:
-            yield task, _compute(task, store.declaration, store.files)
+            begun = time.monotonic()
+            results = compute(task, store.declaration, store.put)
+            pace.learn(len(task.rows), time.monotonic() - begun)
+            yield results, len(task.rows)
+        return
+    first = next(tasks, None)
+    if first is None:
+        # nothing to do is no reason to start processes
         return
     context = multiprocessing.get_context('fork' if _forks() else 'spawn')
     given = _Given(store.declaration, store.files)
-    waiting: deque[tuple[_Task, Future[list[Computed]]]] = deque()
-    with ProcessPoolExecutor(num_workers, context, _begin, (given,)) as pool:
+    waiting: deque[tuple[int, Future[tuple[Results, float]]]] = deque()
+    with ProcessPoolExecutor(num_workers, context, _begin, (given, os.getpid())) as pool:
+
+        def finished() -> tuple[Results, int]:
+            num_rows, future = waiting.popleft()
+            results, seconds = future.result()
+            pace.learn(num_rows, seconds)
+            return results, num_rows
+
         try:
-            for task in tasks:
-                waiting.append((task, pool.submit(_compute_there, task)))
-                if len(waiting) > _TASKS_AHEAD * num_workers:
-                    task, future = waiting.popleft()
-                    yield task, future.result()
+            for task in itertools.chain([first], tasks):
+                waiting.append((len(task.rows), pool.submit(_compute_there, task)))
+                if len(waiting) >= _TASKS_AHEAD * num_workers:
+                    yield finished()
             while waiting:
-                task, future = waiting.popleft()
-                yield task, future.result()
+                yield finished()
         except BrokenProcessPool as error:
             raise DataError(
                 'a process that computed was killed, perhaps for memory: what was computed before is '
@@ -218,33 +158,32 @@ def _given(data: bytes) -> _Given:
 _here: _Given | None = None
 
 
-def _begin(given: _Given) -> None:
+def _begin(given: _Given, parent: int) -> None:
     global _here
     _here = given
+    threading.Thread(target=_end_with, args=(parent,), name='end', daemon=True).start()
 
 
-def _compute_there(task: _Task) -> list[Computed]:
+def _end_with(parent: int) -> None:
+    """End when the process does that started this one: one that is killed tells nobody."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def _compute_there(task: Task) -> tuple[Results, float]:
     if _here is None:
         raise RuntimeError('this process was given nothing to compute')
-    results = _compute(task, _here.declaration, _here.files)
-    for computed in results:
-        # its text is kept; not every error can travel
-        computed.error = None
-    return results
+    files = _here.files
 
-
-def _compute(task: _Task, declaration: Declaration, files: FileStore) -> list[Computed]:
     def put(name: str, file: File | None) -> tuple[str, str, int] | None:
         return None if file is None else file.put(files, name)
 
-    results = []
-    for row, keys, wanted, known in zip(task.rows, task.keys, task.wanted, task.known, strict=True):
-        for kept in (row, known):
-            for name, value in kept.items():
-                if isinstance(value, File):
-                    kept[name] = value.attached(files)
-        results.append(compute_row(declaration, row, keys, wanted, known, put))
-    return results
+    begun = time.monotonic()
+    results = compute(attached(task, files), _here.declaration, put)
+    # their texts are kept; not every error can travel
+    results.errors = []
+    return results, time.monotonic() - begun
 
 
 def _num_workers(workers: int | None) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
-from finetuner.columns.computing import Keys, Values
+from finetuner.columns.computing import Planner, Values
 from finetuner.columns.materializing import materialize
 from finetuner.columns.store import ColumnStore, Failure
 from finetuner.excepts import ConfigError, NotFoundError, unknown_name
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from finetuner.columns.dataset import DatasetType
 
 _PAGE = 500
+_BATCH = 64
 
 
 class Rows(Sequence[Any]):
@@ -43,18 +44,14 @@ class Rows(Sequence[Any]):
         if isinstance(index, slice):
             return Rows(self.dataset, self.ids[index])
         row_id = self.ids[index]
-        found = self._store.rows([row_id])
-        if row_id not in found:
-            raise NotFoundError(f'{self.dataset.__name__} has no row {row_id} any more')
-        return self.dataset(row_id, found[row_id])
+        for row in self._made([row_id]):
+            return row
+        raise NotFoundError(f'{self.dataset.__name__} has no row {row_id} any more')
 
     def __iter__(self) -> Iterator[Any]:
         """The rows; those that were deleted meanwhile are left out."""
-        for page in self._pages():
-            found = self._store.rows(page)
-            for row_id in page:
-                if row_id in found:
-                    yield self.dataset(row_id, found[row_id])
+        for start in range(0, len(self.ids), _PAGE):
+            yield from self._made(self.ids[start : start + _PAGE])
 
     def where(self, **conditions: Any) -> Rows:
         """Those rows whose columns have these values.
@@ -83,9 +80,11 @@ class Rows(Sequence[Any]):
             ids = [row_id for row_id in ids if row_id in found]
         if by_function:
             chosen = []
-            for row_id, values in Rows(self.dataset, ids)._values(list(by_function)):
-                if all(is_wanted(values[name]) for name, is_wanted in by_function.items()):
-                    chosen.append(row_id)
+            names = list(by_function)
+            for page, columns in Rows(self.dataset, ids)._values(names):
+                for place, row_id in enumerate(page):
+                    if all(by_function[name](columns[name][place]) for name in names):
+                        chosen.append(row_id)
             ids = chosen
         return Rows(self.dataset, ids)
 
@@ -97,7 +96,7 @@ class Rows(Sequence[Any]):
             DataError: a value cannot be computed.
         """
         self._check_names([name])
-        return (values[name] for _, values in self._values([name]))
+        return (value for _, columns in self._values([name]) for value in columns[name])
 
     def materialize(
         self, *columns: str, workers: int | None = None, retry: bool = False, progress: bool = True
@@ -133,17 +132,8 @@ class Rows(Sequence[Any]):
         declaration = self._store.declaration
         if column not in declaration.derived:
             raise ConfigError(unknown_name('derived column', column, declaration.derived))
-        keys_of = Keys(declaration, [column])
-        found: list[Failure] = []
-        for page in self._pages():
-            keys = {row_id: keys_of.of(row) for row_id, row in self._store.rows(page).items()}
-            for name in keys_of.order:
-                by_key = self._store.failures(name, [row[name] for row in keys.values()])
-                for row_id in page:
-                    failure = by_key.get(keys[row_id][name]) if row_id in keys else None
-                    if failure is not None:
-                        found.append(failure.of_row(row_id))
-        return found
+        planner = Planner(self._store, [column])
+        return self._store.failures(self.ids, planner.versions)
 
     def delete(self) -> int:
         """Delete these rows, all at once; derived values stay until `prune`.
@@ -163,14 +153,19 @@ class Rows(Sequence[Any]):
     def _store(self) -> ColumnStore:
         return self.dataset.store
 
-    def _pages(self) -> Iterator[list[int]]:
-        for start in range(0, len(self.ids), _PAGE):
-            yield self.ids[start : start + _PAGE]
+    def _made(self, ids: list[int]) -> Iterator[Any]:
+        names = list(self._store.declaration.fields)
+        page = self._store.read(ids, names, {})
+        for row_id, kept in zip(page.ids, zip(*page.columns.values(), strict=True), strict=True):
+            yield self.dataset(row_id, dict(zip(names, kept, strict=True)))
 
-    def _values(self, names: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-        values = Values(self._store)
-        for page in self._pages():
-            yield from zip(page, values.of(page, names), strict=True)
+    def _values(self, names: list[str]) -> Iterator[tuple[list[int], dict[str, list[Any]]]]:
+        """Columns, some rows at a time, with the ids of these."""
+        start = 0
+        for columns in Values(self._store, names).batches(self.ids, _BATCH):
+            page = self.ids[start : start + _BATCH]
+            start += _BATCH
+            yield page, columns
 
     def _check_names(self, names: Sequence[str]) -> None:
         known = [*self._store.declaration.fields, *self._store.declaration.derived]

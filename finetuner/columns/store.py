@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,15 +16,16 @@ from sqlalchemy.orm import Session
 
 from finetuner.columns.declaring import MISSING, Declaration
 from finetuner.columns.files import File
+from finetuner.columns.locking import writing
+from finetuner.columns.reading import Page, Reader
 from finetuner.columns.tables import Tables
 from finetuner.columns.types import ColumnType
 from finetuner.excepts import ConfigError, DataError, FinetunerError
 from finetuner.storage.database import open_file
 from finetuner.storage.files import FileStore
 
-ROWS_AT_ONCE = 1000
-# of variables in a statement
-_MOST_NAMED = 500
+# of a transaction: what a killed process loses
+_MOST_ROWS, _MOST_SECONDS = 5000, 1.0
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Failure:
     """What went wrong when a value was computed.
 
     Attributes:
-        row: id of a row that it is of.
+        row: id of the row that it is of.
         column: that was computed.
         message: of the error.
         traceback: where it was raised.
@@ -43,10 +46,6 @@ class Failure:
     traceback: str
     at: float
 
-    def of_row(self, row: int) -> Failure:
-        """The same of another row, whose values are computed from the same."""
-        return replace(self, row=row)
-
 
 class ColumnStore:
     """What is kept of a dataset. Processes may share it; one of them writes at a time.
@@ -54,24 +53,41 @@ class ColumnStore:
     Args:
         declaration: of the dataset.
         sql_file: the SQLite file; made where it is not there.
+        data_dir: where files are: an address, or a path from the folder of the SQLite file.
         files: of the data directory.
         renamed: old name by new name of fields.
+
+    Attributes:
+        field_numbers: of fields by name, which they keep when they are renamed.
     """
 
     def __init__(
         self,
         declaration: Declaration,
         sql_file: Path,
+        data_dir: str,
         files: FileStore,
         renamed: Mapping[str, str] | None = None,
     ) -> None:
         self.declaration = declaration
         self.sql_file = sql_file
         self.files = files
-        self._tables = Tables(declaration)
-        self._database = open_file(sql_file)
-        with self._database.session() as session:
-            self._tables.make(session, renamed or {})
+        self.tables = Tables(declaration)
+        self.database = open_file(sql_file)
+        with self.database.session() as session:
+            self.tables.make(session, renamed or {}, data_dir)
+            columns = self.tables.columns
+            mine = columns.select().where(columns.c.dataset == declaration.name)
+            self.field_numbers = {
+                row.name: row.id for row in session.execute(mine) if row.name in declaration.fields
+            }
+        self._reader = Reader(declaration, self.tables, files)
+        # versions that this process asked for last: key and number by column
+        self._current: dict[str, tuple[bytes, int]] = {}
+
+    def writing(self) -> AbstractContextManager[None]:
+        """While files are brought in whose rows or values are not committed yet: prune waits."""
+        return writing(self.sql_file)
 
     # ---- rows
 
@@ -81,10 +97,11 @@ class ColumnStore:
         Raises:
             DataError: it is none.
         """
-        return self._insert([self._encoded(values)])
+        with self.writing():
+            return self._insert([[value] for value in self._encoded(values)])
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> int:
-        """Add rows, a thousand in a transaction.
+        """Add rows, thousands in a transaction.
 
         Args:
             rows: values by name of field.
@@ -96,27 +113,25 @@ class ColumnStore:
             DataError: a row is none; it tells its position, and those before it stay.
         """
         waiting = iter(rows)
-        position = 0
+        num_added = 0
         while True:
-            encoded: list[dict[str, Any]] = []
-            error: FinetunerError | None = None
-            for row in islice(waiting, ROWS_AT_ONCE):
+            with self.writing():
+                some: list[Mapping[str, Any]] = []
                 try:
-                    encoded.append(self._encoded(row))
-                except (DataError, ConfigError) as found:
-                    error = DataError(f'row {position + len(encoded):,}: {found}')
-                    error.__cause__ = found
-                    break
-            self._insert(encoded)
-            position += len(encoded)
+                    some.extend(islice(_for_a_while(waiting), _MOST_ROWS))
+                finally:
+                    # what came before whatever went wrong with the next
+                    columns, error = self._encoded_rows(some)
+                    self._insert(columns)
+            num_added += len(columns[0]) if columns else 0
             if error is not None:
-                raise error
-            if not encoded:
-                return position
+                raise DataError(f'row {num_added:,}: {error}') from error
+            if not some:
+                return num_added
 
     def ids(self, conditions: Mapping[str, Any] | None = None) -> list[int]:
         """Ids of the rows whose fields have these values, or one of a list of them, in order."""
-        table = self._tables.rows
+        table = self.tables.rows
         query = select(table.c.id).order_by(table.c.id)
         for name, wanted in (conditions or {}).items():
             kind = self.declaration.fields[name].type
@@ -128,115 +143,123 @@ class ColumnStore:
             is_one = table.c[name].in_(named)
             is_none = table.c[name].is_(None)
             query = query.where(is_one if len(named) == len(kept) else is_one | is_none)
-        with self._database.reader() as session:
+        with self.database.reader() as session:
             return list(session.scalars(query))
 
     def count(self) -> int:
         """How many rows there are."""
-        with self._database.reader() as session:
-            return session.scalar(select(func.count()).select_from(self._tables.rows)) or 0
-
-    def rows(self, ids: Sequence[int]) -> dict[int, dict[str, Any]]:
-        """The fields of rows, as SQL keeps them; files as files.
-
-        Args:
-            ids: of the rows; those that are not there are left out.
-        """
-        found: dict[int, dict[str, Any]] = {}
-        table = self._tables.rows
-        with self._database.reader() as session:
-            for some in _chunks(ids):
-                query = select(table).where(table.c.id.in_(some))
-                found.update((row['id'], dict(row)) for row in session.execute(query).mappings())
-            for field in self.declaration.fields.values():
-                if field.type.is_file:
-                    self._open_files(session, list(found.values()), field.name)
-        return found
+        with self.database.reader() as session:
+            return session.scalar(select(func.count()).select_from(self.tables.rows)) or 0
 
     def delete(self, ids: Sequence[int]) -> int:
         """Delete rows, all at once; returns how many there were."""
-        table = self._tables.rows
-        with self._database.session() as session:
-            return sum(
-                session.execute(delete(table).where(table.c.id.in_(some))).rowcount  # type: ignore[attr-defined]
-                for some in _chunks(ids)
-            )
+        table = self.tables.rows
+        with self.database.session() as session:
+            wanted = table.c.id.in_(_listed(ids))
+            return session.execute(delete(table).where(wanted)).rowcount  # type: ignore[attr-defined]
 
-    # ---- derived values
+    # ---- reading
 
-    def values(self, name: str, keys: Sequence[bytes]) -> dict[bytes, Any]:
-        """Values of a derived column by key, as SQL keeps them; files as files."""
-        table = self._tables.values[name]
-        found: list[dict[str, Any]] = []
-        with self._database.reader() as session:
-            for some in _chunks(keys):
-                query = select(table).where(table.c.key.in_(some))
-                found += map(dict, session.execute(query).mappings())
-            if self.declaration.derived[name].type.is_file:
-                self._open_files(session, found, 'value')
-        return {row['key']: row['value'] for row in found}
+    def read(self, ids: Sequence[int], names: Sequence[str], versions: Mapping[str, int]) -> Page:
+        """Values of columns of rows, as SQL keeps them; files as files.
 
-    def known_keys(self, name: str, keys: Sequence[bytes]) -> set[bytes]:
-        """Which keys of a derived column have values."""
-        table = self._tables.values[name]
-        with self._database.reader() as session:
-            return {
-                key
-                for some in _chunks(keys)
-                for key in session.scalars(select(table.c.key).where(table.c.key.in_(some)))
-            }
+        Args:
+            ids: of the rows; those that are not there are left out.
+            names: of fields and derived columns.
+            versions: of the derived columns.
+        """
+        with self.database.reader() as session:
+            return self._reader.read(session, ids, names, versions)
+
+    def missing(
+        self, ids: Sequence[int], names: Sequence[str], versions: Mapping[str, int]
+    ) -> dict[int, tuple[int, ...]]:
+        """Rows that lack values of derived columns.
+
+        Args:
+            ids: of the rows.
+            names: of the columns.
+            versions: of these and of others.
+
+        Returns:
+            By id of row, for each of `versions`, 1 where its value is there, else 0.
+        """
+        with self.database.reader() as session:
+            return self._reader.missing(session, ids, names, versions)
+
+    # ---- versions of derived columns
+
+    def versions(self, keys: Mapping[str, bytes]) -> dict[str, int]:
+        """Numbers of the versions of derived columns, which are noted as those that are asked for.
+
+        Args:
+            keys: of what their functions compute now.
+        """
+        if any(self._current.get(name, (b'', 0))[0] != key for name, key in keys.items()):
+            with self.database.reader() as session:
+                numbers = self._numbers(session, keys)
+                columns = self.tables.columns
+                mine = select(columns.c.name, columns.c.current)
+                mine = mine.where(columns.c.dataset == self.declaration.name)
+                current = {row.name: row.current for row in session.execute(mine)}
+            if any(current.get(name) != numbers.get(name, 0) for name in keys):
+                with self.database.session() as session:
+                    numbers = self._noted(session, keys)
+            self._current.update((name, (key, numbers[name])) for name, key in keys.items())
+        return {name: self._current[name][1] for name in keys}
 
     def keep(
         self,
-        values: Iterable[tuple[str, bytes, Any]],
-        failures: Iterable[tuple[bytes, Failure]] = (),
+        keys: Mapping[str, bytes],
+        values: Mapping[str, tuple[Sequence[int], Sequence[Any]]],
+        failures: Sequence[Failure] = (),
     ) -> None:
         """Keep values that were computed, and what went wrong, all at once.
 
         Args:
-            values: column, key and value as SQL keeps it; of a file, where it is in the store.
-            failures: by key.
+            keys: of the versions of the columns.
+            values: ids of rows and values as SQL keeps them by column; of files, where they are in the
+                store.
+            failures: of other rows.
         """
-        by_column: dict[str, list[tuple[bytes, Any]]] = {}
-        for name, key, value in values:
-            by_column.setdefault(name, []).append((key, value))
-        with self._database.session() as session:
-            for name, pairs in by_column.items():
+        with self.database.session() as session:
+            # somebody may have pruned them meanwhile
+            versions = self._noted(session, keys)
+            for name, (ids, kept) in values.items():
+                if not ids:
+                    continue
                 if self.declaration.derived[name].type.is_file:
-                    numbers = self._note_files(session, [value for _, value in pairs])
-                    pairs = [(key, value and numbers[value[0]]) for key, value in pairs]
-                table = self._tables.values[name].name
-                sql = f'INSERT OR IGNORE INTO "{table}" (key, value) VALUES (?, ?)'
-                session.connection().exec_driver_sql(sql, pairs)
-            for key, failure in failures:
-                self._note_failure(session, key, failure)
+                    numbers = self._note_files(session, kept)
+                    kept = [each and numbers[each[0]] for each in kept]
+                sql = f'INSERT OR IGNORE INTO "{self.tables.values[name].name}" VALUES (?, ?, ?)'
+                rows = zip(ids, [versions[name]] * len(ids), kept, strict=True)
+                session.connection().exec_driver_sql(sql, list(rows))
+            if failures:
+                insert = self.tables.errors.insert().prefix_with('OR REPLACE')
+                session.execute(
+                    insert, [self._row_of(each, versions[each.column]) for each in failures]
+                )
+        self._current.update((name, (keys[name], versions[name])) for name in keys)
 
-    def failures(self, name: str, keys: Sequence[bytes]) -> dict[bytes, Failure]:
-        """What went wrong when values of a column were computed, by key."""
-        table = self._tables.errors
-        found: dict[bytes, Failure] = {}
-        with self._database.reader() as session:
-            for some in _chunks(keys):
-                query = select(table).where(self._of_errors(name), table.c.key.in_(some))
-                for row in session.execute(query).mappings():
-                    found[row['key']] = Failure(
-                        row['row'], name, row['message'], row['traceback'], row['at']
-                    )
-        return found
+    def failures(self, ids: Sequence[int], versions: Mapping[str, int]) -> list[Failure]:
+        """What went wrong when columns were computed of rows, in order of rows."""
+        table = self.tables.errors
+        found = []
+        with self.database.reader() as session:
+            if session.scalars(select(table.c.row).limit(1)).first() is None:
+                return []
+            for name, number in versions.items():
+                query = select(table).where(self._of_errors(name, number, ids))
+                for row in session.execute(query):
+                    found.append(Failure(row.row, name, row.message, row.traceback, row.at))
+        return sorted(found, key=lambda each: each.row)
 
-    def has_failures(self) -> bool:
-        """Whether anything went wrong."""
-        table = self._tables.errors
-        mine = select(table.c.key).where(table.c.dataset == self.declaration.name).limit(1)
-        with self._database.reader() as session:
-            return session.scalars(mine).first() is not None
-
-    def forgive(self, name: str, keys: Sequence[bytes]) -> None:
+    def forgive(self, ids: Sequence[int], versions: Mapping[str, int]) -> None:
         """Forget what went wrong, so that it is tried again."""
-        table = self._tables.errors
-        with self._database.session() as session:
-            for some in _chunks(keys):
-                session.execute(delete(table).where(self._of_errors(name), table.c.key.in_(some)))
+        with self.database.session() as session:
+            for name, number in versions.items():
+                mine = self._of_errors(name, number, ids)
+                session.execute(delete(self.tables.errors).where(mine))
 
     # ---- files
 
@@ -246,91 +269,134 @@ class ColumnStore:
 
     # below
 
-    def _encoded(self, row: Mapping[str, Any]) -> dict[str, Any]:
+    def _encoded(self, row: Mapping[str, Any]) -> list[Any]:
+        """A row as SQL keeps it, field by field."""
         fields = self.declaration.fields
         if not isinstance(row, Mapping):
             raise DataError(f'it takes values by name of field, not a {type(row).__name__}')
         for name in row:
             if name not in fields:
                 raise DataError(f'{name!r} is no field; these are: {", ".join(fields)}')
-        encoded = {}
+        encoded = []
         for name, field in fields.items():
-            value = row.get(name, field.default)
-            if value is MISSING and field.is_required:
+            value = row.get(name, field.left_out)
+            if value is MISSING:
                 raise DataError(f'{name!r} is missing')
             try:
-                encoded[name] = field.type.encoded(None if value is MISSING else value)
-                if field.type.is_file:
-                    encoded[name] = self.put(name, encoded[name])
+                kept = field.type.encoded(value)
+                encoded.append(self.put(name, kept) if field.type.is_file else kept)
             except DataError as error:
                 raise DataError(f'{name}: {error}') from error
         return encoded
 
-    def _insert(self, encoded: list[dict[str, Any]]) -> int:
+    def _encoded_rows(
+        self, rows: Sequence[Mapping[str, Any]]
+    ) -> tuple[list[Sequence[Any]], FinetunerError | None]:
+        """Rows as SQL keeps them, column by column, as far as they are some; and what the next lacks."""
+        columns = self._encoded_alike(rows)
+        if columns is not None:
+            return columns, None
+        encoded = []
+        for row in rows:
+            try:
+                encoded.append(self._encoded(row))
+            except (DataError, ConfigError) as error:
+                return list(zip(*encoded, strict=True)), error
+        return list(zip(*encoded, strict=True)), None
+
+    def _encoded_alike(self, rows: Sequence[Mapping[str, Any]]) -> list[Sequence[Any]] | None:
+        """The same at once, for rows that are as rows should be; None for any others."""
+        fields = self.declaration.fields
+        if not rows or any(type(row) is not dict or not row.keys() <= fields.keys() for row in rows):
+            return None
+        columns: list[Sequence[Any]] = []
+        for name, field in fields.items():
+            left_out = field.left_out
+            values = [row.get(name, left_out) for row in rows]
+            encoded = field.type.encoded_alike(values)
+            if encoded is None:
+                return None
+            columns.append(encoded)
+        return columns
+
+    def _insert(self, columns: Sequence[Sequence[Any]]) -> int:
         """Add rows; returns the id of the last."""
-        if not encoded:
+        fields = self.declaration.fields
+        if not columns:
             return 0
-        with self._database.session() as session:
-            for name, field in self.declaration.fields.items():
+        with self.database.session() as session:
+            kept = list(columns)
+            for place, field in enumerate(fields.values()):
                 if field.type.is_file:
-                    numbers = self._note_files(session, [row[name] for row in encoded])
-                    for row in encoded:
-                        row[name] = row[name] and numbers[row[name][0]]
-            # an ORM would ask for the id of each
-            session.connection().execute(self._tables.rows.insert(), encoded)
-            table = self._tables.rows
-            return session.scalar(select(func.max(table.c.id))) or 0
+                    numbers = self._note_files(session, kept[place])
+                    kept[place] = [each and numbers[each[0]] for each in kept[place]]
+            names = ', '.join(f'"{name}"' for name in fields)
+            marks = ', '.join('?' * len(fields))
+            sql = f'INSERT INTO "{self.tables.rows.name}" ({names}) VALUES ({marks})'
+            session.connection().exec_driver_sql(sql, list(zip(*kept, strict=True)))
+            return session.scalar(select(func.max(self.tables.rows.c.id))) or 0
+
+    def _numbers(self, session: Session, keys: Mapping[str, bytes]) -> dict[str, int]:
+        table = self.tables.versions
+        query = select(table.c.name, table.c.key, table.c.id).where(
+            table.c.dataset == self.declaration.name, table.c.key.in_(keys.values())
+        )
+        return {
+            name: number for name, key, number in session.execute(query) if keys.get(name) == key
+        }
+
+    def _noted(self, session: Session, keys: Mapping[str, bytes]) -> dict[str, int]:
+        """Numbers of versions, which are made where they are not there."""
+        numbers = self._numbers(session, keys)
+        dataset = self.declaration.name
+        new = [
+            {'dataset': dataset, 'name': name, 'key': key}
+            for name, key in keys.items()
+            if name not in numbers
+        ]
+        if new:
+            session.execute(self.tables.versions.insert(), new)
+            numbers = self._numbers(session, keys)
+        if any(self._current.get(name) != (key, numbers[name]) for name, key in keys.items()):
+            columns = self.tables.columns
+            for name in keys:
+                mine = (columns.c.dataset == dataset) & (columns.c.name == name)
+                session.execute(columns.update().where(mine).values(current=numbers[name]))
+        return numbers
 
     def _note_files(
         self, session: Session, files: Sequence[tuple[str, str, int] | None]
     ) -> dict[str, int]:
         """Numbers of files by path."""
         noted = list({each[0]: each for each in files if each is not None}.values())
-        if noted:
-            sql = f'INSERT OR IGNORE INTO "{self._tables.files.name}" (path, sha256, num_bytes) VALUES (?, ?, ?)'
-            session.connection().exec_driver_sql(sql, noted)
-        table = self._tables.files
-        found: dict[str, int] = {}
-        for some in _chunks([path for path, _, _ in noted]):
-            query = select(table.c.path, table.c.id).where(table.c.path.in_(some))
-            found.update((row.path, row.id) for row in session.execute(query))
-        return found
-
-    def _open_files(self, session: Session, rows: Sequence[dict[str, Any]], name: str) -> None:
-        """Put files where their numbers are."""
-        table = self._tables.files
-        found: dict[int, File] = {}
-        for some in _chunks(sorted({row[name] for row in rows if row[name] is not None})):
-            query = select(table).where(table.c.id.in_(some))
-            for number, path, sha256, num_bytes in session.execute(query):
-                found[number] = File.stored(self.files, path, sha256, num_bytes)
-        for row in rows:
-            if row[name] is not None:
-                row[name] = found[row[name]]
+        table = self.tables.files
+        if not noted:
+            return {}
+        sql = f'INSERT OR IGNORE INTO "{table.name}" (path, sha256, num_bytes) VALUES (?, ?, ?)'
+        session.connection().exec_driver_sql(sql, noted)
+        query = select(table.c.path, table.c.id)
+        query = query.where(table.c.path.in_(_listed([path for path, _, _ in noted])))
+        return {row.path: row.id for row in session.execute(query)}
 
     def _kept_in_condition(self, kind: ColumnType, value: Any) -> Any:
         kept = kind.encoded(value)
         if not isinstance(kept, File):
             return kept
-        table = self._tables.files
+        table = self.tables.files
         return select(table.c.id).where(table.c.sha256 == kept.hash).limit(1).scalar_subquery()
 
-    def _note_failure(self, session: Session, key: bytes, failure: Failure) -> None:
-        table = self._tables.errors
-        row = {
-            'dataset': self.declaration.name,
-            'name': failure.column,
-            'key': key,
-            'row': failure.row,
-            'message': failure.message,
-            'traceback': failure.traceback,
-            'at': failure.at,
-        }
-        session.execute(table.insert().prefix_with('OR REPLACE'), [row])
+    def _row_of(self, failure: Failure, version: int) -> dict[str, Any]:
+        row = {**vars(failure), 'dataset': self.declaration.name, 'version': version}
+        return {**row, 'name': row.pop('column')}
 
-    def _of_errors(self, name: str) -> Any:
-        table = self._tables.errors
-        return (table.c.dataset == self.declaration.name) & (table.c.name == name)
+    def _of_errors(self, name: str, version: int, ids: Sequence[int]) -> Any:
+        table = self.tables.errors
+        return (
+            (table.c.dataset == self.declaration.name)
+            & (table.c.name == name)
+            & (table.c.version == version)
+            & table.c.row.in_(_listed(ids))
+        )
 
 
 def new_failure(row: int, column: str, message: str, traceback: str) -> Failure:
@@ -338,6 +404,15 @@ def new_failure(row: int, column: str, message: str, traceback: str) -> Failure:
     return Failure(row, column, message, traceback, time.time())
 
 
-def _chunks(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    for start in range(0, len(values), _MOST_NAMED):
-        yield values[start : start + _MOST_NAMED]
+def _listed(values: Sequence[Any]) -> Any:
+    """Any number of values for a condition: SQLite allows no more than some thousand names."""
+    return select(func.json_each(json.dumps(list(values))).table_valued('value').c.value)
+
+
+def _for_a_while(rows: Iterator[Any]) -> Iterator[Any]:
+    """Rows until a transaction has lasted long enough."""
+    begun = time.monotonic()
+    for row in rows:
+        yield row
+        if time.monotonic() - begun > _MOST_SECONDS:
+            return

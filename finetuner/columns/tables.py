@@ -1,8 +1,8 @@
 """The SQLite file of a dataset: a table of rows, one of files, one for each derived column.
 
 Any tool opens it: a table a dataset, a column a field, `files.id` where a field is a file. Values of
-derived columns are by key, see `finetuner.columns.computing`. Columns of fields that are declared no
-more stay with what is in them.
+derived columns stand by row and version, see `finetuner.columns.computing`. Columns of fields that are
+declared no more stay with what is in them.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import (
     Column,
+    Connection,
     Float,
     ForeignKey,
     Integer,
@@ -23,90 +24,129 @@ from sqlalchemy import (
     PrimaryKeyConstraint,
     Table,
     Text,
+    UniqueConstraint,
     inspect,
 )
 from sqlalchemy.orm import Session
 from sqlalchemy.schema import CreateTable
+from sqlalchemy.types import UserDefinedType
 
 from finetuner.columns.declaring import MISSING, Declaration, Field
-from finetuner.columns.types import ColumnType
+from finetuner.columns.files import File
+from finetuner.columns.types import SMALL, ColumnType
 from finetuner.excepts import ConfigError
 
 # no column can be called so
 FILES = 'files'
-ABOUT, ERRORS = 'finetuner_columns', 'finetuner_errors'
 
 
-class Tables:
+class CommonTables:
+    """Tables of a SQLite file that all of its datasets share.
+
+    Attributes:
+        datasets: where the files of each dataset are: an address, or a path from the SQLite file's folder.
+        columns: what is declared of each column; `current` is the version of a derived one that was
+            asked for last. Fields keep their number when they are renamed.
+        versions: of derived columns: what their functions, and all that they depend on, once were.
+        errors: what functions raised, by row and version.
+    """
+
+    def __init__(self) -> None:
+        metadata = self.metadata = MetaData()
+        self.datasets = Table(
+            'finetuner_datasets',
+            metadata,
+            Column('name', Text, primary_key=True),
+            Column('data_dir', Text, nullable=False),
+        )
+        self.columns = Table(
+            'finetuner_columns',
+            metadata,
+            Column('id', Integer, primary_key=True),
+            Column('dataset', Text, nullable=False),
+            Column('name', Text, nullable=False),
+            Column('kind', Text, nullable=False),
+            Column('type', Text, nullable=False),
+            Column('inputs', Text, nullable=False),
+            Column('current', Integer),
+            UniqueConstraint('dataset', 'name'),
+            sqlite_autoincrement=True,
+        )
+        self.versions = Table(
+            'finetuner_versions',
+            metadata,
+            Column('id', Integer, primary_key=True),
+            Column('dataset', Text, nullable=False),
+            Column('name', Text, nullable=False),
+            Column('key', LargeBinary, nullable=False),
+            UniqueConstraint('dataset', 'name', 'key'),
+            sqlite_autoincrement=True,
+        )
+        self.errors = Table(
+            'finetuner_errors',
+            metadata,
+            Column('dataset', Text, nullable=False),
+            Column('name', Text, nullable=False),
+            Column('row', Integer, nullable=False),
+            Column('version', Integer, nullable=False),
+            Column('message', Text, nullable=False),
+            Column('traceback', Text, nullable=False),
+            Column('at', Float, nullable=False),
+            PrimaryKeyConstraint('dataset', 'name', 'row', 'version'),
+        )
+
+
+class Tables(CommonTables):
     """The tables of a dataset.
 
     Attributes:
         rows: a row each, a column a field.
         files: path in the data directory, sha256 and size of each file.
-        about: what is declared of each column.
-        errors: what functions raised, by key.
-        values: of each derived column its values by key.
+        values: of each derived column its values by row and version.
 
     Args:
         declaration: of the dataset.
     """
 
     def __init__(self, declaration: Declaration) -> None:
+        super().__init__()
         self._declaration = declaration
-        metadata = self.metadata = MetaData()
         self.files = Table(
             values_table(declaration.name, FILES),
-            metadata,
+            self.metadata,
             Column('id', Integer, primary_key=True),
             Column('path', Text, nullable=False, unique=True),
             Column('sha256', Text, nullable=False),
             Column('num_bytes', Integer, nullable=False),
         )
-        self.about = Table(
-            ABOUT,
-            metadata,
-            Column('dataset', Text, nullable=False),
-            Column('name', Text, nullable=False),
-            Column('kind', Text, nullable=False),
-            Column('type', Text, nullable=False),
-            Column('inputs', Text, nullable=False),
-            PrimaryKeyConstraint('dataset', 'name'),
-        )
-        self.errors = Table(
-            ERRORS,
-            metadata,
-            Column('dataset', Text, nullable=False),
-            Column('name', Text, nullable=False),
-            Column('key', LargeBinary, nullable=False),
-            Column('row', Integer, nullable=False),
-            Column('message', Text, nullable=False),
-            Column('traceback', Text, nullable=False),
-            Column('at', Float, nullable=False),
-            PrimaryKeyConstraint('dataset', 'name', 'key'),
-        )
         self.rows = Table(
             declaration.name,
-            metadata,
+            self.metadata,
             Column('id', Integer, primary_key=True),
             *(self._column(each.name, each.type) for each in declaration.fields.values()),
             sqlite_autoincrement=True,
         )
         self.values = {
             name: Table(
-                values_table(declaration.name, name),
-                metadata,
-                Column('key', LargeBinary, primary_key=True),
-                self._column('value', each.type),
+                values_table(declaration.name, name, each.type.is_file),
+                self.metadata,
+                Column('row', Integer, nullable=False),
+                Column('version', Integer, nullable=False),
+                self._value_column(each.type),
+                PrimaryKeyConstraint('row', 'version'),
+                # small values stand in the tree of the table itself: there is no other to keep
+                sqlite_with_rowid=each.type.python not in (*SMALL, File),
             )
             for name, each in declaration.derived.items()
         }
 
-    def make(self, session: Session, renamed: Mapping[str, str]) -> None:
+    def make(self, session: Session, renamed: Mapping[str, str], data_dir: str) -> None:
         """Make what is missing, and bring the fields up to date.
 
         Args:
             session: that may write.
             renamed: old name by new name.
+            data_dir: where files are, as `datasets` has it.
 
         Raises:
             ConfigError: a new field has no value for the rows that are there, or another type than it
@@ -114,33 +154,38 @@ class Tables:
         """
         connection = session.connection()
         there = set(inspect(connection).get_table_names())
-        if self.rows.name in there:
-            self._bring_up_to_date(session, renamed)
         for table in self.metadata.sorted_tables:
             if table.name not in there:
                 connection.execute(CreateTable(table))
-        self._note(session)
+        if self.rows.name in there:
+            self._bring_up_to_date(session, renamed)
+        self._note(session, data_dir)
+        self._watch(connection)
 
     def _bring_up_to_date(self, session: Session, renamed: Mapping[str, str]) -> None:
         connection = session.connection()
         name = self.rows.name
-        about = self.about
-        mine = (about.c.dataset == name) & (about.c.kind != 'derived')
-        known: dict[str, str] = {
-            row.name: row.type for row in session.execute(about.select().where(mine))
-        }
+        known = self._known(session)
         quote = connection.dialect.identifier_preparer.quote
         there = {each['name'] for each in inspect(connection).get_columns(name)}
         for new, old in renamed.items():
-            if old in there and new not in there:
-                sql = f'ALTER TABLE {quote(name)} RENAME COLUMN {quote(old)} TO {quote(new)}'
-                connection.exec_driver_sql(sql)
-                there = (there - {old}) | {new}
-                known[new] = known.pop(old, '')
-                self._forget(session, old)
+            if old not in there or old in self._declaration.fields:
+                # it was renamed before
+                continue
+            if new in there:
+                raise ConfigError(
+                    f'renamed={{{new!r}: {old!r}}}: {name} still has what was in a field {new!r} that '
+                    'was removed: choose another name'
+                )
+            sql = f'ALTER TABLE {quote(name)} RENAME COLUMN {quote(old)} TO {quote(new)}'
+            connection.exec_driver_sql(sql)
+            there = (there - {old}) | {new}
+            known[new] = known.pop(old, {})
+            mine = (self.columns.c.dataset == name) & (self.columns.c.name == old)
+            session.execute(self.columns.update().where(mine).values(name=new))
         for field in self._declaration.fields.values():
             if field.name in there:
-                self._check_type(field, known.get(field.name, ''))
+                self._check_type(field, known.get(field.name, {}).get('type', ''))
             else:
                 self._add(session, field)
 
@@ -175,23 +220,33 @@ class Tables:
             'another name, or derive it from the old one'
         )
 
-    def _note(self, session: Session) -> None:
+    def _known(self, session: Session) -> dict[str, dict[str, Any]]:
+        """What the file says of columns."""
+        mine = self.columns.select().where(self.columns.c.dataset == self.rows.name)
+        return {row['name']: dict(row) for row in session.execute(mine).mappings()}
+
+    def _note(self, session: Session, data_dir: str) -> None:
         """Have the file say what is declared."""
         declared = {**self._declaration.fields, **self._declaration.derived}
-        mine = self.about.c.dataset == self.rows.name
-        known = session.execute(self.about.select().where(mine)).mappings().all()
-        for row in known:
-            if row['name'] not in declared and not row['kind'].startswith('removed'):
-                self._forget(session, row['name'])
-                session.execute(
-                    self.about.insert().values({**row, 'kind': f'removed {row["kind"]}'})
-                )
+        known = self._known(session)
+        for name, row in known.items():
+            if name not in declared and not row['kind'].startswith('removed'):
+                self._change(session, row['id'], {'kind': f'removed {row["kind"]}'})
         for name, each in declared.items():
             now = self._row(name, each)
-            old = next((dict(other) for other in known if other['name'] == name), None)
-            if old != now:
-                self._forget(session, name)
-                session.execute(self.about.insert().values(now))
+            old = known.get(name)
+            if old is None:
+                session.execute(self.columns.insert().values(now))
+            elif any(old[key] != value for key, value in now.items()):
+                self._change(session, old['id'], now)
+        table = self.datasets
+        mine = table.c.name == self.rows.name
+        if session.scalar(table.select().with_only_columns(table.c.data_dir).where(mine)) != data_dir:
+            row = {'name': self.rows.name, 'data_dir': data_dir}
+            session.execute(table.insert().prefix_with('OR REPLACE'), [row])
+
+    def _change(self, session: Session, number: int, values: dict[str, Any]) -> None:
+        session.execute(self.columns.update().where(self.columns.c.id == number).values(values))
 
     def _row(self, name: str, declared: Any) -> dict[str, Any]:
         is_field = isinstance(declared, Field)
@@ -208,11 +263,47 @@ class Tables:
             return Column(name, Integer, ForeignKey(self.files.c.id))
         return Column(name, kind.sql)
 
-    def _forget(self, session: Session, name: str) -> None:
-        mine = self.about.c.dataset == self.rows.name
-        session.execute(self.about.delete().where(mine, self.about.c.name == name))
+    def _value_column(self, kind: ColumnType) -> Column[Any]:
+        # a function may return something else tomorrow: SQLite is to convert nothing
+        return self._column('value', kind) if kind.is_file else Column('value', _AnyType())
+
+    def _watch(self, connection: Connection) -> None:
+        """Have SQLite forget what was computed of a row that any tool changes, replaces or deletes."""
+        quote = connection.dialect.identifier_preparer.quote
+        rows = self.rows.name
+        there = [each['name'] for each in inspect(connection).get_columns(rows)]
+        fields = ', '.join(quote(name) for name in there if name != 'id')
+        wanted = {}
+        for table in self.values.values():
+            values = quote(table.name)
+            for what, when, row in (
+                ('updated', f'AFTER UPDATE OF {fields} ON {quote(rows)}', 'OLD.id'),
+                ('deleted', f'AFTER DELETE ON {quote(rows)}', 'OLD.id'),
+                ('replaced', f'BEFORE INSERT ON {quote(rows)} WHEN NEW.id > 0', 'NEW.id'),
+            ):
+                if what == 'updated' and not fields:
+                    continue
+                name = f'{table.name}__{what}'
+                wanted[name] = (
+                    f'CREATE TRIGGER {quote(name)} {when} '
+                    f'BEGIN DELETE FROM {values} WHERE row = {row}; END'
+                )
+        sql = "SELECT name, sql FROM sqlite_schema WHERE type = 'trigger' AND tbl_name = ?"
+        known = dict(tuple(row) for row in connection.exec_driver_sql(sql, (rows,)))
+        for name, text in wanted.items():
+            if known.get(name) != text:
+                if name in known:
+                    connection.exec_driver_sql(f'DROP TRIGGER {quote(name)}')
+                connection.exec_driver_sql(text)
 
 
-def values_table(dataset: str, column: str) -> str:
+class _AnyType(UserDefinedType[Any]):
+    cache_ok = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        return ''
+
+
+def values_table(dataset: str, column: str, is_file: bool = False) -> str:
     """Name of the table of the values of a derived column."""
-    return f'{dataset}__{column}'
+    return f'{dataset}__{column}' + ('__file' if is_file else '')

@@ -8,7 +8,7 @@ import math
 import operator
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Union
@@ -24,6 +24,8 @@ ALLOWED = (
     "File, File['png'], str, int, float, bool, bytes, datetime.datetime, numpy.ndarray, torch.Tensor, "
     'dict and list (as JSON), and Optional of these'
 )
+# values of these are small, whatever they are
+SMALL = (bool, int, float, datetime)
 # what SQLite's integers hold
 _LOWEST, _HIGHEST = -(2**63), 2**63 - 1
 
@@ -49,6 +51,33 @@ class ColumnType:
     decode: Callable[[Any], Any]
     is_optional: bool = False
     suffixes: tuple[str, ...] = ()
+
+    @property
+    def is_as_kept(self) -> bool:
+        """Whether values are what SQL keeps."""
+        return self.decode is _same
+
+    def encoded_alike(self, values: list[Any]) -> Sequence[Any] | None:
+        """Many values at once as SQL keeps them, where they are all plain ones; else None."""
+        if set(map(type, values)) != {self.python}:
+            return None
+        if self.python is int:
+            return values if _LOWEST <= min(values) and max(values) <= _HIGHEST else None
+        if self.python is float:
+            return None if any(map(math.isnan, values)) else values
+        if self.python is str:
+            try:
+                ''.join(values).encode()
+            except UnicodeEncodeError:
+                return None
+            return values
+        return values if self.python in (bool, bytes) else None
+
+    def decoded_all(self, kept: Sequence[Any]) -> list[Any]:
+        """Many values that SQL keeps so."""
+        if None in kept:
+            return [self.decoded(each) for each in kept]
+        return list(kept) if self.is_as_kept else list(map(self.decode, kept))
 
     @property
     def is_file(self) -> bool:

@@ -309,11 +309,29 @@ def test_processes_compute_what_one_does(workers, place):
     assert 'doubled' not in calls.counts or workers == 0
 
 
-def test_rows_that_are_alike_are_computed_once(place):
-    made, calls = numbers(place)
-    made.extend({'number': number % 3} for number in range(300))
-    made.materialize('doubled', workers=0)
-    assert calls.counts == {'doubled': 3}
+def test_what_any_tool_changes_of_a_row_is_computed_again(place):
+    made, calls = numbers(place, count=4)
+    made.materialize(workers=0)
+    with sqlite3.connect(place['sql_file']) as connection:
+        connection.execute("UPDATE Numbers SET name = 'new' WHERE id = 2")
+        connection.execute("INSERT OR REPLACE INTO Numbers VALUES (3, 7, 'other')")
+        connection.execute('DELETE FROM Numbers WHERE id = 4')
+        connection.execute("INSERT INTO Numbers (number, name) VALUES (9, 'more')")
+    assert [row.text for row in made] == ['n0 0.0', 'new 2.0', 'other 14.0', 'more 18.0']
+    assert calls.counts == {'doubled': 7, 'text': 7}
+
+
+def test_what_a_function_returns_may_change(place):
+    for kind, value in ((float, 1.5), (str, '1e3'), (int, 2), (bytes, b'1'), (float, 1.5)):
+        namespace = {'value': value, 'kind': kind}
+        source = 'def changing(number: int) -> kind:\n    return value\n'
+        exec(compile(source, f'{kind.__name__}.py', 'exec', dont_inherit=True), namespace)
+        body = {'__annotations__': {'number': int}, 'changing': namespace['changing']}
+        made = dataset(**place)(type('Changing', (), body))
+        if not len(made):
+            made.add(number=1)
+        assert made[0].changing == value
+        assert type(made[0].changing) is kind
 
 
 # ---- files
