@@ -9,13 +9,14 @@ that it had then. Rows never change: what any tool changes of a row loses its va
 from __future__ import annotations
 
 import hashlib
+import itertools
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from finetuner.columns.declaring import Declaration, Derived, where
-from finetuner.columns.files import File
+from finetuner.columns.files import File, Put
 from finetuner.columns.fingerprint import fingerprint
 from finetuner.columns.reading import Page
 from finetuner.columns.store import ColumnStore, Failure, new_failure
@@ -23,9 +24,8 @@ from finetuner.columns.types import SMALL
 from finetuner.excepts import DataError
 from finetuner.storage.files import FileStore
 
-_ROWS_AHEAD = 4096
-
-Put = Callable[[str, File | None], tuple[str, str, int] | None]
+# rows that are read at once
+_ROWS_AHEAD, _SHUFFLED_ROWS_AHEAD = 4096, 262_144
 
 
 def keys_of(
@@ -113,10 +113,8 @@ class Planner:
             ids: of rows; those that are not there are left out.
             most_rows: tells how many rows the next task may have.
         """
-        alike: dict[tuple[int, ...], list[int]] = {}
-        for row, there in self._store.missing(ids, self._names, self.versions).items():
-            alike.setdefault(there, []).append(row)
-        for there, rows in alike.items():
+        missing = self._store.missing(ids, self._names, self.versions)
+        for there, rows in missing.items():
             has = dict(zip(self.versions, there, strict=True))
             names = self._wanted(has)
             inputs = {each for name in names for each in self._declaration.derived[name].inputs}
@@ -128,7 +126,9 @@ class Planner:
                 page = self._store.read(some, given, self.versions)
                 if page.lacking:
                     # another process pruned in between: its version may be another code
-                    page = _without(page, set(page.lacking))
+                    gone = set(page.lacking)
+                    columns = {name: _left(values, gone) for name, values in page.columns.items()}
+                    page = Page(_left(page.ids, gone), columns, [])
                 if page.ids:
                     yield Task(names, page.ids, page.columns)
 
@@ -152,47 +152,59 @@ def compute(task: Task, declaration: Declaration, put: Put) -> Results:
         declaration: of the dataset.
         put: brings a file into the data directory: `ColumnStore.put`.
     """
-    results = Results({name: ([], []) for name in task.names})
-    kept: dict[str, list[Any]] = {**task.given, **{name: [] for name in task.names}}
-    steps = [_step(declaration.derived[name], declaration, kept) for name in task.names]
-    for place, row in enumerate(task.rows):
-        failed = False
-        for name, function, kind, inputs in steps:
-            if failed:
-                kept[name].append(None)
-                continue
-            try:
-                value = kind.encoded(
-                    function(
-                        **{
-                            each: column[place] if decoded is None else decoded(column[place])
-                            for each, column, decoded in inputs
-                        }
-                    )
-                )
-                stored = put(name, value) if kind.is_file else value
-            except Exception as error:  # noqa: BLE001 - what a function raises is kept and told, not hidden
-                text = ''.join(traceback.format_exception(error))
-                message = f'{type(error).__name__}: {error}'
-                results.failures.append(new_failure(row, name, message, text))
-                results.errors.append(error)
-                kept[name].append(None)
-                failed = True
-                continue
-            kept[name].append(value)
-            rows, values = results.values[name]
-            rows.append(row)
-            values.append(stored)
+    results = Results()
+    kept: dict[str, list[Any]] = dict(task.given)
+    rows = task.rows
+    for name in task.names:
+        step = _Step(declaration.derived[name], declaration, put)
+        failed = step.run(rows, kept, results)
+        if failed:
+            # what failed is left out of what comes next
+            rows = _left(rows, failed)
+            kept = {each: _left(values, failed) for each, values in kept.items()}
+        kept[name] = step.values
+        results.values[name] = list(rows), step.stored
     return results
 
 
-def _step(column: Derived, declaration: Declaration, kept: Mapping[str, list[Any]]) -> Any:
-    """What computes a column: each value is decoded anew, as a function may change what it is given."""
-    inputs = []
-    for each in column.inputs:
-        kind = declaration.type_of(each)
-        inputs.append((each, kept[each], None if kind.is_as_kept else kind.decoded))
-    return column.name, column.function, column.type, inputs
+class _Step:
+    """Computes a column of the rows of a task."""
+
+    def __init__(self, column: Derived, declaration: Declaration, put: Put) -> None:
+        self._column = column
+        self._kinds = [declaration.type_of(each) for each in column.inputs]
+        self._put = put
+        self.values: list[Any] = []
+        self.stored: list[Any] = []
+
+    def run(
+        self, rows: Sequence[int], kept: Mapping[str, Sequence[Any]], results: Results
+    ) -> set[int]:
+        """Compute it; returns the places of rows that failed."""
+        column = self._column
+        name, kind = column.name, column.type
+        inputs = [
+            # decoded one after the other, and anew: a function may change what it is given
+            kept[each] if inner.is_as_kept else map(inner.decoded, kept[each])
+            for each, inner in zip(column.inputs, self._kinds, strict=True)
+        ]
+        call = column.call
+        given = zip(*inputs, strict=True) if inputs else itertools.repeat((), len(rows))
+        failed: set[int] = set()
+        for place, arguments in enumerate(given):
+            try:
+                value = kind.encoded(call(*arguments))
+                stored = self._put(name, value) if kind.is_file else value
+            except Exception as error:  # noqa: BLE001 - what a function raises is kept and told, not hidden
+                text = ''.join(traceback.format_exception(error))
+                message = f'{type(error).__name__}: {error}'
+                results.failures.append(new_failure(rows[place], name, message, text))
+                results.errors.append(error)
+                failed.add(place)
+                continue
+            self.values.append(value)
+            self.stored.append(stored)
+        return failed
 
 
 class Values:
@@ -239,12 +251,11 @@ class Values:
             ids: of the rows.
             batch_size: rows a time.
         """
-        kinds = [self._declaration.type_of(name) for name in self._names]
-        is_small = all(kind.is_file or kind.python in SMALL for kind in kinds)
-        # what is small and there is read by thousands
-        num_ahead = max(1, _ROWS_AHEAD // batch_size) * batch_size if is_small else batch_size
-        for start in range(0, len(ids), num_ahead):
+        start = 0
+        while start < len(ids):
+            num_ahead = max(1, self._num_ahead(ids, start) // batch_size) * batch_size
             some = ids[start : start + num_ahead]
+            start += num_ahead
             page = self._read(some)
             if page.lacking:
                 for first in range(0, len(some), batch_size):
@@ -253,6 +264,17 @@ class Values:
             columns = self._decoded(page)
             for first in range(0, len(some), batch_size):
                 yield {name: each[first : first + batch_size] for name, each in columns.items()}
+
+    def _num_ahead(self, ids: Sequence[int], start: int) -> int:
+        """How many rows are read at once: what is large is not read before it is needed."""
+        kinds = [self._declaration.type_of(name) for name in self._names]
+        if not all(kind.is_file or kind.python in SMALL for kind in kinds):
+            return 1
+        if any(kind.is_file for kind in kinds):
+            return _ROWS_AHEAD
+        last = min(start + _ROWS_AHEAD, len(ids)) - 1
+        # rows here and there are found faster in a pass over all of them
+        return _ROWS_AHEAD if ids[last] - ids[start] == last - start else _SHUFFLED_ROWS_AHEAD
 
     def _decoded(self, page: Page) -> dict[str, list[Any]]:
         return {
@@ -293,13 +315,9 @@ def attached(task: Task, files: FileStore) -> Task:
     return task
 
 
-def _without(page: Page, places: set[int]) -> Page:
-    def left(values: Sequence[Any]) -> list[Any]:
-        return [each for place, each in enumerate(values) if place not in places]
-
-    return Page(left(page.ids), {name: left(each) for name, each in page.columns.items()}, [])
+def _left(values: Sequence[Any], places: set[int]) -> list[Any]:
+    return [each for place, each in enumerate(values) if place not in places]
 
 
 def _framed(data: bytes) -> bytes:
     return len(data).to_bytes(8, 'big') + data
-

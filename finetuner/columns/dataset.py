@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, overload
 
-from finetuner.columns.computing import Values
+from finetuner.columns.computing import Planner, Values
 from finetuner.columns.declaring import Declaration, declaration_of
 from finetuner.columns.files import File
+from finetuner.columns.inspecting import cache_of, noted_data_dir, resolved_data_dir
+from finetuner.columns.pruning import Pruned, note_user, prune
 from finetuner.columns.rows import Rows
 from finetuner.columns.store import ColumnStore, Failure
 from finetuner.columns.types import ColumnType
 from finetuner.excepts import ConfigError
+from finetuner.storage.database import make_private_directory
 from finetuner.storage.files import FileStore
 
 _INSTANCE_NAMES = ('id', 'files')
@@ -131,6 +133,21 @@ class DatasetType(type):
             )
         return cls.where(**conditions).delete()
 
+    def prune(cls) -> Pruned:
+        """Delete what is needed no more: values of functions as they were before, what removed derived
+        columns left, and files that nothing names. Fields that were removed stay.
+
+        Returns:
+            What was deleted.
+
+        Raises:
+            ConflictError: rows are being added or computed, here or in another process.
+        """
+        store = cls._store
+        # functions count as they are now
+        Planner(store, list(store.declaration.derived))
+        return prune(store.database, store.sql_file, store.declaration.name, store.files)
+
     def __len__(cls) -> int:
         """How many rows there are."""
         return cls._store.count()
@@ -228,7 +245,7 @@ def dataset(
         path = path.absolute()
         folder = str(data_dir) if data_dir is not None else str(beside / made.__name__)
         declaration = declaration_of(made, scope, RESERVED)
-        files = FileStore(folder, path.parent / f'.{path.name}.files')
+        files = FileStore(folder, cache_of(path))
         kept = {
             name: value
             for name, value in vars(made).items()
@@ -240,18 +257,21 @@ def dataset(
                 name, declaration.type_of(name), derived.function if derived else None
             )
         bases = tuple(base for base in made.__bases__ if base is not object)
+        noted = noted_data_dir(folder, path, files.is_local)
         found = DatasetType(made.__name__, (*bases, Dataset), kept)
-        found._store = ColumnStore(declaration, path, _noted(folder, path, files), files, renamed)
+        found._store = ColumnStore(declaration, path, noted, files, renamed)
+        _make_folders(declaration, Path(resolved_data_dir(noted, path)), files)
+        note_user(files, path)
         return found
 
     return make if cls is None else make(cls)
 
 
-def _noted(folder: str, sql_file: Path, files: FileStore) -> str:
-    """How the SQLite file names the data directory: both can be moved together."""
-    if not files.is_local:
-        return folder
-    return os.path.relpath(Path(folder.removeprefix('file://')).absolute(), sql_file.parent)
+def _make_folders(declaration: Declaration, data_dir: Path, files: FileStore) -> None:
+    """Make a folder for each column of files, where there are folders."""
+    for name in (*declaration.fields, *declaration.derived):
+        if files.is_local and declaration.type_of(name).is_file:
+            make_private_directory(data_dir / name)
 
 
 def _directory_of(cls: type) -> Path:

@@ -71,6 +71,14 @@ class Derived:
     type: ColumnType
     version: str = ''
 
+    @property
+    def call(self) -> Callable[..., Any]:
+        """The function, called with its inputs in their order."""
+        names = self.function.__code__.co_varnames[: self.function.__code__.co_argcount]
+        if names[: len(self.inputs)] == self.inputs:
+            return self.function
+        return lambda *values: self.function(**dict(zip(self.inputs, values, strict=True)))
+
 
 @dataclass(frozen=True)
 class Declaration:

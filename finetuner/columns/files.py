@@ -8,6 +8,7 @@ import os
 import re
 import tempfile
 import weakref
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,9 @@ from typing import IO, Any
 
 from finetuner.excepts import ConfigError, DataError
 from finetuner.storage.files import CHUNK_BYTES, FileStore
+
+# brings a file into a data directory, under the folder of a column: its path there, sha256 and size
+Put = Callable[[str, 'File | None'], tuple[str, str, int] | None]
 
 _SUFFIX = re.compile(r'(\.[A-Za-z0-9]{1,16}){0,2}')
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ from finetuner.columns.tables import Tables
 from finetuner.storage.files import FileStore
 
 # rows of a statement
-_MOST_ROWS = 20_000
+_MOST_ROWS = 262_144
+_OF_FILES = ('path', 'sha256', 'num_bytes')
 
 
 @dataclass
@@ -47,19 +47,67 @@ class Reader:
         self._declaration = declaration
         self._tables = tables
         self._files = files
-        self._selected = functools.lru_cache(maxsize=256)(self._select)
 
     def read(
-        self, session: Session, ids: Sequence[int], names: Sequence[str], versions: Mapping[str, int]
+        self,
+        session: Session,
+        ids: Sequence[int],
+        names: Sequence[str],
+        versions: Mapping[str, int],
     ) -> Page:
         """Values of columns; see `ColumnStore.read`."""
-        derived = [name for name in names if name in self._declaration.derived]
-        selected = self._selected(tuple(names))
-        rows = self._rows(session, selected, [versions[name] for name in derived], ids)
-        if [row[0] for row in rows] != list(ids):
-            by_id = {row[0]: row for row in rows}
-            rows = [by_id[each] for each in ids if each in by_id]
-        return self._page(rows, names)
+        wanted = list(ids)
+        in_order = sorted(set(wanted))
+        page = self._read(session, in_order, names, versions)
+        if wanted == in_order:
+            return page
+        columns = {}
+        left = (
+            wanted
+            if len(page.ids) == len(in_order)
+            else [row for row in wanted if row in set(page.ids)]
+        )
+        for name, values in page.columns.items():
+            by_row = dict(zip(page.ids, values, strict=True))
+            columns[name] = list(map(by_row.__getitem__, left))
+        lacking = {page.ids[place] for place in page.lacking}
+        places = [place for place, row in enumerate(left) if row in lacking] if lacking else []
+        return Page(left, columns, places)
+
+    def _read(
+        self, session: Session, ids: list[int], names: Sequence[str], versions: Mapping[str, int]
+    ) -> Page:
+        """The same of rows in order of their ids."""
+        fields = [name for name in names if name in self._declaration.fields]
+        columns: dict[str, list[Any]] = {}
+        # derived columns that are not there as a whole
+        by_row: dict[str, dict[int, Any]] = {}
+        for name in names:
+            if name in fields:
+                continue
+            version = [versions[name]]
+            rows = self._rows(session, self._selected_values(name), version, ids)
+            if len(rows) == len(ids):
+                # one each
+                columns[name] = self._values(rows, [name], 0)[name]
+                continue
+            rows = self._rows(session, self._selected_values(name, True), version, ids)
+            found = self._values(rows, [name], 1)[name]
+            by_row[name] = dict(zip((row[0] for row in rows), found, strict=True))
+        if fields or by_row or not names:
+            rows = self._rows(session, self._selected_fields(tuple(fields)), [], ids)
+            there = [row[0] for row in rows]
+            if there != ids:
+                # some rows are gone
+                for name in columns.keys() - by_row.keys():
+                    by_row[name] = dict(zip(ids, columns[name], strict=True))
+                ids = there
+            columns.update(self._values(rows, fields, 1))
+        lacking: set[int] = set()
+        for name, values in by_row.items():
+            columns[name] = [values.get(row) for row in ids]
+            lacking.update(place for place, row in enumerate(ids) if row not in values)
+        return Page(ids, columns, sorted(lacking))
 
     def missing(
         self,
@@ -67,37 +115,48 @@ class Reader:
         ids: Sequence[int],
         names: Sequence[str],
         versions: Mapping[str, int],
-    ) -> dict[int, tuple[int, ...]]:
+    ) -> dict[tuple[int, ...], list[int]]:
         """Rows that lack derived columns; see `ColumnStore.missing`."""
-        selected = self._selected(tuple(versions), tuple(names))
-        return {
-            row[0]: row[1:] for row in self._rows(session, selected, list(versions.values()), ids)
+        ids = sorted(set(ids))
+        counts = {
+            name: sum(
+                count
+                for (count,) in self._rows(session, self._counted(name), [versions[name]], ids)
+            )
+            for name in versions
         }
+        if all(counts[name] == len(ids) for name in names):
+            return {}
+        found: dict[tuple[int, ...], list[int]] = {}
+        if all(count in (0, len(ids)) for count in counts.values()):
+            # most often: nothing was begun, or all of it is there
+            found[tuple(int(count > 0) for count in counts.values())] = list(ids)
+            return found
+        selected = self._selected_missing(tuple(versions), tuple(names))
+        for row, *there in self._rows(session, selected, list(versions.values()), ids):
+            found.setdefault(tuple(there), []).append(row)
+        return found
 
-    def _page(self, rows: Sequence[tuple[Any, ...]], names: Sequence[str]) -> Page:
-        columns = list(zip(*rows, strict=True)) if rows else []
+    # below
+
+    def _values(
+        self, rows: Sequence[tuple[Any, ...]], names: Sequence[str], place: int
+    ) -> dict[str, list[Any]]:
+        """Columns of what was read, from a place on: one a name, or three where it is of files."""
         found: dict[str, list[Any]] = {}
-        lacking: set[int] = set()
-        place = 1
         for name in names:
-            is_file = self._declaration.type_of(name).is_file
-            if not rows:
-                found[name] = []
-                continue
-            if is_file:
-                stored = zip(*columns[place : place + 3], strict=True)
+            if self._declaration.type_of(name).is_file:
                 found[name] = [
-                    None if key is None else File.stored(self._files, key, sha256, size)
-                    for key, sha256, size in stored
+                    None
+                    if row[place] is None
+                    else File.stored(self._files, *row[place : place + 3])
+                    for row in rows
                 ]
+                place += 3
             else:
-                found[name] = list(columns[place])
-            place += 3 if is_file else 1
-            if name in self._declaration.derived:
-                if None in columns[place]:
-                    lacking.update(n for n, row in enumerate(columns[place]) if row is None)
+                found[name] = [row[place] for row in rows]
                 place += 1
-        return Page(list(columns[0]) if rows else [], found, sorted(lacking))
+        return found
 
     def _rows(
         self, session: Session, selected: str, versions: list[int], ids: Sequence[int]
@@ -107,10 +166,12 @@ class Reader:
         rows: list[tuple[Any, ...]] = []
         try:
             for start in range(0, len(ids), _MOST_ROWS):
+                # in order, each once
                 some = ids[start : start + _MOST_ROWS]
                 first, last = some[0], some[-1]
-                if last - first == len(some) - 1 and list(some) == list(range(first, last + 1)):
-                    condition, given = 'BETWEEN ? AND ?', [first, last]
+                if last - first == len(some) - 1:
+                    condition = 'BETWEEN ? AND ?'
+                    given: list[Any] = [first, last]
                 else:
                     condition = 'IN (SELECT value FROM json_each(?))'
                     given = [json.dumps(list(some))]
@@ -120,33 +181,48 @@ class Reader:
             cursor.close()
         return rows
 
-    def _select(self, names: tuple[str, ...], missing: tuple[str, ...] = ()) -> str:
-        """The statement that reads columns, or tells where some are missing; of versions and ids."""
-        chosen, joined, lacking = ['r.id'], [], []
+    def _selected_fields(self, names: tuple[str, ...]) -> str:
+        chosen, joined = ['r.id'], ''
         for number, name in enumerate(names):
-            is_derived = name in self._declaration.derived
-            value = f'r."{name}"'
-            if is_derived:
-                table = self._tables.values[name].name
-                joined.append(
-                    f'LEFT JOIN "{table}" v{number} '
-                    f'ON v{number}.row = r.id AND v{number}.version = ?'
+            if self._declaration.type_of(name).is_file:
+                chosen += [f'f{number}.{each}' for each in _OF_FILES]
+                joined += (
+                    f' LEFT JOIN "{self._tables.files.name}" f{number} ON f{number}.id = r."{name}"'
                 )
-                value = f'v{number}.value'
+            else:
+                chosen.append(f'r."{name}"')
+        table = self._tables.rows.name
+        return (
+            f'SELECT {", ".join(chosen)} FROM "{table}" r{joined} WHERE r.id IN IDS ORDER BY r.id'
+        )
+
+    def _selected_values(self, name: str, with_rows: bool = False) -> str:
+        table = self._tables.values[name].name
+        chosen, joined = 'v.value', ''
+        if self._declaration.type_of(name).is_file:
+            chosen = ', '.join(f'f.{each}' for each in _OF_FILES)
+            joined = f' LEFT JOIN "{self._tables.files.name}" f ON f.id = v.value'
+        chosen = f'v.row, {chosen}' if with_rows else chosen
+        return (
+            f'SELECT {chosen} FROM "{table}" v{joined} '
+            'WHERE v.version = ? AND v.row IN IDS ORDER BY v.row'
+        )
+
+    def _counted(self, name: str) -> str:
+        table = self._tables.values[name].name
+        return f'SELECT count(*) FROM "{table}" WHERE version = ? AND row IN IDS'
+
+    def _selected_missing(self, names: tuple[str, ...], missing: tuple[str, ...]) -> str:
+        chosen, joined, lacking = ['r.id'], '', []
+        for number, name in enumerate(names):
+            joined += (
+                f' LEFT JOIN "{self._tables.values[name].name}" v{number} '
+                f'ON v{number}.row = r.id AND v{number}.version = ?'
+            )
+            chosen.append(f'v{number}.row IS NOT NULL')
             if name in missing:
                 lacking.append(f'v{number}.row IS NULL')
-            if missing:
-                chosen.append(f'v{number}.row IS NOT NULL')
-                continue
-            if self._declaration.type_of(name).is_file:
-                joined.append(f'LEFT JOIN "{self._tables.files.name}" f{number} ON f{number}.id = {value}')
-                chosen += [f'f{number}.{each}' for each in ('path', 'sha256', 'num_bytes')]
-            else:
-                chosen.append(value)
-            if is_derived:
-                chosen.append(f'v{number}.row')
-        condition = f' AND ({" OR ".join(lacking)})' if missing else ''
         return (
-            f'SELECT {", ".join(chosen)} FROM "{self._tables.rows.name}" r {" ".join(joined)} '
-            f'WHERE r.id IN IDS{condition} ORDER BY r.id'
+            f'SELECT {", ".join(chosen)} FROM "{self._tables.rows.name}" r{joined} '
+            f'WHERE r.id IN IDS AND ({" OR ".join(lacking)})'
         )

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
-from finetuner.columns.declaring import MISSING, Declaration
+from finetuner.columns.declaring import Declaration
+from finetuner.columns.encoding import RowEncoder
 from finetuner.columns.files import File
 from finetuner.columns.locking import writing
 from finetuner.columns.reading import Page, Reader
+from finetuner.columns.statements import insert_many, listed
 from finetuner.columns.tables import Tables
 from finetuner.columns.types import ColumnType
-from finetuner.excepts import ConfigError, DataError, FinetunerError
+from finetuner.excepts import DataError
 from finetuner.storage.database import open_file
 from finetuner.storage.files import FileStore
 
 # of a transaction: what a killed process loses
 _MOST_ROWS, _MOST_SECONDS = 5000, 1.0
+# between looks at the clock
+_ROWS_A_LOOK = 100
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ class ColumnStore:
             self.field_numbers = {
                 row.name: row.id for row in session.execute(mine) if row.name in declaration.fields
             }
+        self._encoder = RowEncoder(declaration, self.put)
         self._reader = Reader(declaration, self.tables, files)
         # versions that this process asked for last: key and number by column
         self._current: dict[str, tuple[bytes, int]] = {}
@@ -98,7 +102,7 @@ class ColumnStore:
             DataError: it is none.
         """
         with self.writing():
-            return self._insert([[value] for value in self._encoded(values)])
+            return self._insert([[value] for value in self._encoder.row(values)])
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> int:
         """Add rows, thousands in a transaction.
@@ -118,10 +122,10 @@ class ColumnStore:
             with self.writing():
                 some: list[Mapping[str, Any]] = []
                 try:
-                    some.extend(islice(_for_a_while(waiting), _MOST_ROWS))
+                    _take_for_a_while(waiting, some)
                 finally:
                     # what came before whatever went wrong with the next
-                    columns, error = self._encoded_rows(some)
+                    columns, error = self._encoder.rows(some)
                     self._insert(columns)
             num_added += len(columns[0]) if columns else 0
             if error is not None:
@@ -144,6 +148,14 @@ class ColumnStore:
             is_none = table.c[name].is_(None)
             query = query.where(is_one if len(named) == len(kept) else is_one | is_none)
         with self.database.reader() as session:
+            if conditions:
+                return list(session.scalars(query))
+            first, last, count = session.execute(
+                select(func.min(table.c.id), func.max(table.c.id), func.count())
+            ).one()
+            if count == 0 or last - first == count - 1:
+                # as long as none was deleted
+                return list(range(first, last + 1)) if count else []
             return list(session.scalars(query))
 
     def count(self) -> int:
@@ -155,7 +167,7 @@ class ColumnStore:
         """Delete rows, all at once; returns how many there were."""
         table = self.tables.rows
         with self.database.session() as session:
-            wanted = table.c.id.in_(_listed(ids))
+            wanted = table.c.id.in_(listed(ids))
             return session.execute(delete(table).where(wanted)).rowcount  # type: ignore[attr-defined]
 
     # ---- reading
@@ -173,7 +185,7 @@ class ColumnStore:
 
     def missing(
         self, ids: Sequence[int], names: Sequence[str], versions: Mapping[str, int]
-    ) -> dict[int, tuple[int, ...]]:
+    ) -> dict[tuple[int, ...], list[int]]:
         """Rows that lack values of derived columns.
 
         Args:
@@ -182,7 +194,7 @@ class ColumnStore:
             versions: of these and of others.
 
         Returns:
-            By id of row, for each of `versions`, 1 where its value is there, else 0.
+            Ids of rows by what they have: for each of `versions` 1 where its value is there, else 0.
         """
         with self.database.reader() as session:
             return self._reader.missing(session, ids, names, versions)
@@ -231,9 +243,8 @@ class ColumnStore:
                 if self.declaration.derived[name].type.is_file:
                     numbers = self._note_files(session, kept)
                     kept = [each and numbers[each[0]] for each in kept]
-                sql = f'INSERT OR IGNORE INTO "{self.tables.values[name].name}" VALUES (?, ?, ?)'
-                rows = zip(ids, [versions[name]] * len(ids), kept, strict=True)
-                session.connection().exec_driver_sql(sql, list(rows))
+                columns = [ids, [versions[name]] * len(ids), kept]
+                insert_many(session, f'OR IGNORE INTO "{self.tables.values[name].name}"', columns)
             if failures:
                 insert = self.tables.errors.insert().prefix_with('OR REPLACE')
                 session.execute(
@@ -269,56 +280,6 @@ class ColumnStore:
 
     # below
 
-    def _encoded(self, row: Mapping[str, Any]) -> list[Any]:
-        """A row as SQL keeps it, field by field."""
-        fields = self.declaration.fields
-        if not isinstance(row, Mapping):
-            raise DataError(f'it takes values by name of field, not a {type(row).__name__}')
-        for name in row:
-            if name not in fields:
-                raise DataError(f'{name!r} is no field; these are: {", ".join(fields)}')
-        encoded = []
-        for name, field in fields.items():
-            value = row.get(name, field.left_out)
-            if value is MISSING:
-                raise DataError(f'{name!r} is missing')
-            try:
-                kept = field.type.encoded(value)
-                encoded.append(self.put(name, kept) if field.type.is_file else kept)
-            except DataError as error:
-                raise DataError(f'{name}: {error}') from error
-        return encoded
-
-    def _encoded_rows(
-        self, rows: Sequence[Mapping[str, Any]]
-    ) -> tuple[list[Sequence[Any]], FinetunerError | None]:
-        """Rows as SQL keeps them, column by column, as far as they are some; and what the next lacks."""
-        columns = self._encoded_alike(rows)
-        if columns is not None:
-            return columns, None
-        encoded = []
-        for row in rows:
-            try:
-                encoded.append(self._encoded(row))
-            except (DataError, ConfigError) as error:
-                return list(zip(*encoded, strict=True)), error
-        return list(zip(*encoded, strict=True)), None
-
-    def _encoded_alike(self, rows: Sequence[Mapping[str, Any]]) -> list[Sequence[Any]] | None:
-        """The same at once, for rows that are as rows should be; None for any others."""
-        fields = self.declaration.fields
-        if not rows or any(type(row) is not dict or not row.keys() <= fields.keys() for row in rows):
-            return None
-        columns: list[Sequence[Any]] = []
-        for name, field in fields.items():
-            left_out = field.left_out
-            values = [row.get(name, left_out) for row in rows]
-            encoded = field.type.encoded_alike(values)
-            if encoded is None:
-                return None
-            columns.append(encoded)
-        return columns
-
     def _insert(self, columns: Sequence[Sequence[Any]]) -> int:
         """Add rows; returns the id of the last."""
         fields = self.declaration.fields
@@ -331,9 +292,7 @@ class ColumnStore:
                     numbers = self._note_files(session, kept[place])
                     kept[place] = [each and numbers[each[0]] for each in kept[place]]
             names = ', '.join(f'"{name}"' for name in fields)
-            marks = ', '.join('?' * len(fields))
-            sql = f'INSERT INTO "{self.tables.rows.name}" ({names}) VALUES ({marks})'
-            session.connection().exec_driver_sql(sql, list(zip(*kept, strict=True)))
+            insert_many(session, f'INTO "{self.tables.rows.name}" ({names})', kept)
             return session.scalar(select(func.max(self.tables.rows.c.id))) or 0
 
     def _numbers(self, session: Session, keys: Mapping[str, bytes]) -> dict[str, int]:
@@ -372,10 +331,10 @@ class ColumnStore:
         table = self.tables.files
         if not noted:
             return {}
-        sql = f'INSERT OR IGNORE INTO "{table.name}" (path, sha256, num_bytes) VALUES (?, ?, ?)'
-        session.connection().exec_driver_sql(sql, noted)
+        what = f'OR IGNORE INTO "{table.name}" (path, sha256, num_bytes)'
+        insert_many(session, what, list(zip(*noted, strict=True)))
         query = select(table.c.path, table.c.id)
-        query = query.where(table.c.path.in_(_listed([path for path, _, _ in noted])))
+        query = query.where(table.c.path.in_(listed([path for path, _, _ in noted])))
         return {row.path: row.id for row in session.execute(query)}
 
     def _kept_in_condition(self, kind: ColumnType, value: Any) -> Any:
@@ -395,7 +354,7 @@ class ColumnStore:
             (table.c.dataset == self.declaration.name)
             & (table.c.name == name)
             & (table.c.version == version)
-            & table.c.row.in_(_listed(ids))
+            & table.c.row.in_(listed(ids))
         )
 
 
@@ -404,15 +363,10 @@ def new_failure(row: int, column: str, message: str, traceback: str) -> Failure:
     return Failure(row, column, message, traceback, time.time())
 
 
-def _listed(values: Sequence[Any]) -> Any:
-    """Any number of values for a condition: SQLite allows no more than some thousand names."""
-    return select(func.json_each(json.dumps(list(values))).table_valued('value').c.value)
-
-
-def _for_a_while(rows: Iterator[Any]) -> Iterator[Any]:
-    """Rows until a transaction has lasted long enough."""
+def _take_for_a_while(rows: Iterator[Any], taken: list[Any]) -> None:
+    """Take the rows of a transaction."""
     begun = time.monotonic()
-    for row in rows:
-        yield row
-        if time.monotonic() - begun > _MOST_SECONDS:
-            return
+    num_taken = -1
+    while num_taken < len(taken) < _MOST_ROWS and time.monotonic() - begun < _MOST_SECONDS:
+        num_taken = len(taken)
+        taken.extend(itertools.islice(rows, _ROWS_A_LOOK))

@@ -241,7 +241,10 @@ class Tables(CommonTables):
                 self._change(session, old['id'], now)
         table = self.datasets
         mine = table.c.name == self.rows.name
-        if session.scalar(table.select().with_only_columns(table.c.data_dir).where(mine)) != data_dir:
+        if (
+            session.scalar(table.select().with_only_columns(table.c.data_dir).where(mine))
+            != data_dir
+        ):
             row = {'name': self.rows.name, 'data_dir': data_dir}
             session.execute(table.insert().prefix_with('OR REPLACE'), [row])
 

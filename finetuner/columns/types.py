@@ -62,7 +62,7 @@ class ColumnType:
         if set(map(type, values)) != {self.python}:
             return None
         if self.python is int:
-            return values if _LOWEST <= min(values) and max(values) <= _HIGHEST else None
+            return values if min(values) >= _LOWEST and max(values) <= _HIGHEST else None
         if self.python is float:
             return None if any(map(math.isnan, values)) else values
         if self.python is str:
