@@ -101,6 +101,45 @@ class DatasetType(type):
         """
         return cls._store.append(rows)
 
+    def import_csv(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        columns: Mapping[str, str] | None = None,
+        delimiter: str | None = None,
+        encoding: str = 'utf-8',
+        base_dir: str | os.PathLike[str] | None = None,
+    ) -> int:
+        """Add the rows of a CSV file with a header, a thousand in a transaction. Twice adds twice.
+
+        Cells are read as the types of their fields: numbers with a decimal point, `true` or `false` (and
+        yes, no, t, f, y, n, on, off, 1, 0), moments as in ISO 8601, dict and list as JSON, bytes in
+        base64; a file by its path, absolute or relative to the folder of the CSV. Texts are taken as
+        they stand, but spaces after a delimiter, where no quote follows them, are no part of a cell. An
+        empty cell is the default of its field, or None of an Optional.
+
+        Args:
+            path: of the file.
+            columns: what the header calls fields, by name of field. Fields that it does not name are
+                found by their own; what the header has besides is then left out.
+            delimiter: between cells; None finds out which of comma, tab, semicolon and `|` cuts the header
+                into names of fields.
+            encoding: of the file; `'utf-8'` reads a byte order mark too.
+            base_dir: folder that paths of files are relative to, and may leave by `..`; None for that of
+                the CSV, which they may not.
+
+        Returns:
+            How many were added.
+
+        Raises:
+            ConfigError: an argument is out of range, or a field is an array, which a cell cannot be.
+            DataError: a row is none, or the header is none of this dataset. It names file, line and
+                column; rows before stay, and it says how many these are.
+        """
+        from finetuner.columns.csv_import import import_csv
+
+        return import_csv(cls, path, columns, delimiter, encoding, base_dir)
+
     def where(cls, **conditions: Any) -> Rows:
         """Rows whose columns have these values; see `Rows.where`."""
         return cls.rows.where(**conditions)
