@@ -184,7 +184,9 @@ class _Cells:
         except (ValueError, RecursionError) as error:
             said = f': {error}' if str(error) else ''
             shown = repr(cell if len(cell) <= 60 else f'{cell[:60]}...')
-            raise DataError(f'it takes {_HOW.get(kind.python, kind.name)}, not {shown}{said}') from error
+            raise DataError(
+                f'it takes {_HOW.get(kind.python, kind.name)}, not {shown}{said}'
+            ) from error
 
     def _file(self, cell: str) -> File:
         if not is_local_file(cell):

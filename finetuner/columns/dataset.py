@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 from finetuner.columns.computing import Values
 from finetuner.columns.declaring import Declaration, declaration_of
@@ -139,6 +139,54 @@ class DatasetType(type):
         from finetuner.columns.csv_import import import_csv
 
         return import_csv(cls, path, columns, delimiter, encoding, base_dir)
+
+    def import_folder(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        folders: Mapping[str, str] | None = None,
+        field: str | None = None,
+        label: str | None = None,
+        values: Mapping[str, Any] | Callable[[Path], Mapping[str, Any]] | None = None,
+        on_other: Literal['stop', 'skip'] = 'stop',
+    ) -> int:
+        """Add a row for each file of a folder, or for the files of a name. Twice adds twice.
+
+        | layout | call |
+        |---|---|
+        | `cats/0001.png`, `cats/more/0002.png` | `import_folder('cats')` |
+        | `pets/cat/0001.png`, `pets/dog/0001.png` | `import_folder('pets', label='animal')` |
+        | `scenes/image/0001.jpg`, `scenes/mask/0001.png` | `import_folder('scenes')`: one row |
+
+        With one File field, or `field`, all files in the folder, at any depth, are of that field. With
+        several, each has a folder of its name: files with the same path, but for the ending, are one
+        row; other files beside those folders do not count. Rows are added in the natural order of
+        paths (`2.png` before `10.png`). Hidden files and folders are skipped, links are followed, each
+        folder once. All files are found, and their partners, before the first row is added.
+
+        Args:
+            path: of the folder.
+            folders: paths of folders, relative to `path`, by File field, where they are called otherwise;
+                other folders are then left out.
+            field: the File field that all files are of.
+            label: a field of type str, whose value is the name of the folder right below `path` (or
+                below the folder of the field) that a file is in.
+            values: those of other fields by name, or a function that returns them for the absolute
+                path of a file; of several files, that of the first field.
+            on_other: `'stop'` at files with an ending that their field does not take, at files without a
+                folder for `label`, and at folders that are of no field; or `'skip'` them with a warning.
+
+        Returns:
+            How many were added.
+
+        Raises:
+            ConfigError: an argument is out of range, or a field without default gets no value.
+            DataError: there is no such folder or no file in it, a file has no partner and its field is
+                not Optional, or a row is none; it names the file, and rows before stay.
+        """
+        from finetuner.columns.folder_import import import_folder
+
+        return import_folder(cls, path, folders, field, label, values, on_other)
 
     def where(cls, **conditions: Any) -> Rows:
         """Rows whose columns have these values; see `Rows.where`."""
