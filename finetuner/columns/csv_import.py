@@ -196,12 +196,12 @@ class _Cells:
             )
         path = picture_uri(cell, self._folder)
         is_absolute = os.path.isabs(os.path.expanduser(cell)) or cell.lower().startswith('file:/')
-        if not (is_absolute or self._may_leave):
-            if not Path(path).is_relative_to(os.path.abspath(self._folder)):
-                raise DataError(
-                    f'{cell!r} leaves the folder of the CSV: where that is meant, give '
-                    f'base_dir={str(self._folder)!r}'
-                )
+        may_be_anywhere = is_absolute or self._may_leave
+        if not (may_be_anywhere or Path(path).is_relative_to(os.path.abspath(self._folder))):
+            raise DataError(
+                f'{cell!r} leaves the folder of the CSV: where that is meant, give '
+                f'base_dir={str(self._folder)!r}'
+            )
         return File(path)
 
 

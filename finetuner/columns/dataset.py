@@ -110,7 +110,7 @@ class DatasetType(type):
         encoding: str = 'utf-8',
         base_dir: str | os.PathLike[str] | None = None,
     ) -> int:
-        """Add the rows of a CSV file with a header, a thousand in a transaction. Twice adds twice.
+        """Add the rows of a CSV file with a header, as `extend` does. Twice adds twice.
 
         Cells are read as the types of their fields: numbers with a decimal point, `true` or `false` (and
         yes, no, t, f, y, n, on, off, 1, 0), moments as in ISO 8601, dict and list as JSON, bytes in

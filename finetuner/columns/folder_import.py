@@ -122,7 +122,8 @@ class _Import:
     ) -> Callable[[Path], Mapping[str, Any]]:
         """The function of a path that gives the other values."""
         filled = {chosen} if isinstance(chosen, str) else {*chosen}
-        filled |= {self._label} - {None}
+        if self._label is not None:
+            filled.add(self._label)
 
         def check_names(given: Any) -> Mapping[str, Any]:
             if not isinstance(given, Mapping):

@@ -27,7 +27,7 @@ class Ingest(Generic[Parameters]):
     """
 
     def __init__(self, function: RowFunction[Parameters]) -> None:
-        self.function = function
+        self.function: Any = function
         functools.update_wrapper(self, function)
 
     def __get__(self, row: Any, owner: type) -> Callable[Parameters, int]:
@@ -67,8 +67,8 @@ def ingest(function: RowFunction[Parameters]) -> Ingest[Parameters]:
 
     num_added = Segmentation.from_archive('pictures')
 
-    What it yields is added as `Dataset.extend` adds it, a thousand rows in a transaction. Calling it
-    twice adds twice. Where it raises an error itself, the thousands before that are there.
+    What it yields is added as `Dataset.extend` adds it, thousands in a transaction. Calling it twice
+    adds twice. Where it raises an error itself, the rows that it yielded before stay.
     The function as it was written is its `__wrapped__`.
 
     Args:
