@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _LOGGER = logging.getLogger(__name__)
 _DIGITS = re.compile(r'(\d+)')
 _NAMES_SHOWN = 3
-_NO_LABEL = 'stand in no folder whose name would be their {!r}'
+_NO_LABEL = 'in no folder whose name would be their {!r}'
 
 
 def import_folder(
@@ -127,10 +127,10 @@ class _Import:
 
         def check_names(given: Any) -> Mapping[str, Any]:
             if not isinstance(given, Mapping):
-                raise DataError(f'values: {type(given).__name__} is no values by name of field')
+                raise DataError(f'{type(given).__name__} is no values by name of field')
             both = filled & given.keys()
             if both:
-                raise DataError(f'values: {min(both)!r} is what the folder says already')
+                raise DataError(f'{min(both)!r} is what the folder says already')
             return given
 
         if callable(values):
@@ -139,10 +139,10 @@ class _Import:
             given = dict(check_names({} if values is None else values))
             for name, value in given.items():
                 if name not in self._declaration.fields:
-                    raise DataError(f'values: {no_field(self._declaration, name)}')
+                    raise DataError(no_field(self._declaration, name))
                 check_value(self._declaration, name, value)
         except DataError as error:
-            raise ConfigError(str(error)) from error
+            raise ConfigError(f'values: {error}') from error
         for name, each in self._declaration.fields.items():
             if each.is_required and not each.type.is_file and name not in {*filled, *given}:
                 raise ConfigError(
@@ -209,13 +209,14 @@ class _Import:
         if not kind.suffixes:
             return files
         others = [file for file in files if suffix_of(file) not in kind.suffixes]
-        self._leave_out(others, f'have endings that {name!r} does not take, which is {kind.name}')
+        self._leave_out(others, f'with an ending that {name!r} does not take, which is {kind.name}')
         return [file for file in files if suffix_of(file) in kind.suffixes]
 
     def _leave_out(self, files: list[str], problem: str) -> None:
         if not files:
             return
-        what = f'{len(files):,} files in {self.root!r} {problem}: {self._some(files)}'
+        many = '' if len(files) == 1 else 's'
+        what = f'{len(files):,} file{many} in {self.root!r} {problem}: {self._some(files)}'
         if not self._may_skip:
             raise DataError(f"{what}. on_other='skip' leaves them out")
         _LOGGER.warning('%s. They were skipped', what)
