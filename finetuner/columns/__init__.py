@@ -6,6 +6,7 @@ from finetuner.columns.batches import BatchColumn, Batches, batch
 from finetuner.columns.dataset import Column, Dataset, dataset
 from finetuner.columns.declaring import version
 from finetuner.columns.files import File
+from finetuner.columns.ingesting import ingest
 from finetuner.columns.rows import Rows
 from finetuner.columns.store import Failure
 
@@ -19,5 +20,6 @@ __all__ = [
     'Rows',
     'batch',
     'dataset',
+    'ingest',
     'version',
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 from finetuner.columns.computing import Planner, Values
 from finetuner.columns.declaring import Declaration, declaration_of
@@ -102,6 +102,93 @@ class DatasetType(type):
             DataError: a row is none. It tells its position; those before it stay.
         """
         return cls._store.append(rows)
+
+    def import_csv(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        columns: Mapping[str, str] | None = None,
+        delimiter: str | None = None,
+        encoding: str = 'utf-8',
+        base_dir: str | os.PathLike[str] | None = None,
+    ) -> int:
+        """Add the rows of a CSV file with a header, as `extend` does. Twice adds twice.
+
+        Cells are read as the types of their fields: numbers with a decimal point, `true` or `false` (and
+        yes, no, t, f, y, n, on, off, 1, 0), moments as in ISO 8601, dict and list as JSON, bytes in
+        base64; a file by its path, absolute or relative to the folder of the CSV. Texts are taken as
+        they stand, but spaces after a delimiter, where no quote follows them, are no part of a cell. An
+        empty cell is the default of its field, or None of an Optional.
+
+        Args:
+            path: of the file.
+            columns: what the header calls fields, by name of field. Fields that it does not name are
+                found by their own; what the header has besides is then left out.
+            delimiter: between cells; None finds out which of comma, tab, semicolon and `|` cuts the header
+                into names of fields.
+            encoding: of the file; `'utf-8'` reads a byte order mark too.
+            base_dir: folder that paths of files are relative to, and may leave by `..`; None for that of
+                the CSV, which they may not.
+
+        Returns:
+            How many were added.
+
+        Raises:
+            ConfigError: an argument is out of range, or a field is an array, which a cell cannot be.
+            DataError: a row is none, or the header is none of this dataset. It names file, line and
+                column; rows before stay, and it says how many these are.
+        """
+        from finetuner.columns.csv_import import import_csv
+
+        return import_csv(cls, path, columns, delimiter, encoding, base_dir)
+
+    def import_folder(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        folders: Mapping[str, str] | None = None,
+        field: str | None = None,
+        label: str | None = None,
+        values: Mapping[str, Any] | Callable[[Path], Mapping[str, Any]] | None = None,
+        on_other: Literal['stop', 'skip'] = 'stop',
+    ) -> int:
+        """Add a row for each file of a folder, or for the files of a name. Twice adds twice.
+
+        | layout | call |
+        |---|---|
+        | `cats/0001.png`, `cats/more/0002.png` | `import_folder('cats')` |
+        | `pets/cat/0001.png`, `pets/dog/0001.png` | `import_folder('pets', label='animal')` |
+        | `scenes/image/0001.jpg`, `scenes/mask/0001.png` | `import_folder('scenes')`: one row |
+
+        With one File field, or `field`, all files in the folder, at any depth, are of that field. With
+        several, each has a folder of its name: files with the same path, but for the ending, are one
+        row; other files beside those folders do not count. Rows are added in the natural order of
+        paths (`2.png` before `10.png`). Hidden files and folders are skipped, links are followed, each
+        folder once. All files are found, and their partners, before the first row is added.
+
+        Args:
+            path: of the folder.
+            folders: paths of folders, relative to `path`, by File field, where they are called otherwise;
+                other folders are then left out.
+            field: the File field that all files are of.
+            label: a field of type str, whose value is the name of the folder right below `path` (or
+                below the folder of the field) that a file is in.
+            values: those of other fields by name, or a function that returns them for the absolute
+                path of a file; of several files, that of the first field.
+            on_other: `'stop'` at files with an ending that their field does not take, at files without a
+                folder for `label`, and at folders that are of no field; or `'skip'` them with a warning.
+
+        Returns:
+            How many were added.
+
+        Raises:
+            ConfigError: an argument is out of range, or a field without default gets no value.
+            DataError: there is no such folder or no file in it, a file has no partner and its field is
+                not Optional, or a row is none; it names the file, and rows before stay.
+        """
+        from finetuner.columns.folder_import import import_folder
+
+        return import_folder(cls, path, folders, field, label, values, on_other)
 
     def where(cls, **conditions: Any) -> Rows:
         """Rows whose columns have these values; see `Rows.where`."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from finetuner.columns.ingesting import Ingest
 from finetuner.columns.types import ColumnType, column_type
 from finetuner.excepts import ConfigError, DataError, unknown_name
 
@@ -142,6 +143,7 @@ def declaration_of(
     reading = _Reading(cls, dict(scope or {}), frozenset(reserved))
     fields = reading.fields()
     functions = reading.functions()
+    reading.check_ingests()
     seen: dict[str, str] = {}
     for name in (*fields, *functions):
         if name.casefold() in seen:
@@ -180,9 +182,12 @@ class _Reading:
             if typing.get_origin(annotation) is typing.ClassVar or annotation is typing.ClassVar:
                 continue
             self._check_name(name, self._cls.__name__)
+            default = vars(self._cls).get(name, MISSING)
+            function = default.function if isinstance(default, Ingest) else default
+            if isinstance(function, types.FunctionType):
+                raise self._error(function, 'it is a field and a function')
             try:
                 kind = column_type(annotation)
-                default = vars(self._cls).get(name, MISSING)
                 if default is not MISSING and not (default is None and kind.is_optional):
                     kind.encoded(default)
             except (ConfigError, DataError) as error:
@@ -197,6 +202,15 @@ class _Reading:
                 self._check_name(name, where(value))
                 found[name] = value
         return found
+
+    def check_ingests(self) -> None:
+        for name, value in vars(self._cls).items():
+            if not isinstance(value, Ingest):
+                continue
+            self._check_name(name, where(value.function))
+            first = next(iter(inspect.signature(value.function).parameters), None)
+            if first in ('self', 'cls'):
+                raise self._error(value.function, f'functions of datasets take no {first}')
 
     def inputs(self, function: types.FunctionType, known: set[str]) -> tuple[str, ...]:
         found = []
@@ -270,13 +284,13 @@ class _Reading:
             or len(name) > _MOST_LETTERS
         ):
             raise ConfigError(
-                f'{place}: no column can be called {name!r}: names have at most {_MOST_LETTERS} '
-                'letters, begin with none of `_`, and have no two of them side by side'
+                f'{place}: nothing of a dataset can be called {name!r}: names have at most '
+                f'{_MOST_LETTERS} letters, begin with none of `_`, and have no two of them side by side'
             )
         if name in self._reserved:
             raise ConfigError(
-                f'{place}: no column can be called {name!r}, which datasets have for something '
-                'else: choose another name'
+                f'{place}: nothing of a dataset can be called {name!r}, which datasets have for '
+                'something else: choose another name'
             )
 
     def _error(self, function: types.FunctionType, what: str) -> ConfigError:

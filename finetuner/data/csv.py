@@ -6,7 +6,6 @@ count where cells hold newlines or lines are empty.
 
 from __future__ import annotations
 
-import codecs
 import csv
 import itertools
 import math
@@ -22,7 +21,7 @@ from urllib.parse import urlsplit
 from docarray import Document
 
 from finetuner.data.contents import LABEL_TAG, SCORE_TAG, is_local_file
-from finetuner.data.csv_rows import MOST_COLUMNS, Row, RowReader, num_cells
+from finetuner.data.csv_rows import MOST_COLUMNS, Row, RowReader, num_cells, open_csv
 from finetuner.data.folders import PICTURE_SUFFIXES, picture_uri
 from finetuner.data.pairs import join_pairs
 from finetuner.excepts import ConfigError, DataError, PictureError, unknown_name
@@ -191,12 +190,7 @@ def is_picture_cell(cell: str) -> bool:
 
 
 def _read_path(path: Path, options: CSVOptions, skips: bool) -> Iterator[Document]:
-    is_utf8 = codecs.lookup(options.encoding).name == 'utf-8'
-    try:
-        file = path.open(encoding='utf-8-sig' if is_utf8 else options.encoding, newline='')
-    except OSError as error:
-        raise DataError(f'{str(path)!r} cannot be read: {error.strerror or error}') from error
-    with file:
+    with open_csv(path, options.encoding) as file:
         yield from _CSVReader(file, path.name, path.parent, options, skips).documents()
 
 

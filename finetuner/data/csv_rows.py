@@ -10,8 +10,8 @@ import codecs
 import csv
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from pathlib import PurePath
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path, PurePath
 from typing import Any, BinaryIO, NamedTuple, NoReturn, TextIO
 
 from finetuner.excepts import DataError
@@ -45,11 +45,44 @@ class _Bar(_Comma):
 _GUESSES: tuple[type[csv.Dialect], ...] = (_Comma, _Tab, _Semicolon, _Bar)
 
 
+class _Words(NamedTuple):
+    """What mends a file, in the words of whoever reads it."""
+
+    encoding: str
+    delimiter: str
+    quotes: str
+
+
+_OF_OPTIONS = _Words(
+    'Set CSVOptions(encoding=...)',
+    "name the dialect in CSVOptions (for one column: 'excel-tab')",
+    '; where quotes are plain characters, give CSVOptions a dialect with quoting=csv.QUOTE_NONE',
+)
+_OF_ARGUMENTS = _Words('Set encoding=...', "say what it is, such as delimiter=';'", '')
+
+
 class Row(NamedTuple):
     """A row and the line it begins on, from 1."""
 
     line: int
     cells: list[str]
+
+
+def open_csv(path: Path, encoding: str) -> TextIO:
+    """Open a CSV file to be read by a `RowReader`.
+
+    Args:
+        path: of it.
+        encoding: of it; `'utf-8'` reads a byte order mark too.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    is_utf8 = codecs.lookup(encoding).name == 'utf-8'
+    try:
+        return path.open(encoding='utf-8-sig' if is_utf8 else encoding, newline='')
+    except OSError as error:
+        raise DataError(f'{str(path)!r} cannot be read: {error.strerror or error}') from error
 
 
 class RowReader:
@@ -60,10 +93,21 @@ class RowReader:
         name: what errors call it; with the ending `.tsv`, `'auto'` means tabs.
         dialect: as in `CSVOptions`.
         num_columns: how many are expected, where that is known: helps to find the dialect.
+        header: names that the first row may have, where that is a header: helps to find the dialect.
+            With one, cells may be empty.
     """
 
-    def __init__(self, file: TextIO, name: str, dialect: Any, num_columns: int | None) -> None:
+    def __init__(
+        self,
+        file: TextIO,
+        name: str,
+        dialect: Any,
+        num_columns: int | None = None,
+        header: Collection[str] | None = None,
+    ) -> None:
         self._file = file
+        self._header = header
+        self._words = _OF_OPTIONS if header is None else _OF_ARGUMENTS
         self._name = name
         if dialect == 'auto' and PurePath(name).suffix.lower() == '.tsv':
             dialect = 'excel-tab'
@@ -75,18 +119,22 @@ class RowReader:
 
         Raises:
             DataError: the file is in another encoding, breaks the rules of its dialect, has an
-                empty cell, or a row with more or fewer cells than the first.
+                empty cell and no header, or a row with more or fewer cells than the first.
         """
         num_columns = 0
         for row in self._raw_rows():
             num_columns = num_columns or len(row.cells)
             if len(row.cells) != num_columns:
+                if self._header is not None and not any(map(str.strip, row.cells)):
+                    continue
                 self.refuse(
                     row,
                     f'{num_cells(row)}, the first row has {num_columns}: quote cells that hold a '
-                    'delimiter or quotes, or name the dialect in CSVOptions (for one column: '
-                    "'excel-tab')",
+                    f'delimiter or quotes, or {self._words.delimiter}',
                 )
+            if self._header is not None:
+                yield row
+                continue
             for column, cell in enumerate(row.cells, 1):
                 if not cell or cell.isspace():
                     self.refuse(row, f'column {column} is empty')
@@ -103,6 +151,8 @@ class RowReader:
     def _raw_rows(self) -> Iterator[Row]:
         reader = self._build_reader()
         line = 1
+        # below a header, a row of empty cells is one
+        is_first = True
         while True:
             try:
                 cells = next(reader, None)
@@ -110,13 +160,13 @@ class RowReader:
                 self.refuse(
                     Row(line, []),
                     f'{error}. A cell that holds quotes, delimiters or newlines is quoted as a '
-                    'whole, quotes in it are doubled; where quotes are plain characters, give '
-                    'CSVOptions a dialect with quoting=csv.QUOTE_NONE',
+                    f'whole, quotes in it are doubled{self._words.quotes}',
                     error,
                 )
             if cells is None:
                 return
-            if not _is_blank(cells, reader.dialect.delimiter):
+            if not (_is_blank(cells, reader.dialect.delimiter) if is_first else not cells):
+                is_first = is_first and self._header is None
                 yield Row(line, cells)
             line = reader.line_num + 1
 
@@ -128,7 +178,9 @@ class RowReader:
         if dialect == 'auto':
             head = _head(lines)
             lines = itertools.chain(head, lines)
-            dialect = _guess_dialect(head, self._num_columns)
+            dialect = _dialect_of_header(head, self._header or ()) or _guess_dialect(
+                head, self._num_columns
+            )
         # Strict, for those who gave no rules of their own: otherwise a quote that is never closed
         # swallows the rest of the file into one cell, without a word.
         return csv.reader(lines, dialect, strict=True)
@@ -151,7 +203,7 @@ class RowReader:
             if '\0' in line:
                 raise DataError(
                     f'line {number} of {self._name!r} holds a zero byte: it is no CSV, or in '
-                    "another encoding; set CSVOptions(encoding=...), such as 'utf-16'"
+                    f"another encoding. {self._words.encoding}, such as 'utf-16'"
                 )
             yield line.removeprefix('\ufeff') if number == 1 else line
 
@@ -162,8 +214,8 @@ class RowReader:
         if isinstance(error, UnicodeDecodeError) and file is not None and file.seekable():
             reason = f'{_bad_byte(file, encoding)} ({error.reason})'
         return (
-            f'{self._name!r} is not {encoding.removesuffix("-sig")}: {reason}. Set '
-            "CSVOptions(encoding=...) to what it is in, such as 'latin-1' or 'utf-16'"
+            f'{self._name!r} is not {encoding.removesuffix("-sig")}: {reason}. '
+            f"{self._words.encoding} to what it is in, such as 'latin-1' or 'utf-16'"
         )
 
 
@@ -240,6 +292,24 @@ def _guess_dialect(head: Sequence[str], num_columns: int | None) -> Any:
         return csv.Sniffer().sniff(''.join(head), delimiters=_ANY_OTHER_DELIMITER)
     except csv.Error:
         return 'excel'
+
+
+def _dialect_of_header(head: Sequence[str], names: Collection[str]) -> type[csv.Dialect] | None:
+    """Find the dialect that cuts the first row into most of these names; None where none does.
+
+    Where several do, as for a single column, it is one that cuts all rows into equally many cells.
+    """
+    best: tuple[tuple[int, bool], type[csv.Dialect]] | None = None
+    for guess in _GUESSES:
+        try:
+            first = next((row for row in csv.reader(head, guess) if any(row)), [])
+        except csv.Error:
+            continue
+        num_found = len({cell.strip() for cell in first} & {*names})
+        merit = (num_found, len(_row_lengths(head, guess)) == 1)
+        if num_found and (best is None or merit > best[0]):
+            best = merit, guess
+    return None if best is None else best[1]
 
 
 def _row_lengths(head: Sequence[str], dialect: type[csv.Dialect]) -> Counter[int]:

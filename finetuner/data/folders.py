@@ -24,6 +24,8 @@ SPLITS = {
     **dict.fromkeys(('test', 'testing'), 'test'),
 }
 _NAMES_SHOWN = 3
+# what every name ends in
+_ANY = ('',)
 
 
 def picture_uri(name: str, folder: Path, must_exist: bool = True) -> str:
@@ -111,6 +113,48 @@ def split_folders(
     return [] if pictures else _Walk(root, suffixes).splits(folders)
 
 
+def list_folder(path: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
+    """The folders and the files in a folder, hidden ones aside, each in order of names.
+
+    Returns:
+        Absolute paths.
+
+    Raises:
+        DataError: there is no such folder, or it cannot be read.
+    """
+    root = _folder(path)
+    return _Walk(root, _ANY).listing(root)
+
+
+def files_below(
+    path: str | os.PathLike[str], within: str | os.PathLike[str] | None = None
+) -> list[str]:
+    """All files in a folder and the folders in it, but for hidden ones.
+
+    Links are followed, each folder once; what is neither file nor folder, such as a link to nothing,
+    is left out with a warning.
+
+    Args:
+        path: of the folder.
+        within: a folder above it, which links do not lead back to either.
+
+    Returns:
+        Absolute paths, each folder's in order of names.
+
+    Raises:
+        DataError: there is no such folder, or it or one in it cannot be read.
+    """
+    root = _folder(path)
+    walk = _Walk(root, _ANY)
+    if within is None:
+        seen = walk.above() - {_identity(root)}
+    else:
+        seen = _Walk(_folder(within), _ANY).above()
+    files = list(walk.pictures_below(root, seen))
+    walk.warn('are no files')
+    return files
+
+
 def _folder(path: str | os.PathLike[str]) -> str:
     name = os.path.expanduser(path)
     if not os.path.isdir(name):
@@ -132,13 +176,16 @@ class _Walk:
             yield from (Document(uri=picture) for picture in pictures)
         else:
             yield from self._classes(folders)
+        self.warn(f'are no pictures ({" ".join(self._suffixes)})')
+
+    def warn(self, what: str) -> None:
         if self._num_others:
             more = ', ...' if self._num_others > len(self._others) else ''
             _LOGGER.warning(
-                '%d files in %r are no pictures (%s) and were skipped: %s%s',
+                '%d files in %r %s and were skipped: %s%s',
                 self._num_others,
                 self._root,
-                ' '.join(self._suffixes),
+                what,
                 ', '.join(self._others),
                 more,
             )
@@ -149,7 +196,7 @@ class _Walk:
         for folder in folders:
             label = os.path.basename(folder)
             found = False
-            for picture in self._pictures_below(folder, self._above()):
+            for picture in self.pictures_below(folder, self.above()):
                 found = True
                 yield Document(uri=picture, tags={LABEL_TAG: label})
             if not found:
@@ -167,12 +214,12 @@ class _Walk:
                 _some(without),
             )
 
-    def _above(self) -> set[tuple[int, int]]:
+    def above(self) -> set[tuple[int, int]]:
         """Return the folder and those it lies in: a link back up to them would never end."""
         real = Path(os.path.realpath(self._root))
         return {_identity(str(folder)) for folder in (real, *real.parents)}
 
-    def _pictures_below(self, folder: str, seen: set[tuple[int, int]]) -> Iterator[str]:
+    def pictures_below(self, folder: str, seen: set[tuple[int, int]]) -> Iterator[str]:
         waiting = [folder]
         while waiting:
             folder = waiting.pop()
@@ -211,7 +258,7 @@ class _Walk:
 
     def _refuse_folders_of_pictures(self, folders: list[str], picture: str) -> None:
         for folder in folders:
-            inner = next(self._pictures_below(folder, self._above()), None)
+            inner = next(self.pictures_below(folder, self.above()), None)
             if inner is not None:
                 raise DataError(
                     f'the folder {self._root!r} holds pictures ({os.path.basename(picture)!r}) '
@@ -262,6 +309,6 @@ def _readable_name(path: str) -> str:
         path.encode()
     except UnicodeEncodeError as error:
         raise DataError(
-            f'the name of {path!r} is not UTF-8, so no Document can hold it: rename it'
+            f'the name of {path!r} is not UTF-8, so nothing can hold it: rename it'
         ) from error
     return path
