@@ -150,7 +150,7 @@ def compute(task: Task, declaration: Declaration, put: Put) -> Results:
     Args:
         task: what to compute.
         declaration: of the dataset.
-        put: brings a file into the data directory: `ColumnStore.put`.
+        put: brings files into the data directory.
     """
     results = Results()
     kept: dict[str, list[Any]] = dict(task.given)
@@ -190,21 +190,39 @@ class _Step:
         ]
         call = column.call
         given = zip(*inputs, strict=True) if inputs else itertools.repeat((), len(rows))
-        failed: set[int] = set()
+        errors: dict[int, Exception] = {}
         for place, arguments in enumerate(given):
             try:
                 value = kind.encoded(call(*arguments))
-                stored = self._put(name, value) if kind.is_file else value
             except Exception as error:  # noqa: BLE001 - what a function raises is kept and told, not hidden
-                text = ''.join(traceback.format_exception(error))
-                message = f'{type(error).__name__}: {error}'
-                results.failures.append(new_failure(rows[place], name, message, text))
-                results.errors.append(error)
-                failed.add(place)
+                errors[place] = error
                 continue
             self.values.append(value)
-            self.stored.append(stored)
-        return failed
+        self.stored = self._bring_in(rows, errors) if kind.is_file else self.values
+        for place, raised in sorted(errors.items()):
+            text = ''.join(traceback.format_exception(raised))
+            message = f'{type(raised).__name__}: {raised}'
+            results.failures.append(new_failure(rows[place], name, message, text))
+            results.errors.append(raised)
+        return set(errors)
+
+    def _bring_in(self, rows: Sequence[int], errors: dict[int, Exception]) -> list[Any]:
+        """Bring files in; those that cannot be brought are errors, too."""
+        stored = self._put(self._column.name, self.values)
+        places = (place for place in range(len(rows)) if place not in errors)
+        failed = {
+            place: each
+            for place, each in zip(list(places), stored, strict=True)
+            if isinstance(each, Exception)
+        }
+        if failed:
+            self.values = [
+                value
+                for value, each in zip(self.values, stored, strict=True)
+                if not isinstance(each, Exception)
+            ]
+            errors.update(failed)
+        return [each for each in stored if not isinstance(each, Exception)]
 
 
 class Values:

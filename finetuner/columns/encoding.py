@@ -15,19 +15,49 @@ class RowEncoder:
 
     Args:
         declaration: of the dataset.
-        put: brings a file into the data directory: `ColumnStore.put`.
+        put: brings files into the data directory.
     """
 
     def __init__(self, declaration: Declaration, put: Put) -> None:
         self._declaration = declaration
         self._put = put
 
-    def row(self, row: Mapping[str, Any]) -> list[Any]:
-        """A row as SQL keeps it, field by field; of files, where they are in the store.
+    def rows(
+        self, rows: Sequence[Mapping[str, Any]]
+    ) -> tuple[list[Sequence[Any]], Exception | None]:
+        """Rows as SQL keeps them, as far as they are some, and what is wrong with the next.
 
-        Raises:
-            DataError: it is none.
+        Args:
+            rows: values by name of field.
+
+        Returns:
+            Column by column; of files, where they are in the store.
         """
+        columns = self._alike(rows)
+        if columns is not None:
+            return columns, None
+        encoded: list[list[Any]] = []
+        error: Exception | None = None
+        for row in rows:
+            try:
+                encoded.append(self._row(row))
+            except (DataError, ConfigError) as found:
+                error = found
+                break
+        columns = list(zip(*encoded, strict=True))
+        num_rows = len(encoded)
+        for place, (name, field) in enumerate(self._declaration.fields.items()):
+            if field.type.is_file and columns:
+                stored = self._put(name, columns[place])
+                columns[place] = stored
+                for number, each in enumerate(stored[:num_rows]):
+                    if isinstance(each, Exception):
+                        num_rows, error = number, _named(name, each)
+                        break
+        return [column[:num_rows] for column in columns] if num_rows else [], error
+
+    def _row(self, row: Mapping[str, Any]) -> list[Any]:
+        """A row as SQL keeps it, field by field; files as files."""
         fields = self._declaration.fields
         if not isinstance(row, Mapping):
             raise DataError(f'it takes values by name of field, not a {type(row).__name__}')
@@ -40,26 +70,10 @@ class RowEncoder:
             if value is MISSING:
                 raise DataError(f'{name!r} is missing')
             try:
-                kept = field.type.encoded(value)
-                encoded.append(self._put(name, kept) if field.type.is_file else kept)
+                encoded.append(field.type.encoded(value))
             except DataError as error:
                 raise DataError(f'{name}: {error}') from error
         return encoded
-
-    def rows(
-        self, rows: Sequence[Mapping[str, Any]]
-    ) -> tuple[list[Sequence[Any]], FinetunerError | None]:
-        """Rows as SQL keeps them, column by column, as far as they are some; and what the next lacks."""
-        columns = self._alike(rows)
-        if columns is not None:
-            return columns, None
-        encoded = []
-        for row in rows:
-            try:
-                encoded.append(self.row(row))
-            except (DataError, ConfigError) as error:
-                return list(zip(*encoded, strict=True)), error
-        return list(zip(*encoded, strict=True)), None
 
     def _alike(self, rows: Sequence[Mapping[str, Any]]) -> list[Sequence[Any]] | None:
         """The same at once, for rows that are as rows should be; None for any others."""
@@ -84,3 +98,13 @@ class RowEncoder:
                 return None
             columns.append(encoded)
         return columns
+
+
+def _named(name: str, error: Exception) -> Exception:
+    """What went wrong with a file, with the name of its field."""
+    if not isinstance(error, FinetunerError):
+        # of the disk, which is full or gone: that is no matter of this row
+        return error
+    named = DataError(f'{name}: {error}')
+    named.__cause__ = error
+    return named

@@ -8,18 +8,23 @@ import os
 import re
 import tempfile
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from finetuner.excepts import ConfigError, DataError
+from finetuner.excepts import ConfigError, DataError, FinetunerError
 from finetuner.storage.files import CHUNK_BYTES, FileStore
 
-# brings a file into a data directory, under the folder of a column: its path there, sha256 and size
-Put = Callable[[str, 'File | None'], tuple[str, str, int] | None]
+# path in the data directory, sha256 and size
+Stored = tuple[str, str, int]
+# brings files into a data directory, under the folder of a column; what went wrong in place of what did
+Put = Callable[[str, 'Sequence[File | None]'], 'list[Stored | Exception | None]']
+# one alone waits for the disk, or for the network, most of the time
+_NUM_THREADS = 16
 
 _SUFFIX = re.compile(r'(\.[A-Za-z0-9]{1,16}){0,2}')
 
@@ -169,7 +174,7 @@ class File:
             self._store = store
         return self
 
-    def put(self, store: FileStore, column: str) -> tuple[str, str, int]:
+    def put(self, store: FileStore, column: str) -> Stored:
         """Bring it into a store, unless its content is there.
 
         Args:
@@ -215,6 +220,32 @@ class TemporaryFile(File):
     def open(self, mode: str = 'rb', encoding: str | None = None) -> IO[Any]:
         """Open it, to write it too."""
         return open(self.path, mode, encoding=encoding)
+
+
+def put_all(
+    store: FileStore, column: str, files: Sequence[File | None]
+) -> list[Stored | Exception | None]:
+    """Bring files into a store, several at a time.
+
+    Args:
+        store: of a dataset.
+        column: whose folder they go into.
+        files: None stays None.
+
+    Returns:
+        Of each its key in the store, its sha256 and its size, or what went wrong.
+    """
+
+    def put(file: File | None) -> Stored | Exception | None:
+        try:
+            return None if file is None else file.put(store, column)
+        except (OSError, FinetunerError) as error:
+            return error
+
+    if len(files) == 1:
+        return [put(files[0])]
+    with ThreadPoolExecutor(_NUM_THREADS) as pool:
+        return list(pool.map(put, files))
 
 
 def suffix_of(name: str) -> str:

@@ -94,7 +94,9 @@ class DatasetFile:
             with self._engine.connect() as connection:
                 is_one = self._tables.datasets.name in inspect(connection).get_table_names()
         except (DatabaseError, sqlite3.Error) as error:
-            raise DataError(f'{self.path} cannot be read as a SQLite file: {error.args[0]}') from error
+            raise DataError(
+                f'{self.path} cannot be read as a SQLite file: {error.args[0]}'
+            ) from error
         if not is_one:
             raise DataError(
                 f'{self.path} has no dataset of finetuner.columns: give the sql_file of one'

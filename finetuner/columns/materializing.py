@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from finetuner.columns.computing import Planner, Results, Task, attached, compute
 from finetuner.columns.declaring import Declaration
-from finetuner.columns.files import File
+from finetuner.columns.files import put_all
 from finetuner.columns.store import ColumnStore
 from finetuner.console import console
 from finetuner.excepts import ConfigError, DataError
@@ -176,11 +177,8 @@ def _compute_there(task: Task) -> tuple[Results, float]:
         raise RuntimeError('this process was given nothing to compute')
     files = _here.files
 
-    def put(name: str, file: File | None) -> tuple[str, str, int] | None:
-        return None if file is None else file.put(files, name)
-
     begun = time.monotonic()
-    results = compute(attached(task, files), _here.declaration, put)
+    results = compute(attached(task, files), _here.declaration, partial(put_all, files))
     # their texts are kept; not every error can travel
     results.errors = []
     return results, time.monotonic() - begun

@@ -15,13 +15,13 @@ from sqlalchemy.orm import Session
 
 from finetuner.columns.declaring import Declaration
 from finetuner.columns.encoding import RowEncoder
-from finetuner.columns.files import File
+from finetuner.columns.files import File, put_all
 from finetuner.columns.locking import writing
 from finetuner.columns.reading import Page, Reader
 from finetuner.columns.statements import insert_many, listed
 from finetuner.columns.tables import Tables
 from finetuner.columns.types import ColumnType
-from finetuner.excepts import DataError
+from finetuner.excepts import DataError, FinetunerError
 from finetuner.storage.database import open_file
 from finetuner.storage.files import FileStore
 
@@ -102,7 +102,10 @@ class ColumnStore:
             DataError: it is none.
         """
         with self.writing():
-            return self._insert([[value] for value in self._encoder.row(values)])
+            columns, error = self._encoder.rows([values])
+            if error is not None:
+                raise error
+            return self._insert(columns)
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> int:
         """Add rows, thousands in a transaction.
@@ -128,8 +131,10 @@ class ColumnStore:
                     columns, error = self._encoder.rows(some)
                     self._insert(columns)
             num_added += len(columns[0]) if columns else 0
-            if error is not None:
+            if isinstance(error, FinetunerError):
                 raise DataError(f'row {num_added:,}: {error}') from error
+            if error is not None:
+                raise error
             if not some:
                 return num_added
 
@@ -274,9 +279,11 @@ class ColumnStore:
 
     # ---- files
 
-    def put(self, name: str, file: File | None) -> tuple[str, str, int] | None:
-        """Bring a file into the data directory, under the folder of a column."""
-        return None if file is None else file.put(self.files, name)
+    def put(
+        self, name: str, files: Sequence[File | None]
+    ) -> list[tuple[str, str, int] | Exception | None]:
+        """Bring files into the data directory, under the folder of a column."""
+        return put_all(self.files, name, files)
 
     # below
 

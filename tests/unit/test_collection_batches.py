@@ -574,7 +574,7 @@ def test_memory_stays_flat(tmp_path):
             peaks.append(tracemalloc.get_traced_memory()[1])
             tracemalloc.stop()
     # 667 images are 8 MB; a batch of 32 is 0.4 MB, of float32 1.6
-    assert peaks[0] < 4e6
+    assert peaks[0] < 6e6
     assert peaks[1] < 3e6
     assert peaks[2] < 7e6
 
