@@ -1,15 +1,17 @@
 """Datasets declared as classes: what they say of themselves, and what they delete."""
 
+import shutil
 import sqlite3
 import threading
 from pathlib import Path
 
+import fsspec
 import pytest
 
-from finetuner.columns import File, dataset, version
+from finetuner.columns import File, dataset, materializing, version
 from finetuner.columns.inspecting import DatasetFile
 from finetuner.columns.locking import writing
-from finetuner.excepts import ConflictError, DataError, NotFoundError
+from finetuner.excepts import ConfigError, ConflictError, DataError, NotFoundError
 
 
 @pytest.fixture
@@ -223,3 +225,59 @@ def test_prune_does_not_run_while_rows_are_added(place, tmp_path):
     thread.join()
     assert made.prune().num_files == 0
     assert len(made) == 5
+
+
+def test_files_elsewhere_are_fetched_when_they_are_read(tmp_path):
+    place = {'sql_file': tmp_path / 'dataset.sql', 'data_dir': 'memory://columns-elsewhere'}
+    memory = fsspec.filesystem('memory')
+    if memory.exists('/columns-elsewhere'):
+        memory.rm('/columns-elsewhere', recursive=True)
+    made = filled(place, tmp_path)
+    assert [row.length for row in made.rows[1:]] == [2, 4, 6]
+    assert len(memory.glob('/columns-elsewhere/text/*/*.txt')) == 4
+    copies = tmp_path / '.dataset.sql.files'
+    shutil.rmtree(copies, ignore_errors=True)
+    again = texts(place)
+    assert [row.text.read() for row in again] == [b'', b'x', b'xx', b'xxx']
+    assert len(list(copies.rglob('*.txt'))) == 4
+    assert Path(again[1].text.path).is_relative_to(copies)
+    state = DatasetFile(place['sql_file']).state('Texts')
+    assert (state.data_dir, state.num_files) == ('memory://columns-elsewhere', 7)
+    again.rows[:2].delete()
+    assert again.prune().num_files == 3
+    assert len(memory.glob('/columns-elsewhere/t*/*/*.txt')) == 4
+    assert len(list(copies.rglob('*.txt'))) == 2
+
+
+def test_an_address_of_local_files_is_a_folder(tmp_path):
+    data_dir = tmp_path / 'dataset'
+    place = {'sql_file': tmp_path / 'dataset.sql', 'data_dir': data_dir.as_uri()}
+    made = filled(place, tmp_path)
+    assert sorted(path.name for path in data_dir.iterdir()) == ['.used-by', 'text', 'twice']
+    assert made.materialize('twice', workers=2) == 0
+    assert Path(made[3].twice.path).is_relative_to(data_dir)
+    assert DatasetFile(place['sql_file']).state('Texts').data_dir == str(data_dir)
+
+
+def test_names_in_the_file_do_not_leave_the_data_directory(place, tmp_path):
+    made = filled(place, tmp_path)
+    (tmp_path / 'secret.txt').write_text('secret')
+    for name in ('../secret.txt', str(tmp_path / 'secret.txt'), 'text/../../secret.txt'):
+        with sqlite3.connect(place['sql_file']) as connection:
+            connection.execute('UPDATE Texts__files SET path = ? WHERE id = 2', (name,))
+        with pytest.raises(ConfigError, match='not a name in the store'):
+            made[1].text.read()
+    (place['data_dir'] / 'text' / 'link.txt').symlink_to(tmp_path / 'secret.txt')
+    with sqlite3.connect(place['sql_file']) as connection:
+        connection.execute("UPDATE Texts__files SET path = 'text/link.txt' WHERE id = 2")
+    with pytest.raises(ConfigError, match='leaves the store'):
+        made[1].text.read()
+
+
+def test_processes_that_are_not_forked_compute_too(place, tmp_path, monkeypatch):
+    made = filled(place, tmp_path, 20)
+    monkeypatch.setattr(materializing, '_forks', lambda: False)
+    assert made.materialize('length', workers=1) == 1
+    state = DatasetFile(place['sql_file']).state('Texts')
+    assert {each.name: each.num_kept for each in state.columns}['length'] == 19
+    assert [row.length for row in made.rows[1:]] == [2 * number for number in range(1, 20)]
