@@ -13,6 +13,7 @@ from finetuner.columns.declaring import Declaration, declaration_of
 from finetuner.columns.files import File
 from finetuner.columns.inspecting import cache_of, noted_data_dir, resolved_data_dir
 from finetuner.columns.pruning import Pruned, note_user, prune
+from finetuner.columns.picturing import ColumnGraph, graph_of
 from finetuner.columns.rows import Rows
 from finetuner.columns.store import ColumnStore, Failure
 from finetuner.columns.types import ColumnType
@@ -204,6 +205,10 @@ class DatasetType(type):
     def errors(cls, column: str) -> list[Failure]:
         """What went wrong when a column was computed, as far as it still stands; see `Rows.errors`."""
         return cls.rows.errors(column)
+
+    def graph(cls) -> ColumnGraph:
+        """Its columns, and what they are computed from, as a picture."""
+        return graph_of(cls.declaration)
 
     def delete(cls, **conditions: Any) -> int:
         """Delete the rows that `where` finds.
