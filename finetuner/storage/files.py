@@ -242,6 +242,11 @@ class FileStore:
                     self._fs.rm(f'{path}/{_COMPLETE}')
                 self._fs.rm(path, recursive=True)
 
+    def make_folder(self, folder: str) -> None:
+        """Make a local directory; storage that is elsewhere has none that are empty."""
+        if self.is_local:
+            make_private_directory(self._local(folder))
+
     def delete_empty(self, folder: str) -> None:
         """Delete a local directory, the store's or of copies, if nothing at all is in it."""
         with suppress(OSError):
