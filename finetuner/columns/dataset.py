@@ -363,8 +363,15 @@ def dataset(
 def _make_folders(declaration: Declaration, data_dir: Path, files: FileStore) -> None:
     """Make a folder for each column of files, where there are folders."""
     for name in (*declaration.fields, *declaration.derived):
-        if files.is_local and declaration.type_of(name).is_file:
-            make_private_directory(data_dir / name)
+        if not files.is_local or not declaration.type_of(name).is_file:
+            continue
+        try:
+            make_private_directory(data_dir)
+            (data_dir / name).mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"data_dir='{data_dir}': the folder {name!r} cannot be made in it: {error}"
+            ) from error
 
 
 def _directory_of(cls: type) -> Path:

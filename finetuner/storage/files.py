@@ -242,17 +242,6 @@ class FileStore:
                     self._fs.rm(f'{path}/{_COMPLETE}')
                 self._fs.rm(path, recursive=True)
 
-    def make_folder(self, folder: str) -> None:
-        """Make a local directory; storage that is elsewhere has none that are empty.
-
-        Raises:
-            OSError: a file stands in its way.
-        """
-        if self.is_local:
-            path = self._local(folder)
-            make_private_directory(path.parent)
-            path.mkdir(mode=0o700, exist_ok=True)
-
     def delete_empty(self, folder: str) -> None:
         """Delete a local directory, the store's or of copies, if nothing at all is in it."""
         with suppress(OSError):
