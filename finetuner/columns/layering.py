@@ -194,23 +194,30 @@ class _Neighbours:
 
 def _ordered(layers: list[list[Item]], segments: Sequence[tuple[Item, Item]]) -> list[list[Item]]:
     near = _Neighbours(segments)
-    layers = _begun(layers, near)
-    best, fewest = layers, _num_crossings(layers, near)
-    for turn in range(_NUM_SWEEPS):
-        if not fewest:
-            break
-        layers = [list(layer) for layer in layers]
-        forwards = turn % 2 == 0
-        numbers = range(1, len(layers)) if forwards else range(len(layers) - 2, -1, -1)
-        for number in numbers:
-            fixed = layers[number - 1 if forwards else number + 1]
-            _sort(layers[number], fixed, near.before if forwards else near.after)
-        if sum(map(len, layers)) <= _MOST_SWAPPED:
-            _swap(layers, near)
-        count = _num_crossings(layers, near)
-        if count < fewest:
-            best, fewest = layers, count
+    best = _begun(layers, near)
+    fewest = _num_crossings(best, near)
+    for start in (best, layers):
+        swept = start
+        for turn in range(_NUM_SWEEPS if fewest else 0):
+            swept = _swept(swept, near, turn)
+            count = _num_crossings(swept, near)
+            if count < fewest:
+                best, fewest = swept, count
     return best
+
+
+def _swept(layers: Sequence[Sequence[Item]], near: _Neighbours, turn: int) -> list[list[Item]]:
+    """Order each layer by the one before it, or every other time by the one after it."""
+    swept = [list(layer) for layer in layers]
+    if turn % 2 == 0:
+        for number in range(1, len(swept)):
+            _sort(swept[number], swept[number - 1], near.before, turn % 4 > 1)
+    else:
+        for number in range(len(swept) - 2, -1, -1):
+            _sort(swept[number], swept[number + 1], near.after, turn % 4 > 1)
+    if sum(map(len, swept)) <= _MOST_SWAPPED:
+        _swap(swept, near)
+    return swept
 
 
 def _begun(layers: Sequence[Sequence[Item]], near: _Neighbours) -> list[list[Item]]:
@@ -226,12 +233,17 @@ def _begun(layers: Sequence[Sequence[Item]], near: _Neighbours) -> list[list[Ite
     return [sorted(layer, key=number.__getitem__) for layer in layers]
 
 
-def _sort(layer: list[Item], fixed: Sequence[Item], near: Mapping[Item, list[Item]]) -> None:
-    """Order a layer by where its neighbours are; what has none there keeps its place."""
+def _sort(
+    layer: list[Item], fixed: Sequence[Item], near: Mapping[Item, list[Item]], turns: bool
+) -> None:
+    """Order a layer by where its neighbours are; what has none there keeps its place.
+
+    What is equal keeps its order, or is turned about, so that something else is tried.
+    """
     place = {item: number for number, item in enumerate(fixed)}
     mean = {
         item: sum(place[each] for each in near[item]) / len(near[item])
-        for item in layer
+        for item in (reversed(layer) if turns else layer)
         if item in near
     }
     moved = iter(sorted(mean, key=mean.__getitem__))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import re
 import shutil
 import subprocess
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, permutations, product
 from xml.etree import ElementTree
 
 import numpy as np
@@ -15,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from finetuner.columns import ColumnGraph, ColumnNode, File, batch, dataset
+from finetuner.columns.layering import lay_out
 from finetuner.excepts import ConfigError
 
 torch = pytest.importorskip('torch')
@@ -278,6 +280,29 @@ def test_few_crossings_where_some_must_be():
     nodes += [ColumnNode(f'd{n}', 'derived', 'int', (f'f{7 - n}',)) for n in range(8)]
     nodes += [ColumnNode(f'e{n}', 'derived', 'int', (f'd{(n * 3) % 8}',)) for n in range(8)]
     assert crossings(Picture(ColumnGraph(nodes))) == 0
+
+
+def test_hardly_more_crossings_than_the_best_of_all_orders():
+    drawn = best = 0
+    names = [f'{side}{number}' for side in 'fd' for number in range(4)]
+    for seed in range(40):
+        draws = random.Random(seed)
+        edges = draws.sample(list(product(names[:4], names[4:])), 8)
+
+        def count(place, edges=edges):
+            pairs = combinations(edges, 2)
+            return sum(
+                (place[a] - place[c]) * (place[b] - place[d]) < 0 for (a, b), (c, d) in pairs
+            )
+
+        boxes = lay_out(dict.fromkeys(names, (80.0, 40.0)), edges).boxes
+        drawn += count({name: box.y for name, box in boxes.items()})
+        orders = list(permutations(range(4)))
+        best += min(
+            count(dict(zip(names, (*one, *other), strict=True)))
+            for one, other in product(orders, orders)
+        )
+    assert best <= drawn <= 1.05 * best
 
 
 @pytest.mark.parametrize('count', [2, 10, 60])
