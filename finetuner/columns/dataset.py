@@ -12,8 +12,8 @@ from finetuner.columns.computing import Planner, Values
 from finetuner.columns.declaring import Declaration, declaration_of
 from finetuner.columns.files import File
 from finetuner.columns.inspecting import cache_of, noted_data_dir, resolved_data_dir
-from finetuner.columns.pruning import Pruned, note_user, prune
 from finetuner.columns.picturing import ColumnGraph, graph_of
+from finetuner.columns.pruning import Pruned, note_user, prune
 from finetuner.columns.rows import Rows
 from finetuner.columns.store import ColumnStore, Failure
 from finetuner.columns.types import ColumnType

@@ -17,7 +17,7 @@ def place(tmp_path):
 
 
 def folders(place):
-    return {each.name for each in place['data_dir'].iterdir()}
+    return {each.name for each in place['data_dir'].iterdir() if each.name[0] != '.'}
 
 
 def test_a_folder_for_each_column_of_files_is_made_with_the_class(place):
