@@ -7,6 +7,7 @@ from finetuner.columns.dataset import Column, Dataset, dataset
 from finetuner.columns.declaring import version
 from finetuner.columns.files import File
 from finetuner.columns.ingesting import ingest
+from finetuner.columns.picturing import ColumnGraph, ColumnNode
 from finetuner.columns.rows import Rows
 from finetuner.columns.store import Failure
 
@@ -14,6 +15,8 @@ __all__ = [
     'BatchColumn',
     'Batches',
     'Column',
+    'ColumnGraph',
+    'ColumnNode',
     'Dataset',
     'Failure',
     'File',

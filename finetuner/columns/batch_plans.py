@@ -21,6 +21,7 @@ from finetuner.excepts import ConfigError, unknown_name
 
 # a parameter of one of these types is given a generator
 _GENERATORS = ('numpy.random.Generator', 'random.Random', 'torch.Generator')
+_RESERVED = frozenset({'graph'})
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class BatchFunction:
         of_rows: parameters that are lists of a dataset's column.
         of_batch: parameters that are other columns of batches.
         generators: parameters that are given a generator, with the type of it.
+        returns: its type, as it is written; '' where none is said.
     """
 
     name: str
@@ -40,6 +42,7 @@ class BatchFunction:
     of_rows: tuple[str, ...]
     of_batch: tuple[str, ...]
     generators: Mapping[str, str]
+    returns: str = ''
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,9 @@ def plan_of(cls: type, dataset: DatasetType, scope: Mapping[str, Any]) -> Plan:
         for name, value in vars(cls).items()
         if isinstance(value, types.FunctionType) and not name.startswith('_')
     }
+    for name in _RESERVED & functions.keys():
+        what = 'no column of batches can be called so: it is what draws them'
+        raise _error(cls, functions[name], what)
     annotations = {name: _annotations(cls, each, scope) for name, each in functions.items()}
     read = {
         name: _read(cls, each, functions, dataset, annotations) for name, each in functions.items()
@@ -125,7 +131,10 @@ def _read(
                 hint = f'; for the column of the rows write `{name}: list[...]`'
             known = unknown_name('column of batches', name, functions)
             raise _error(cls, function, known + hint)
-    return BatchFunction(function.__name__, function, tuple(of_rows), tuple(of_batch), generators)
+    returns = _written(mine['return']) if 'return' in mine else ''
+    return BatchFunction(
+        function.__name__, function, tuple(of_rows), tuple(of_batch), generators, returns
+    )
 
 
 def _check_rows(
@@ -153,6 +162,13 @@ def _fits(given: Any, wanted: Any) -> bool:
         # what is in them is not compared
         return issubclass(*plain) and None in (typing.get_origin(given), typing.get_origin(wanted))
     return True
+
+
+def _written(annotation: Any) -> str:
+    try:
+        return column_type(annotation).name
+    except ConfigError:
+        return shown(annotation)
 
 
 def _annotations(

@@ -6,6 +6,7 @@ can be repeated exactly, whatever else is computed beside it.
 
 from __future__ import annotations
 
+import functools
 import queue
 import random
 import sys
@@ -19,6 +20,7 @@ import numpy as np
 from finetuner.columns.batch_plans import Plan, generator_of, plan_of
 from finetuner.columns.computing import Values
 from finetuner.columns.dataset import DatasetType
+from finetuner.columns.picturing import graph_of_batches
 from finetuner.columns.rows import Rows
 from finetuner.columns.types import shown
 from finetuner.excepts import ConfigError
@@ -195,6 +197,7 @@ def batch(dataset: DatasetType) -> Callable[[type], type]:
             for name, value in vars(cls).items()
             if name not in ('__dict__', '__weakref__')
         }
+        kept['graph'] = staticmethod(functools.partial(graph_of_batches, cls.__name__, plan))
         return type(cls.__name__, cls.__bases__, kept)
 
     return make

@@ -12,6 +12,7 @@ from finetuner.columns.computing import Planner, Values
 from finetuner.columns.declaring import Declaration, declaration_of
 from finetuner.columns.files import File
 from finetuner.columns.inspecting import cache_of, noted_data_dir, resolved_data_dir
+from finetuner.columns.picturing import ColumnGraph, graph_of
 from finetuner.columns.pruning import Pruned, note_user, prune
 from finetuner.columns.rows import Rows
 from finetuner.columns.store import ColumnStore, Failure
@@ -205,6 +206,10 @@ class DatasetType(type):
         """What went wrong when a column was computed, as far as it still stands; see `Rows.errors`."""
         return cls.rows.errors(column)
 
+    def graph(cls) -> ColumnGraph:
+        """Its columns, and what they are computed from, as a picture."""
+        return graph_of(cls.declaration)
+
     def delete(cls, **conditions: Any) -> int:
         """Delete the rows that `where` finds.
 
@@ -358,8 +363,15 @@ def dataset(
 def _make_folders(declaration: Declaration, data_dir: Path, files: FileStore) -> None:
     """Make a folder for each column of files, where there are folders."""
     for name in (*declaration.fields, *declaration.derived):
-        if files.is_local and declaration.type_of(name).is_file:
-            make_private_directory(data_dir / name)
+        if not files.is_local or not declaration.type_of(name).is_file:
+            continue
+        try:
+            make_private_directory(data_dir)
+            (data_dir / name).mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"data_dir='{data_dir}': the folder {name!r} cannot be made in it: {error}"
+            ) from error
 
 
 def _directory_of(cls: type) -> Path:

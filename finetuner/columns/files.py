@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, Union
 
 from finetuner.excepts import ConfigError, DataError, FinetunerError
 from finetuner.storage.files import CHUNK_BYTES, FileStore
@@ -42,6 +42,23 @@ class FileType:
     def __str__(self) -> str:
         """As it is written."""
         return f'File[{", ".join(repr(suffix[1:]) for suffix in self.suffixes)}]'
+
+    def __or__(self, other: Any) -> Any:
+        """`File['png'] | None`: it may be left out."""
+        return Union[self, other]  # noqa: UP007 - that would be this again
+
+    __ror__ = __or__
+
+    def __call__(self, path: str | os.PathLike[str]) -> File:
+        """A file on this machine; Python 3.10 takes nothing for a type that cannot be called.
+
+        Raises:
+            DataError: there is no such file, or it has another ending.
+        """
+        file = File(path)
+        if file.suffix not in self.suffixes:
+            raise DataError(f'{path}: it takes {self}, and the ending is {file.suffix!r}')
+        return file
 
     def make_tmp(self) -> TemporaryFile:
         """A file to write, of the first of the endings; see `File.make_tmp`."""

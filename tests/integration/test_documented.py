@@ -17,7 +17,7 @@ from PIL import Image
 from typer.main import get_command
 
 import finetuner
-from finetuner import callback, cli, collections, excepts
+from finetuner import callback, cli, collections, columns, excepts
 from finetuner.config import RunConfig
 from finetuner.data import CSVOptions
 from finetuner.data.documents import load_documents
@@ -207,8 +207,10 @@ def test_parameters_named_in_the_text_exist(name):
     }
     known |= {*inspect.signature(PostMixin.post).parameters, 'metadata', 'headers', 'tags'}
     known |= set(inspect.signature(CSVOptions).parameters)
-    for public in map(collections.__dict__.get, collections.__all__):
-        known |= set(inspect.signature(public).parameters)
+    for home in (collections, columns):
+        for public in map(home.__dict__.get, home.__all__):
+            known |= set(inspect.signature(public).parameters)
+    known |= set(inspect.signature(columns.Rows.materialize).parameters)
     known |= {'k', 'R', 'protocol', 'serialize_config', 'form'}
     for span in code_spans(prose(name)):
         for parameter in re.findall(r'(?:^|[(,] ?)([a-z_]+)=', span):
