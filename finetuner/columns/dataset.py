@@ -234,6 +234,32 @@ class DatasetType(type):
         """What `finetuner.fit(train_data=..., content=..., label=...)` trains on."""
         return cls.rows.row_documents(content, label, on_broken)
 
+    def to_training_set(
+        cls,
+        name: str,
+        content: str | None = None,
+        *,
+        label: str,
+        group: str | None = None,
+        mltype: str = 'classification',
+        tile_size: Sequence[int] | None = None,
+        classes: Sequence[str] | None = None,
+        partition: Sequence[float] | None = None,
+        description: str = '',
+    ) -> TrainingSet:
+        """All rows as a collection of image/label pairs, not saved; see `Rows.to_training_set`."""
+        return cls.rows.to_training_set(
+            name,
+            content,
+            label=label,
+            group=group,
+            mltype=mltype,
+            tile_size=tile_size,
+            classes=classes,
+            partition=partition,
+            description=description,
+        )
+
     def import_training_set(
         cls,
         set_: TrainingSet,
