@@ -404,8 +404,6 @@ def test_a_run_trains_on_the_documents_that_one_would_have_made(place, tmp_path)
     assert again.config['train_data'] == run.config['train_data'], (
         'equal data is the same to the byte'
     )
-    with pytest.raises(DataError, match='Document 0'):
-        submit(model='efficientnet-lite0', train_data=train, content='concept', label='concept')
 
 
 def vectors(place):
