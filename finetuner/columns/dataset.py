@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import Any, Literal, overload
 
 from finetuner.columns.computing import Planner, Values
 from finetuner.columns.declaring import Declaration, declaration_of
+from finetuner.columns.feeding import DatasetFeeding
 from finetuner.columns.files import File
 from finetuner.columns.inspecting import cache_of, noted_data_dir, resolved_data_dir
 from finetuner.columns.pruning import Pruned, note_user, prune
@@ -19,11 +20,6 @@ from finetuner.columns.types import ColumnType
 from finetuner.excepts import ConfigError
 from finetuner.storage.database import make_private_directory
 from finetuner.storage.files import FileStore
-
-if TYPE_CHECKING:
-    from docarray import Document, DocumentArray
-
-    from finetuner.collections import TrainingSet
 
 _INSTANCE_NAMES = ('id', 'files')
 
@@ -61,7 +57,7 @@ class Column:
         return f'<{"field" if self.function is None else "derived column"} {self.name}: {self.type.name}>'
 
 
-class DatasetType(type):
+class DatasetType(DatasetFeeding, type):
     """The type of datasets: what is called on the class itself."""
 
     _store: ColumnStore
@@ -210,88 +206,6 @@ class DatasetType(type):
         """What went wrong when a column was computed, as far as it still stands; see `Rows.errors`."""
         return cls.rows.errors(column)
 
-    def iter_documents(
-        cls,
-        content: str | None = None,
-        label: str | None = None,
-        tags: Sequence[str] | None = None,
-    ) -> Iterator[Document]:
-        """All rows as labelled Documents, one by one; see `Rows.to_documents`."""
-        return cls.rows.iter_documents(content, label, tags)
-
-    def to_documents(
-        cls,
-        content: str | None = None,
-        label: str | None = None,
-        tags: Sequence[str] | None = None,
-    ) -> DocumentArray:
-        """All rows as labelled Documents; see `Rows.to_documents`."""
-        return cls.rows.to_documents(content, label, tags)
-
-    def row_documents(
-        cls, content: str | None, label: str | None, on_broken: Literal['stop', 'skip'] = 'stop'
-    ) -> Iterator[Document]:
-        """What `finetuner.fit(train_data=..., content=..., label=...)` trains on."""
-        return cls.rows.row_documents(content, label, on_broken)
-
-    def to_training_set(
-        cls,
-        name: str,
-        content: str | None = None,
-        *,
-        label: str,
-        group: str | None = None,
-        mltype: str = 'classification',
-        tile_size: Sequence[int] | None = None,
-        classes: Sequence[str] | None = None,
-        partition: Sequence[float] | None = None,
-        description: str = '',
-    ) -> TrainingSet:
-        """All rows as a collection of image/label pairs, not saved; see `Rows.to_training_set`."""
-        return cls.rows.to_training_set(
-            name,
-            content,
-            label=label,
-            group=group,
-            mltype=mltype,
-            tile_size=tile_size,
-            classes=classes,
-            partition=partition,
-            description=description,
-        )
-
-    def import_training_set(
-        cls,
-        set_: TrainingSet,
-        content: str,
-        label: str,
-        group: str | None = None,
-        bands: Sequence[int] | None = None,
-    ) -> int:
-        """Add a row for each pair of a saved collection, a thousand in a transaction.
-
-        Args:
-            set_: the collection, here or on a server.
-            content: field of the images. A File or bytes become the picture that was fed, or a PNG of
-                the same pixels; an array or a tensor the pixels `[bands, height, width]`.
-            label: field of the labels: str the classes joined by ` + ` (`none` where there are none, None
-                where it is Optional); int the number that the class is called by where all are, else its
-                place; a list of the classes; a dict of boxes; an array, or a File for the mask as a PNG.
-            group: field that tells the group.
-            bands: for File and bytes, the three that become red, green and blue, counted from 0.
-
-        Returns:
-            How many were added.
-
-        Raises:
-            ConfigError: there is no such field, it is of another type, another field would have no value,
-                or the collection is not saved.
-            DataError: an image or a label is none that the field holds; the pair is told.
-        """
-        from finetuner.columns.training_sets import import_pairs
-
-        return import_pairs(cls, set_, content, label, group, bands)
-
     def delete(cls, **conditions: Any) -> int:
         """Delete the rows that `where` finds.
 
@@ -322,6 +236,9 @@ class DatasetType(type):
         # functions count as they are now
         Planner(store, list(store.declaration.derived))
         return prune(store.database, store.sql_file, store.declaration.name, store.files)
+
+    def _fed(cls) -> Rows:
+        return cls.rows
 
     def __len__(cls) -> int:
         """How many rows there are."""

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from finetuner.columns.computing import Planner, Values
+from finetuner.columns.feeding import Feeding
 from finetuner.columns.materializing import materialize
 from finetuner.columns.store import ColumnStore, Failure
 from finetuner.excepts import ConfigError, NotFoundError, unknown_name
 
 if TYPE_CHECKING:
-    from docarray import Document, DocumentArray
-
-    from finetuner.collections import TrainingSet
     from finetuner.columns.dataset import DatasetType
 
 _PAGE = 500
 _BATCH = 64
 
 
-class Rows(Sequence[Any]):
+class Rows(Feeding, Sequence[Any]):
     """Rows of a dataset, as they were found: what is added later is not among them.
 
     Args:
@@ -146,103 +144,14 @@ class Rows(Sequence[Any]):
         """
         return self._store.delete(self.ids)
 
-    def iter_documents(
-        self,
-        content: str | None = None,
-        label: str | None = None,
-        tags: Sequence[str] | None = None,
-    ) -> Iterator[Document]:
-        """The rows as labelled Documents, one by one; see `to_documents`."""
-        from finetuner.columns.documents import documents_of
-
-        return documents_of(self, content, label, tags)
-
-    def to_documents(
-        self,
-        content: str | None = None,
-        label: str | None = None,
-        tags: Sequence[str] | None = None,
-    ) -> DocumentArray:
-        """The rows as labelled Documents, which `finetuner.fit` and everybody else takes.
-
-        A file becomes the `uri` of its copy on this machine, or the `text` that it holds where its ending
-        says that it is one; a str `text`, bytes `blob`, an array or a tensor `tensor`. The tag `row` is
-        the id of the row, the Document's id that of the dataset and the row. What is missing is computed
-        and kept; `materialize` before does it in several processes.
-
-        Args:
-            content: column of the contents; None where only one can be meant.
-            label: column of the labels, of str, int or bool; None for none.
-            tags: columns that become tags; None takes the fields that JSON holds, content and label aside.
-                What is None is left out.
-
-        Raises:
-            ConfigError: there is no such column, or it is of a type that cannot be this.
-            DataError: a value cannot be computed, is None where a content must be, or no label.
-        """
-        from docarray import DocumentArray
-
-        return DocumentArray(self.iter_documents(content, label, tags))
-
-    def row_documents(
-        self, content: str | None, label: str | None, on_broken: Literal['stop', 'skip'] = 'stop'
-    ) -> Iterator[Document]:
-        """What `finetuner.fit(train_data=..., content=..., label=...)` trains on.
-
-        Args:
-            content: column of the contents; None where only one can be meant.
-            label: column of the labels; None for none.
-            on_broken: `'stop'` at a row of which no Document can be made, or `'skip'` it.
-        """
-        from finetuner.columns.documents import row_documents_of
-
-        return row_documents_of(self, content, label, on_broken)
-
-    def to_training_set(
-        self,
-        name: str,
-        content: str | None = None,
-        *,
-        label: str,
-        group: str | None = None,
-        mltype: str = 'classification',
-        tile_size: Sequence[int] | None = None,
-        classes: Sequence[str] | None = None,
-        partition: Sequence[float] | None = None,
-        description: str = '',
-    ) -> TrainingSet:
-        """The rows as a collection of image/label pairs, fed and not saved.
-
-        Args:
-            name: of the collection.
-            content: column of the images: File, bytes, an array or a tensor; None where only one column
-                can be meant.
-            label: column of the labels. For `classification` str, int, bool, a list of classes or a
-                vector; for `object_detection` a dict or list of boxes; for `segmentation` a mask as an
-                array or as a picture in grey or of a palette, or GeoJSON. An int is the place of a class
-                in `classes` where these are given and are not called by numbers, else its name.
-            group: column of the names of groups, such as `split`; None puts all into `train`.
-            mltype: what the labels are.
-            tile_size: height and width of all images; None takes those of the first picture.
-            classes: names, in the order in which labels count them; None takes them from the labels.
-            partition: percentages for `train`, `validate` and `test`; not with `group`.
-            description: of the collection.
-
-        Raises:
-            ConfigError: there is no such column, it is of another type, or an argument is not what it
-                may be.
-            DataError: a row makes no pair of this collection; it is told.
-        """
-        from finetuner.columns.training_sets import training_set_of
-
-        made_with = (group, mltype, tile_size, classes, partition, description)
-        return training_set_of(self, name, content, label, *made_with)
-
     def __repr__(self) -> str:
         """How many, of what."""
         return f'<{len(self):,} rows of {self.dataset.__name__}>'
 
     # below
+
+    def _fed(self) -> Rows:
+        return self
 
     @property
     def _store(self) -> ColumnStore:
