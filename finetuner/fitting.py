@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, overload
 
 from docarray import Document
@@ -18,9 +19,13 @@ if TYPE_CHECKING:
 
     from finetuner.callback import CallbackDescription
     from finetuner.data.csv import CSVOptions
-    from finetuner.data.sources import HasTrainingDocuments
+    from finetuner.data.sources import HasRowDocuments, HasTrainingDocuments
 
-    TrainingData = str | os.PathLike[str] | Iterable[Document] | HasTrainingDocuments
+    TrainingData = (
+        str | os.PathLike[str] | Iterable[Document] | HasTrainingDocuments | HasRowDocuments
+    )
+
+_CALLBACK_DATA = ('query_data', 'index_data')
 
 
 def fit_backbone(
@@ -71,6 +76,8 @@ def fit_backbone(
     checkpoint_seconds: float = 300.0,
     export_precision: str = 'fp32',
     max_recall_loss: float = 0.01,
+    content: str | None = None,
+    label: str | None = None,
 ) -> Run:
     """Start a run that fine-tunes a backbone, in a process of its own, and return at once.
 
@@ -78,7 +85,8 @@ def fit_backbone(
         model: name of the backbone; see `list_models()`.
         train_data: Documents, the name of pushed ones, or what `finetuner.data.open_documents`
             opens: a CSV, JSON Lines, Parquet, `.docs` or SQLite file, a folder of pictures, an
-            iterator. Its kind decides how it is trained on; see docs/data.md.
+            iterator, a declared dataset or rows of it. Its kind decides how it is trained on; see
+            docs/data.md.
         eval_data: the same, for the validation loss.
         val_split: share of `train_data` (of its classes, where it has classes) held out for the
             validation loss when there is no `eval_data`.
@@ -147,6 +155,9 @@ def fit_backbone(
             docs/precision.md.
         max_recall_loss: share of fp32's `recall_at_k` that may be lost: 0.01 lets 0.800 become
             0.792.
+        content: of declared datasets given as data, those of callbacks too, the column of the
+            contents; None where only one can be meant.
+        label: of the same, the column of the labels; None trains without.
 
     Returns:
         The run, CREATED or STARTED.
@@ -157,12 +168,15 @@ def fit_backbone(
         NotFoundError: pushed data or the artifact does not exist.
     """
     parameters = dict(locals())
-    configs, data = callback_parameters(
-        parameters.pop('callbacks'), parameters.pop('csv_options'), on_broken
-    )
-    data['train_data'] = opened(parameters.pop('train_data'), csv_options, on_broken)
+    # looked through twice, and it may be an iterator
+    given = list(parameters.pop('callbacks') or ())
+    reading = (parameters.pop('csv_options'), on_broken)
+    columns = (parameters.pop('content'), parameters.pop('label'))
+    _check_columns(*columns, train_data, eval_data, given)
+    configs, data = callback_parameters(given, *reading, *columns)
+    data['train_data'] = opened(parameters.pop('train_data'), *reading, *columns)
     if parameters.pop('eval_data') is not None:
-        data['eval_data'] = opened(eval_data, csv_options, on_broken)
+        data['eval_data'] = opened(eval_data, *reading, *columns)
     client = get_client()
     return Run.from_dict(client, client.fit({**parameters, 'callbacks': configs}, data))
 
@@ -195,6 +209,8 @@ def fit_own_model(
     views_per_instance: int = 2,
     on_broken: str = 'stop',
     seed: int = 0,
+    content: str | None = None,
+    label: str | None = None,
 ) -> torch.nn.Module:
     """Train a model of one's own in this process.
 
@@ -231,6 +247,9 @@ def fit_own_model(
         on_broken: `stop` at a Document whose `preprocess_fn` raises OSError or DataError, or
             `skip` it.
         seed: of everything drawn at random.
+        content: of declared datasets given as data, those of callbacks too, the column of the
+            contents; None where only one can be meant.
+        label: of the same, the column of the labels; None trains without.
 
     Returns:
         The trained model: the one given, unless it was cut.
@@ -243,6 +262,8 @@ def fit_own_model(
     from finetuner.models import tailor
     from finetuner.training.module_fit import DEFAULT_BATCH_SIZE, ModuleFitOptions, fit_module
 
+    given = list(callbacks or ())
+    _check_columns(content, label, train_data, eval_data, given)
     if to_embedding_model:
         model = tailor.to_embedding_model(
             model, input_size, input_dtype, layer_name, freeze, projection_head, output_dim
@@ -264,29 +285,62 @@ def fit_own_model(
         preprocess_fn=preprocess_fn,
         collate_fn=collate_fn,
         num_items_per_class=num_items_per_class,
-        callbacks=tuple(callbacks or ()),
+        callbacks=_with_documents(given, content, label, on_broken),
         num_workers=num_workers,
         freeze_batch_norm=freeze_batch_norm,
         views_per_instance=views_per_instance,
         on_broken=on_broken,  # type: ignore[arg-type]
         seed=seed,
     )
-    train_docs = _own_documents(train_data, csv_options, on_broken, 'train_data')
+    reading = (csv_options, on_broken, content, label)
+    train_docs = _own_documents('train_data', train_data, *reading)
     eval_docs = None
     if eval_data is not None:
-        eval_docs = _own_documents(eval_data, csv_options, on_broken, 'eval_data')
+        eval_docs = _own_documents('eval_data', eval_data, *reading)
     fit_module(model, train_docs, eval_docs, options)
     return model
 
 
-def _own_documents(data: Any, csv_options: CSVOptions | None, on_broken: str, name: str) -> Any:
-    docs = opened(data, csv_options, on_broken)
+def _own_documents(name: str, data: Any, *reading: Any) -> Any:
+    docs = opened(data, *reading)
     if isinstance(docs, str):
         raise ConfigError(
             f'{name} {data!r} is no file, and pushed data is for models known by name: give '
             'Documents or a path'
         )
     return docs
+
+
+def _check_columns(
+    content: str | None,
+    label: str | None,
+    train_data: Any,
+    eval_data: Any,
+    callbacks: Sequence[Any],
+) -> None:
+    """Refuse names of columns where neither data nor callbacks bring a dataset."""
+    from finetuner.data.sources import check_columns
+
+    others = [getattr(callback, name, None) for callback in callbacks for name in _CALLBACK_DATA]
+    check_columns(content, label, [train_data, eval_data, *others])
+
+
+def _with_documents(
+    callbacks: Iterable[Any], content: str | None, label: str | None, on_broken: str
+) -> tuple[Any, ...]:
+    """The callbacks, with Documents in place of datasets."""
+    from finetuner.data.sources import HasRowDocuments
+
+    def with_documents(callback: Any) -> Any:
+        given = {name: getattr(callback, name, None) for name in _CALLBACK_DATA}
+        made = {
+            name: opened(value, None, on_broken, content, label)
+            for name, value in given.items()
+            if isinstance(value, HasRowDocuments)
+        }
+        return replace(callback, **made) if made else callback
+
+    return tuple(map(with_documents, callbacks))
 
 
 @overload

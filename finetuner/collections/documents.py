@@ -43,12 +43,16 @@ def documents_of(
         if isinstance(point.kind, BoxLabels):
             yield from _crops(point, tags, bands)
             continue
-        label = _BETWEEN.join(point.present) or NO_CLASS
         kept, encoding = point.kept
         blob = (
             kept if encoding == PICTURE and bands is None else png_of(as_rgb(point.read(), bands))
         )
-        yield Document(id=point.name, blob=blob, tags={**tags, LABEL_TAG: label})
+        yield Document(id=point.name, blob=blob, tags={**tags, LABEL_TAG: class_of_pair(point)})
+
+
+def class_of_pair(point: DataPoint) -> str:
+    """The classes of a pair as one: their names joined by ` + `, or `none` where it shows none."""
+    return _BETWEEN.join(point.present) or NO_CLASS
 
 
 def _crops(

@@ -145,11 +145,24 @@ class SavedPairs:
 
         return read_batches(self._place.store, self._fresh(), self._place.cache, batch_size)
 
+    def iter_points(self, group: str | None = None) -> Iterator[DataPoint]:
+        """The pairs in the order in which they were fed, whose images are fetched hundreds at a time.
+
+        Args:
+            group: only its pairs.
+        """
+        record, store = self._fresh(), self._place.store
+        after = 0
+        while found := store.list_pairs(record.id, 0, _PAGE, group, after):
+            for pair, image in zip(found, store.read_images(record, found), strict=True):
+                yield DataPoint(pair, record, store, _given(image))
+            after = found[-1].id
+
     def iter_documents(
         self, group: str | None = None, bands: Sequence[int] | None = None
     ) -> Iterator[Document]:
         """The pairs as labelled Documents, one by one; see `to_documents`."""
-        return documents_of(self._points_with_images(group), bands)
+        return documents_of(self.iter_points(group), bands)
 
     def to_documents(
         self, group: str | None = None, bands: Sequence[int] | None = None
@@ -194,15 +207,6 @@ class SavedPairs:
     ) -> list[DataPoint]:
         pairs = self._place.store.list_pairs(record.id, offset, limit, group)
         return [DataPoint(pair, record, self._place.store, self._read_image) for pair in pairs]
-
-    def _points_with_images(self, group: str | None) -> Iterator[DataPoint]:
-        """All pairs whose images will be wanted, hundreds of which are asked for at once."""
-        record, store = self._fresh(), self._place.store
-        after = 0
-        while found := store.list_pairs(record.id, 0, _PAGE, group, after):
-            for pair, image in zip(found, store.read_images(record, found), strict=True):
-                yield DataPoint(pair, record, store, _given(image))
-            after = found[-1].id
 
 
 def _given(image: bytes) -> ReadImage:

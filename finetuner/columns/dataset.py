@@ -10,6 +10,7 @@ from typing import Any, Literal, overload
 
 from finetuner.columns.computing import Planner, Values
 from finetuner.columns.declaring import Declaration, declaration_of
+from finetuner.columns.feeding import DatasetFeeding
 from finetuner.columns.files import File
 from finetuner.columns.inspecting import cache_of, noted_data_dir, resolved_data_dir
 from finetuner.columns.picturing import ColumnGraph, graph_of
@@ -57,7 +58,7 @@ class Column:
         return f'<{"field" if self.function is None else "derived column"} {self.name}: {self.type.name}>'
 
 
-class DatasetType(type):
+class DatasetType(DatasetFeeding, type):
     """The type of datasets: what is called on the class itself."""
 
     _store: ColumnStore
@@ -240,6 +241,9 @@ class DatasetType(type):
         # functions count as they are now
         Planner(store, list(store.declaration.derived))
         return prune(store.database, store.sql_file, store.declaration.name, store.files)
+
+    def _fed(cls) -> Rows:
+        return cls.rows
 
     def __len__(cls) -> int:
         """How many rows there are."""

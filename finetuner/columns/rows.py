@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 from finetuner.columns.computing import Planner, Values
+from finetuner.columns.feeding import Feeding
 from finetuner.columns.materializing import materialize
 from finetuner.columns.store import ColumnStore, Failure
 from finetuner.excepts import ConfigError, NotFoundError, unknown_name
@@ -17,7 +18,7 @@ _PAGE = 500
 _BATCH = 64
 
 
-class Rows(Sequence[Any]):
+class Rows(Feeding, Sequence[Any]):
     """Rows of a dataset, as they were found: what is added later is not among them.
 
     Args:
@@ -148,6 +149,9 @@ class Rows(Sequence[Any]):
         return f'<{len(self):,} rows of {self.dataset.__name__}>'
 
     # below
+
+    def _fed(self) -> Rows:
+        return self
 
     @property
     def _store(self) -> ColumnStore:

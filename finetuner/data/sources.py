@@ -32,10 +32,28 @@ class HasTrainingDocuments(Protocol):
         ...
 
 
+@runtime_checkable
+class HasRowDocuments(Protocol):
+    """What gives Documents when told which columns they are made of: a declared dataset, or rows of it."""
+
+    def row_documents(
+        self, content: str | None, label: str | None, on_broken: Literal['stop', 'skip'] = 'stop'
+    ) -> Iterator[Document]:
+        """The Documents, one by one."""
+        ...
+
+
 def open_documents(
-    source: Iterable[Document] | HasTrainingDocuments | str | os.PathLike[str] | TextIO,
+    source: Iterable[Document]
+    | HasTrainingDocuments
+    | HasRowDocuments
+    | str
+    | os.PathLike[str]
+    | TextIO,
     csv_options: CSVOptions | None = None,
     on_broken: Literal['stop', 'skip'] = 'stop',
+    content: str | None = None,
+    label: str | None = None,
 ) -> Sequence[Document]:
     """Open training data of any form as a sequence of Documents.
 
@@ -49,6 +67,7 @@ def open_documents(
     | `.docs`, or any file written by `save_documents` | `StoredDocuments`, read in place |
     | `.db`, `.sqlite`, `.sqlite3` | `SQLiteDocuments`, read in place |
     | a `TrainingSet` | the Documents of its group `train` |
+    | a class made by `@dataset`, or rows of it | a Document a row; see `Rows.to_documents` |
     | any other iterable of Documents | |
 
     Whatever is not read in place is written to a temporary file first, one Document at a time, so
@@ -58,15 +77,21 @@ def open_documents(
         source: as above.
         csv_options: how a CSV file is read; only for those.
         on_broken: `'stop'` at a picture that a CSV, JSON Lines or Parquet file names and that is
-            not there, or leave it to whoever opens the picture to `'skip'` it.
+            not there, or leave it to whoever opens the picture to `'skip'` it; of a dataset, `'stop'`
+            at a row whose content or label cannot be computed, or `'skip'` it here.
+        content: of a dataset, the column of the contents; None where only one can be meant.
+        label: of a dataset, the column of the labels; None for none.
 
     Raises:
-        ConfigError: `csv_options` with another source.
+        ConfigError: `csv_options`, `content` or `label` with another source, or no such column.
         DataError: there is no such file, its ending is unknown, or it holds what cannot be read.
     """
     from finetuner.data.stored.files import LazyDocuments, spool_documents
 
     _check_options(source, csv_options)
+    check_columns(content, label, [source])
+    if isinstance(source, HasRowDocuments):
+        return spool_documents(source.row_documents(content, label, on_broken))
     if isinstance(source, DocumentArray):
         return _opened_array(source)
     if isinstance(source, LazyDocuments):
@@ -86,6 +111,26 @@ def open_documents(
         f'data is a {type(source).__name__}{hint}; allowed are Documents (a DocumentArray, a list, '
         f'an iterator), a folder, and the path of a file that ends in {" ".join(ENDINGS)}'
     )
+
+
+def check_columns(content: str | None, label: str | None, sources: Iterable[Any]) -> None:
+    """Refuse names of columns where no data has any.
+
+    Args:
+        content: column of the contents, if it was given.
+        label: column of the labels, if it was given.
+        sources: the data.
+
+    Raises:
+        ConfigError: none of it is a declared dataset.
+    """
+    given = {'content': content, 'label': label}
+    named = [f'{name}={value!r}' for name, value in given.items() if value is not None]
+    if named and not any(isinstance(source, HasRowDocuments) for source in sources):
+        raise ConfigError(
+            f'{" and ".join(named)}: columns of a dataset (finetuner.columns) or of rows of one, and '
+            'the data is none: leave them out'
+        )
 
 
 def is_source_path(text: str) -> bool:

@@ -27,13 +27,21 @@ NOT_STORED_YET = 'sha256:' + '0' * 64
 Documents = Sequence[Document]
 
 
-def opened(data: Any, csv_options: CSVOptions | None, on_broken: Any = 'stop') -> Documents | str:
+def opened(
+    data: Any,
+    csv_options: CSVOptions | None,
+    on_broken: Any = 'stop',
+    content: str | None = None,
+    label: str | None = None,
+) -> Documents | str:
     """Open whatever was given as data; what names pushed data is left to the client.
 
     Args:
-        data: a path, Documents, an iterator of them, or the name of pushed data.
+        data: a path, Documents, an iterator of them, a dataset, or the name of pushed data.
         csv_options: how CSV files are read; not looked at for anything else.
         on_broken: see `open_documents`.
+        content: column of a dataset; not looked at for anything else.
+        label: the same.
 
     Returns:
         Documents, or the name.
@@ -41,8 +49,10 @@ def opened(data: Any, csv_options: CSVOptions | None, on_broken: Any = 'stop') -
     Raises:
         DataError: there is nothing to be read, or it is no data.
     """
-    from finetuner.data.sources import is_csv, is_source_path, open_documents
+    from finetuner.data.sources import HasRowDocuments, is_csv, is_source_path, open_documents
 
+    if isinstance(data, HasRowDocuments):
+        return open_documents(data, None, on_broken, content, label)
     if isinstance(data, str) and not is_source_path(data):
         return data
     return open_documents(data, csv_options if is_csv(data) else None, on_broken)
@@ -52,6 +62,8 @@ def callback_parameters(
     callbacks: Iterable[Any] | None,
     csv_options: CSVOptions | None = None,
     on_broken: Any = 'stop',
+    content: str | None = None,
+    label: str | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, Documents | str]]:
     """Split callbacks into plain JSON values and their Documents, as `Client.fit` takes them.
 
@@ -59,6 +71,8 @@ def callback_parameters(
         callbacks: instances of the dataclasses in `finetuner.callback`.
         csv_options: how CSV files among their data are read.
         on_broken: see `open_documents`.
+        content: column of the datasets among their data.
+        label: the same.
 
     Returns:
         `[{'name': ..., 'options': {...}}]`, and Documents or their names by
@@ -79,7 +93,7 @@ def callback_parameters(
         for field in fields(callback):
             value = getattr(callback, field.name)
             if field.name in ('query_data', 'index_data') and value is not None:
-                value = opened(value, csv_options, on_broken)
+                value = opened(value, csv_options, on_broken, content, label)
             if isinstance(value, Sequence) and not isinstance(value, str):
                 data[f'callbacks.{position}.{field.name}'] = value
             else:

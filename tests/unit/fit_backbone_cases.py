@@ -11,9 +11,18 @@ from pytorch_metric_learning import losses, miners
 
 import finetuner
 from finetuner.client import get_client
-from finetuner.data import CSVOptions
-from finetuner.excepts import ConflictError, DataError
-from tests.unit.fit_harness import RATE, TEXTS, World, embed, picture_docs, submit, text_docs
+from finetuner.data import CSVOptions, build_dataset
+from finetuner.excepts import ConfigError, ConflictError, DataError
+from tests.unit.fit_harness import (
+    RATE,
+    TEXTS,
+    World,
+    embed,
+    picture_docs,
+    submit,
+    text_dataset,
+    text_docs,
+)
 from tests.unit.tiny_encoder import DIMENSION
 
 CASES: dict[str, Callable[[World], None]] = {}
@@ -118,6 +127,32 @@ def csv_options(world):
     run = submit(model=str(world.encoder), train_data=str(path), **given)
     stored = get_client().load_data(run.config['train_data'])
     assert {'class 0', *TEXTS} <= {doc.text for doc in stored}
+
+
+@case
+def content(world):
+    made = text_dataset(world.folder)
+    ran = world.text(made, content='text', label='number')
+    assert words_of(ran, world) == words_of(world.text(), world)
+    ran = world.text(made, content='longer', label='number')
+    assert words_of(ran, world) == Counter(f'{text} a' for text in TEXTS)
+    with pytest.raises(ConfigError, match='it could be text, longer'):
+        submit(model=str(world.encoder), train_data=made, label='number')
+
+
+@case
+def label(world):
+    made = text_dataset(world.folder)
+    labels = [0] * 9 + [1] * 9
+    for name, numbers in (('number', [i // 6 for i in range(18)]), ('half', labels)):
+        ran = world.text(
+            made.rows, content='text', label=name, num_items_per_class=6, batch_size=12
+        )
+        stored = build_dataset(get_client().load_data(ran.run.config['train_data']))
+        assert list(stored.labels) == numbers
+    given = {'loss': 'left out', 'batch_size': 18, 'num_items_per_class': 'left out'}
+    ran = world.text(made, content='text', **given)
+    assert '18 Documents (instance)' in ran.logs
 
 
 @case

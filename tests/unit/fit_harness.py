@@ -19,6 +19,7 @@ from docarray import Document, DocumentArray
 import finetuner
 from finetuner.artifact import Artifact, load_artifact
 from finetuner.client import get_client
+from finetuner.columns import dataset
 from finetuner.config import Settings
 from finetuner.excepts import RunFailedError
 from finetuner.models.tailor import build_embedding_model
@@ -296,6 +297,26 @@ def text_docs(times: int = 1, labelled: bool = True) -> DocumentArray:
         for time in range(times)
         for place, text in enumerate(TEXTS)
     )
+
+
+def text_dataset(folder: Path) -> Any:
+    """The 18 texts as a declared dataset: `text`, `longer` computed of it, `number` as `text_docs` has
+    it, and `half`."""
+
+    @dataset(sql_file=folder / 'texts.sql', data_dir=folder / 'texts')
+    class Texts:
+        text: str
+        number: int
+        half: bool
+
+        def longer(text: str) -> str:
+            return f'{text} a'
+
+    Texts.rows.delete()
+    Texts.extend(
+        {'text': text, 'number': place // 6, 'half': place < 9} for place, text in enumerate(TEXTS)
+    )
+    return Texts
 
 
 def picture_docs() -> DocumentArray:

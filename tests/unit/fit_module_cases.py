@@ -17,6 +17,7 @@ from pytorch_metric_learning import losses
 
 import finetuner
 from finetuner.callback import EarlyStopping
+from finetuner.columns import dataset
 from finetuner.data import CSVOptions
 from finetuner.excepts import ConfigError, DataError
 from finetuner.training.trainer import BaseCallback
@@ -316,6 +317,52 @@ def csv_options(tmp):
     assert sorted(training.labels[0]) == sorted(list(range(4)) * 4)
     with pytest.raises(DataError):  # pairs, and 'class 0' is no number
         fit(docs=str(path), **given)
+
+
+def vector_dataset(tmp):
+    """The vectors of `make_vector_docs`, with their classes and with which half they are of."""
+
+    @dataset(sql_file=tmp / 'vectors.sql', data_dir=tmp / 'vectors')
+    class Vectors:
+        vector: np.ndarray
+        number: int
+
+        def negative(vector: np.ndarray) -> np.ndarray:
+            return -vector
+
+        def half(number: int) -> bool:
+            return number < 2
+
+    Vectors.extend(
+        {'vector': doc.tensor, 'number': doc.tags['finetuner_label']} for doc in make_vector_docs()
+    )
+    return Vectors
+
+
+@case
+def content(tmp):
+    made = vector_dataset(tmp)
+    sums = []
+    for docs, given in (
+        (None, {}),
+        (made, {'content': 'vector', 'label': 'number'}),
+        (made, {'content': 'negative', 'label': 'number'}),
+    ):
+        _, training = fit(docs=docs, **given)
+        sums.append(sum(float(inputs.double().sum()) for inputs, _ in training.batches))
+    assert sums[0] == pytest.approx(sums[1]) == pytest.approx(-sums[2]) != 0
+    with pytest.raises(ConfigError, match='it could be vector, negative'):
+        fit(docs=made, label='number')
+
+
+@case
+def label(tmp):
+    made = vector_dataset(tmp)
+    for name, count in (('number', 4), ('half', 2)):
+        _, training = fit(docs=made, content='vector', label=name)
+        assert len(set(training.labels[0])) == count
+    _, training = fit(docs=made, content='vector', loss='NTXentLoss', batch_size=12)
+    assert len(set(training.labels[0])) == 6, 'without one each is its own'
 
 
 @case
