@@ -68,7 +68,7 @@ class Task:
     """
 
     names: list[str]
-    rows: list[int]
+    rows: Sequence[int]
     given: dict[str, list[Any]]
 
 
@@ -82,7 +82,7 @@ class Results:
         errors: that were raised there.
     """
 
-    values: dict[str, tuple[list[int], list[Any]]] = field(default_factory=dict)
+    values: dict[str, tuple[Sequence[int], list[Any]]] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
     errors: list[Exception] = field(default_factory=list)
 

@@ -29,7 +29,7 @@ class Page:
         lacking: places in `ids` of the rows whose value of some derived column is not there.
     """
 
-    ids: list[int]
+    ids: Sequence[int]
     columns: dict[str, list[Any]]
     lacking: list[int]
 
@@ -56,17 +56,15 @@ class Reader:
         versions: Mapping[str, int],
     ) -> Page:
         """Values of columns; see `ColumnStore.read`."""
-        wanted = list(ids)
-        in_order = sorted(set(wanted))
+        in_order = _in_order(ids)
         page = self._read(session, in_order, names, versions)
-        if wanted == in_order:
+        if ids is in_order or list(ids) == in_order:
             return page
+        left = list(ids)
+        if len(page.ids) < len(in_order):
+            there = set(page.ids)
+            left = [row for row in left if row in there]
         columns = {}
-        left = (
-            wanted
-            if len(page.ids) == len(in_order)
-            else [row for row in wanted if row in set(page.ids)]
-        )
         for name, values in page.columns.items():
             by_row = dict(zip(page.ids, values, strict=True))
             columns[name] = list(map(by_row.__getitem__, left))
@@ -75,7 +73,11 @@ class Reader:
         return Page(left, columns, places)
 
     def _read(
-        self, session: Session, ids: list[int], names: Sequence[str], versions: Mapping[str, int]
+        self,
+        session: Session,
+        ids: Sequence[int],
+        names: Sequence[str],
+        versions: Mapping[str, int],
     ) -> Page:
         """The same of rows in order of their ids."""
         fields = [name for name in names if name in self._declaration.fields]
@@ -97,7 +99,7 @@ class Reader:
         if fields or by_row or not names:
             rows = self._rows(session, self._selected_fields(tuple(fields)), [], ids)
             there = [row[0] for row in rows]
-            if there != ids:
+            if len(there) < len(ids):
                 # some rows are gone
                 for name in columns.keys() - by_row.keys():
                     by_row[name] = dict(zip(ids, columns[name], strict=True))
@@ -117,7 +119,7 @@ class Reader:
         versions: Mapping[str, int],
     ) -> dict[tuple[int, ...], list[int]]:
         """Rows that lack derived columns; see `ColumnStore.missing`."""
-        ids = sorted(set(ids))
+        ids = _in_order(ids)
         counts = {
             name: sum(
                 count
@@ -226,3 +228,8 @@ class Reader:
             f'SELECT {", ".join(chosen)} FROM "{self._tables.rows.name}" r{joined} '
             f'WHERE r.id IN IDS AND ({" OR ".join(lacking)})'
         )
+
+
+def _in_order(ids: Sequence[int]) -> Sequence[int]:
+    """The same, each once, from the least to the largest."""
+    return ids if isinstance(ids, range) and ids.step == 1 else sorted(set(ids))

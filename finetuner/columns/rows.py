@@ -28,7 +28,7 @@ class Rows(Feeding, Sequence[Any]):
 
     def __init__(self, dataset: DatasetType, ids: Sequence[int]) -> None:
         self.dataset = dataset
-        self.ids = list(ids)
+        self.ids: Sequence[int] = ids if isinstance(ids, range) else list(ids)
 
     def __len__(self) -> int:
         """How many rows these are."""
@@ -157,13 +157,13 @@ class Rows(Feeding, Sequence[Any]):
     def _store(self) -> ColumnStore:
         return self.dataset.store
 
-    def _made(self, ids: list[int]) -> Iterator[Any]:
+    def _made(self, ids: Sequence[int]) -> Iterator[Any]:
         names = list(self._store.declaration.fields)
         page = self._store.read(ids, names, {})
         for row_id, kept in zip(page.ids, zip(*page.columns.values(), strict=True), strict=True):
             yield self.dataset(row_id, dict(zip(names, kept, strict=True)))
 
-    def _values(self, names: list[str]) -> Iterator[tuple[list[int], dict[str, list[Any]]]]:
+    def _values(self, names: list[str]) -> Iterator[tuple[Sequence[int], dict[str, list[Any]]]]:
         """Columns, some rows at a time, with the ids of these."""
         start = 0
         for columns in Values(self._store, names).batches(self.ids, _BATCH):

@@ -20,13 +20,13 @@ from finetuner.columns.locking import writing
 from finetuner.columns.reading import Page, Reader
 from finetuner.columns.statements import insert_many, listed
 from finetuner.columns.tables import Tables
-from finetuner.columns.types import ColumnType
+from finetuner.columns.types import SMALL, ColumnType
 from finetuner.excepts import DataError, FinetunerError
 from finetuner.storage.database import open_file
 from finetuner.storage.files import FileStore
 
 # of a transaction: what a killed process loses
-_MOST_ROWS, _MOST_SECONDS = 5000, 1.0
+_MOST_ROWS, _MOST_LARGE_ROWS, _MOST_SECONDS = 10_000, 200, 1.0
 # between looks at the clock
 _ROWS_A_LOOK = 100
 
@@ -86,6 +86,9 @@ class ColumnStore:
             }
         self._encoder = RowEncoder(declaration, self.put)
         self._reader = Reader(declaration, self.tables, files)
+        kinds = [field.type.python for field in declaration.fields.values()]
+        is_small = all(kind in (*SMALL, str, File) for kind in kinds)
+        self._most_rows = _MOST_ROWS if is_small else _MOST_LARGE_ROWS
         # versions that this process asked for last: key and number by column
         self._current: dict[str, tuple[bytes, int]] = {}
 
@@ -125,7 +128,7 @@ class ColumnStore:
             with self.writing():
                 some: list[Mapping[str, Any]] = []
                 try:
-                    _take_for_a_while(waiting, some)
+                    _take_for_a_while(waiting, self._most_rows, some)
                 finally:
                     # what came before whatever went wrong with the next
                     columns, error = self._encoder.rows(some)
@@ -138,7 +141,7 @@ class ColumnStore:
             if not some:
                 return num_added
 
-    def ids(self, conditions: Mapping[str, Any] | None = None) -> list[int]:
+    def ids(self, conditions: Mapping[str, Any] | None = None) -> Sequence[int]:
         """Ids of the rows whose fields have these values, or one of a list of them, in order."""
         table = self.tables.rows
         query = select(table.c.id).order_by(table.c.id)
@@ -155,12 +158,15 @@ class ColumnStore:
         with self.database.reader() as session:
             if conditions:
                 return list(session.scalars(query))
-            first, last, count = session.execute(
-                select(func.min(table.c.id), func.max(table.c.id), func.count())
-            ).one()
-            if count == 0 or last - first == count - 1:
+            # three questions: SQLite answers each without looking at the rows
+            asked = (func.min(table.c.id), func.max(table.c.id), func.count())
+            parts = [select(each).select_from(table).scalar_subquery() for each in asked]
+            first, last, count = session.execute(select(*parts)).one()
+            if not count:
+                return []
+            if last - first == count - 1:
                 # as long as none was deleted
-                return list(range(first, last + 1)) if count else []
+                return range(first, last + 1)
             return list(session.scalars(query))
 
     def count(self) -> int:
@@ -370,10 +376,10 @@ def new_failure(row: int, column: str, message: str, traceback: str) -> Failure:
     return Failure(row, column, message, traceback, time.time())
 
 
-def _take_for_a_while(rows: Iterator[Any], taken: list[Any]) -> None:
+def _take_for_a_while(rows: Iterator[Any], most: int, taken: list[Any]) -> None:
     """Take the rows of a transaction."""
     begun = time.monotonic()
     num_taken = -1
-    while num_taken < len(taken) < _MOST_ROWS and time.monotonic() - begun < _MOST_SECONDS:
+    while num_taken < len(taken) < most and time.monotonic() - begun < _MOST_SECONDS:
         num_taken = len(taken)
         taken.extend(itertools.islice(rows, _ROWS_A_LOOK))

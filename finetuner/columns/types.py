@@ -75,6 +75,8 @@ class ColumnType:
 
     def decoded_all(self, kept: Sequence[Any]) -> list[Any]:
         """Many values that SQL keeps so."""
+        if self.python is float and set(map(type, kept)) == {float}:
+            return list(kept)
         if None in kept:
             return [self.decoded(each) for each in kept]
         return list(kept) if self.is_as_kept else list(map(self.decode, kept))

@@ -107,7 +107,7 @@ def test_other_files_are_refused(tmp_path):
     with pytest.raises(NotFoundError, match='no such file'):
         DatasetFile(tmp_path / 'none.sql')
     (tmp_path / 'text.sql').write_text('this is no database' * 100)
-    with pytest.raises(DataError, match='as a SQLite file.*not a database'):
+    with pytest.raises(DataError, match=r'as a SQLite file.*not a database'):
         DatasetFile(tmp_path / 'text.sql')
     with sqlite3.connect(tmp_path / 'other.sql') as connection:
         connection.execute('CREATE TABLE other (id)')
