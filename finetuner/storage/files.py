@@ -317,7 +317,8 @@ class FileStore:
 
     def _local(self, key: str) -> Path:
         path = self._local_root.joinpath(*_parts(key))
-        if not path.resolve().is_relative_to(self._local_root.resolve()):
+        real, root = os.path.realpath(path), os.path.realpath(self._local_root)
+        if not real.startswith(os.path.join(root, '')):
             raise ConfigError(f'{key!r} is a link that leaves the store')
         return path
 
