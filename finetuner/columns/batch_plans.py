@@ -20,7 +20,12 @@ from finetuner.columns.types import ColumnType, column_type, shown
 from finetuner.excepts import ConfigError, unknown_name
 
 # a parameter of one of these types is given a generator
-_GENERATORS = ('numpy.random.Generator', 'random.Random', 'torch.Generator')
+_GENERATORS = (
+    'numpy.random.Generator',
+    'random.Random',
+    'torch.Generator',
+    'tensorflow.random.Generator',
+)
 _RESERVED = frozenset({'graph'})
 
 
@@ -198,6 +203,8 @@ def _generator_name(annotation: Any) -> str:
         return _GENERATORS[1]
     if module.partition('.')[0] == 'torch' and name == 'Generator':
         return _GENERATORS[2]
+    if module.partition('.')[0] == 'tensorflow' and name == 'Generator':
+        return _GENERATORS[3]
     return ''
 
 
@@ -213,6 +220,10 @@ def generator_of(kind: str, place: tuple[Any, ...]) -> Any:
         return np.random.default_rng(seed)
     if kind == _GENERATORS[1]:
         return random.Random(seed)
-    import torch
+    if kind == _GENERATORS[2]:
+        import torch
 
-    return torch.Generator().manual_seed(seed >> 1)
+        return torch.Generator().manual_seed(seed >> 1)
+    import tensorflow
+
+    return tensorflow.random.Generator.from_seed(seed >> 1)

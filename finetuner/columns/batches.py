@@ -176,8 +176,8 @@ def batch(dataset: DatasetType) -> Callable[[type], type]:
     """Make a class one of batches: its functions are columns of batches.
 
     A parameter `name: list[X]` receives the values of the dataset's column of this name for the rows of
-    the batch; one that is a `numpy.random.Generator`, `random.Random` or `torch.Generator` receives one
-    that is seeded; any other is another column of batches.
+    the batch; one that is a `numpy.random.Generator`, `random.Random`, `torch.Generator` or
+    `tensorflow.random.Generator` receives one that is seeded; any other is another column of batches.
 
     Args:
         dataset: that the rows are of.

@@ -204,3 +204,28 @@ def test_what_is_none_of_a_batch_is_told_when_the_class_is_defined(text, words, 
 def test_numbers_out_of_range_are_refused(wrong, batches):
     with pytest.raises(ConfigError):
         wrong(batches.plain)
+
+
+def test_tensors_of_tensorflow_and_its_generators(tmp_path):
+    tf = pytest.importorskip('tensorflow')
+
+    @dataset(sql_file=tmp_path / 'rows.sql', data_dir=tmp_path / 'rows')
+    class Numbers:
+        number: int
+
+    @batch(Numbers)
+    class NumberBatch:
+        def tensor(number: list[int]) -> tf.Tensor:
+            return tf.constant(number, tf.float32)
+
+        def noisy(tensor: tf.Tensor, draws: tf.random.Generator) -> tf.Tensor:
+            return tensor + draws.normal(tensor.shape)
+
+    Numbers.extend({'number': number} for number in range(10))
+    batches = NumberBatch.noisy.all(4).randomize(seed=3)
+    first, second = ([each.numpy() for each in batches] for _ in range(2))
+    again = [each.numpy() for each in NumberBatch.noisy.all(4).randomize(seed=3)]
+    assert all((one == other).all() for one, other in zip(first, again, strict=True))
+    assert not all((one == other).all() for one, other in zip(first, second, strict=True))
+    rows = np.concatenate([each.numpy() for each in NumberBatch.tensor.all(4).randomize(seed=3)])
+    assert sorted(rows) == list(range(10))
