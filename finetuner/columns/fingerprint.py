@@ -237,6 +237,8 @@ def _text_of(function: types.FunctionType) -> str:
 
 def _node_of(code: types.CodeType) -> _Function | None:
     """The part of the file that a function was compiled from, if that is what it says today."""
+    # a module that was edited and imported again is another text of the same name
+    linecache.checkcache(code.co_filename)
     text = ''.join(linecache.getlines(code.co_filename))
     wanted = _bytecode(code)
     for node, compiled in _compiled(code.co_filename, text):
