@@ -17,6 +17,7 @@ import functools
 import hashlib
 import inspect
 import linecache
+import os
 import sysconfig
 import types
 from collections.abc import Callable, Iterator
@@ -24,7 +25,12 @@ from pathlib import Path, PurePath
 from typing import Any
 
 _LIBRARIES = tuple(
-    str(Path(sysconfig.get_path(name)).resolve()) for name in ('stdlib', 'purelib', 'platlib')
+    f'{Path(path).resolve()}{os.sep}'
+    for path in (
+        *(sysconfig.get_path(name) for name in ('stdlib', 'purelib', 'platlib')),
+        # this one, wherever it runs from
+        Path(__file__).parent.parent,
+    )
 )
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), type(...), range, slice, PurePath)
 _Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
@@ -63,7 +69,7 @@ class _Reading:
         """Read a function with all that it uses."""
         if self._is_known(function):
             return
-        self._put('function', _text_of(function))
+        self._put('function', _text_of(function.__code__))
         self.value(function.__defaults__)
         self.value(function.__kwdefaults__)
         for name, cell in zip(
@@ -208,6 +214,7 @@ def _is_of_a_library(value: Any) -> bool:
     return str(Path(path).resolve()).startswith(_LIBRARIES)
 
 
+@functools.lru_cache(maxsize=4096)
 def _globals_of(code: types.CodeType) -> set[tuple[str, ...]]:
     """The global names that code uses, each with the attributes that it takes of it."""
     found: set[tuple[str, ...]] = set()
@@ -228,9 +235,12 @@ def _globals_of(code: types.CodeType) -> set[tuple[str, ...]]:
 # ---- the text of a function
 
 
-def _text_of(function: types.FunctionType) -> str:
-    """Its syntax tree where its file says what runs, else its bytecode."""
-    code = function.__code__
+@functools.lru_cache(maxsize=4096)
+def _text_of(code: types.CodeType) -> str:
+    """Its syntax tree where its file says what runs, else its bytecode.
+
+    Read once: a file that is edited while its functions are used changes nothing of them.
+    """
     node = _node_of(code)
     return _bytecode(code, skip_docstring=True) if node is None else _tree(node)
 

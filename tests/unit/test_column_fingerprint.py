@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import linecache
+import os
+import shutil
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
+import finetuner
 from finetuner.columns.fingerprint import fingerprint
 
 BASE = """
@@ -168,8 +172,50 @@ def test_code_that_runs_counts_not_the_file_that_was_edited_since(tmp_path):
     linecache.checkcache()
     old_code = fingerprint(function)
     new_code = fingerprint(load(edited, tmp_path, module='edited2'))
-    assert old_code != new_code
+    # a process that goes on finds its values, whatever is edited meanwhile
+    assert old_code == before
     assert before != new_code
+
+
+def test_a_module_that_is_imported_again_counts_by_its_file_as_it_is_now(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, 'dont_write_bytecode', True)
+    path = tmp_path / 'again.py'
+    keys = []
+    # what is read of a file is remembered by its name
+    for number, text in enumerate(
+        [BASE, f'# a comment\n{BASE}', BASE.replace("'''What", "'''Who")]
+    ):
+        path.write_text(text)
+        os.utime(path, (number, number))
+        spec = importlib.util.spec_from_file_location('again', path)
+        loaded = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(loaded)
+        keys.append(fingerprint(loaded.column))
+    assert keys == [keys[0]] * 3
+
+
+def test_nothing_of_finetuner_itself_counts(tmp_path):
+    # as it does when it is not installed, but runs from a folder
+    copy = tmp_path / 'finetuner'
+    shutil.copytree(
+        Path(finetuner.__file__).parent, copy, ignore=shutil.ignore_patterns('__pycache__')
+    )
+    (tmp_path / 'uses_files.py').write_text(
+        'from finetuner.columns import File\n\ndef column(x):\n    return File.make_tmp(x)\n'
+    )
+    script = (
+        'import finetuner, uses_files\nfrom finetuner.columns.fingerprint import fingerprint\n'
+        'print(finetuner.__file__, fingerprint(uses_files.column))'
+    )
+    told = []
+    for text in ('', '\n\nFile.added = lambda self: 5\n'):
+        with (copy / 'columns' / 'files.py').open('a') as file:
+            file.write(text)
+        environment = {**os.environ, 'PYTHONPATH': str(tmp_path)}
+        command = [sys.executable, '-c', script]
+        told.append(subprocess.check_output(command, env=environment, cwd=tmp_path).split())
+    assert told[0][0].decode().startswith(str(tmp_path))
+    assert told[0] == told[1]
 
 
 def test_two_functions_on_one_line_and_functions_without_a_file(tmp_path):
