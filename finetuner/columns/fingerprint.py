@@ -29,7 +29,7 @@ _LIBRARIES = tuple(
     for path in (
         *(sysconfig.get_path(name) for name in ('stdlib', 'purelib', 'platlib')),
         # this one, wherever it runs from
-        Path(__file__).parent.parent,
+        str(Path(__file__).parent.parent),
     )
 )
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), type(...), range, slice, PurePath)
