@@ -262,23 +262,27 @@ def functions(draw: Any, name: str, inputs: list[str], kinds: list[str], helpers
 
 
 @st.composite
-def modules(draw: Any, kinds: list[str], most: int = 8) -> Any:
-    """Any graph that has no circle, its functions in any order."""
+def modules(draw: Any, kinds: list[str], fewest: int = 1, most: int = 8) -> Any:
+    """Any graph that has no circle, its functions in any order; the first has all that can be edited."""
     fields = [
         Stored(f'f{number}', draw(st.sampled_from(kinds)))
         for number in range(draw(st.integers(1, 4)))
     ]
     helpers: list[Helper] = []
-    for number in range(draw(st.integers(0, 3))):
+    for number in range(draw(st.integers(1, 3))):
         calls = draw(st.sampled_from(['', *(each.name for each in helpers)]))
         helpers.append(Helper(f'helper{number}', draw(SMALL), calls))
     names = [each.name for each in fields]
     made_functions = []
-    for number in range(draw(st.integers(1, most))):
+    for number in range(draw(st.integers(fewest, most))):
         name = f'd{number}'
         inputs = [*names, *names[-2:], *names[-1:]]
         called = [each.name for each in helpers]
-        made_functions.append(draw(functions(name, inputs, kinds, called)))
+        function = draw(functions(name, inputs, kinds, called))
+        if number == 0:
+            closure = draw(SMALL) if function.closure is None else function.closure
+            function = replace(function, helper=called[-1], closure=closure)
+        made_functions.append(function)
         names.append(name)
     in_any_order = draw(st.permutations(made_functions))
     return Module(tuple(fields), tuple(in_any_order), tuple(helpers))
@@ -292,38 +296,41 @@ class Edit:
     changed: set[str] = field(default_factory=set)
 
 
+EDITS = ('constant', 'factor', 'default', 'closure', 'version', 'helper', 'calls')
+
+
 @st.composite
-def edits(draw: Any, module: Module) -> Any:
+def edits(draw: Any, module: Module, what: str = '') -> Any:
     """A change of one function, or of one that it calls."""
-    each = draw(st.sampled_from(module.functions))
-    what = draw(
-        st.sampled_from(['constant', 'factor', 'default', 'closure', 'version', 'helper', 'calls'])
-    )
-    if what == 'helper' and module.helpers:
-        helper = draw(st.sampled_from(module.helpers))
+    what = what or draw(st.sampled_from(EDITS))
+    used = [each for each in module.helpers if module.calling(each.name)]
+    enclosing = [each for each in module.functions if each.closure is not None]
+    each = draw(st.sampled_from(enclosing if what == 'closure' and enclosing else module.functions))
+    if what == 'helper' and used:
+        helper = draw(st.sampled_from(used))
         changed = module.with_helper(replace(helper, constant=helper.constant + 1))
         return Edit(changed, module.calling(helper.name))
     if what == 'calls' and module.helpers:
         names = ['', *(helper.name for helper in module.helpers)]
-        other = draw(st.sampled_from([name for name in names if name != each.helper]))
-        return Edit(module.with_function(replace(each, helper=other)), {each.name})
-    if what == 'version':
-        other = draw(st.sampled_from([name for name in ('', 'a', 'b') if name != each.version]))
-        return Edit(module.with_function(replace(each, version=other)), {each.name})
-    if what == 'closure' and each.closure is not None:
-        return Edit(module.with_function(replace(each, closure=each.closure + 1)), {each.name})
-    what = what if what in ('constant', 'factor', 'default') else 'constant'
-    more = replace(each, **{what: getattr(each, what) + draw(st.integers(1, 3))})
-    return Edit(module.with_function(more), {each.name})
+        changes = {'helper': draw(st.sampled_from([name for name in names if name != each.helper]))}
+    elif what == 'version':
+        versions = [name for name in ('', 'a', 'b') if name != each.version]
+        changes = {'version': draw(st.sampled_from(versions))}
+    else:
+        # of what has none, the constant
+        name = what if isinstance(getattr(each, what, None), int) else 'constant'
+        changes = {name: getattr(each, name) + draw(st.integers(1, 3))}
+    return Edit(module.with_function(replace(each, **changes)), {each.name})
+
+
+HARMLESS = ('comment', 'documentation', 'is_annotated', 'order', 'unrelated', 'new')
 
 
 @st.composite
-def harmless_edits(draw: Any, module: Module) -> Any:
+def harmless_edits(draw: Any, module: Module, what: str = '') -> Any:
     """Changes of what is written that change nothing of what is computed."""
+    what = what or draw(st.sampled_from(HARMLESS))
     each = draw(st.sampled_from(module.functions))
-    what = draw(
-        st.sampled_from(['comment', 'documentation', 'annotations', 'order', 'unrelated', 'new'])
-    )
     if what == 'order':
         order = draw(st.permutations(module.functions))
         return Edit(replace(module, functions=tuple(order)))
@@ -333,6 +340,6 @@ def harmless_edits(draw: Any, module: Module) -> Any:
     if what == 'new':
         new = draw(functions('another', list(module.kinds), ['int', 'str'], []))
         return Edit(replace(module, functions=(new, *module.functions)), {'another'})
-    if what == 'annotations':
-        return Edit(module.with_function(replace(each, is_annotated=not each.is_annotated)))
-    return Edit(module.with_function(replace(each, **{what: getattr(each, what) + 1})))
+    value = getattr(each, what)
+    changed = not value if isinstance(value, bool) else value + 1
+    return Edit(module.with_function(replace(each, **{what: changed})))

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from finetuner.columns import batch, dataset
-from tests.integration.column_graphs import Module, edits, harmless_edits, modules
+from tests.integration.column_graphs import EDITS, HARMLESS, Module, edits, harmless_edits, modules
 from tests.integration.column_values import (
     ANNOTATIONS,
     CALLS,
@@ -103,11 +103,11 @@ def by_several(loaded: Any, names: list[str]) -> list[dict[str, Any]]:
 
 
 WAYS = {
-    'attribute': (by_attribute, 3),
-    'column': (by_column, 3),
-    'batches': (by_batches, 3),
-    'one process': (by_one, 3),
-    'several processes': (by_several, 3),
+    'attribute': (by_attribute, 20),
+    'column': (by_column, 20),
+    'batches': (by_batches, 20),
+    'one process': (by_one, 20),
+    'several processes': (by_several, 12),
 }
 
 
@@ -156,15 +156,15 @@ def test_columns_that_are_asked_for_are_computed_with_what_they_need_and_no_more
 # ---- edits
 
 
-@pytest.mark.parametrize('num_workers', [0, 2])
-def test_an_edit_has_exactly_its_descendants_computed_again(num_workers, folders, counted):
-    @settings(max_examples=40 if num_workers == 0 else 12, **COMMON)
-    @given(module=modules(KINDS), data=st.data())
-    def check(module, data):
+@pytest.mark.parametrize('what', EDITS)
+def test_an_edit_has_exactly_its_descendants_computed_again(what, folders, counted):
+    @settings(max_examples=8, **COMMON)
+    @given(module=modules(KINDS, fewest=3), data=st.data(), num_workers=st.sampled_from([0, 0, 2]))
+    def check(module, data, num_workers):
         folder = folders()
         filled(module, folder).Graph.materialize(workers=0, progress=False)
         counted()
-        edit = data.draw(edits(module))
+        edit = data.draw(edits(module, what))
         loaded = edit.module.load(folder)
         assert loaded.Graph.materialize(workers=num_workers, progress=False) == 0
         changed = edit.module.descendants(edit.changed)
@@ -179,14 +179,15 @@ def test_an_edit_has_exactly_its_descendants_computed_again(num_workers, folders
     check()
 
 
-def test_edits_that_change_nothing_have_nothing_computed_again(folders, counted):
-    @settings(max_examples=40, **COMMON)
-    @given(module=modules(KINDS), data=st.data())
+@pytest.mark.parametrize('what', HARMLESS)
+def test_edits_that_change_nothing_have_nothing_computed_again(what, folders, counted):
+    @settings(max_examples=8, **COMMON)
+    @given(module=modules(KINDS, fewest=3), data=st.data())
     def check(module, data):
         folder = folders()
         filled(module, folder).Graph.materialize(workers=0, progress=False)
         counted()
-        edit = data.draw(harmless_edits(module))
+        edit = data.draw(harmless_edits(module, what))
         loaded = edit.module.load(folder)
         assert loaded.Graph.materialize(workers=0, progress=False) == 0
         assert counted() == dict.fromkeys(edit.changed, NUM_ROWS)
