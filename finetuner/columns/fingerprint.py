@@ -20,6 +20,7 @@ import linecache
 import os
 import sysconfig
 import types
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePath
 from typing import Any
@@ -69,7 +70,7 @@ class _Reading:
         """Read a function with all that it uses."""
         if self._is_known(function):
             return
-        self._put('function', _text_of(function.__code__))
+        self._put('function', _text_of(function))
         self.value(function.__defaults__)
         self.value(function.__kwdefaults__)
         for name, cell in zip(
@@ -235,14 +236,23 @@ def _globals_of(code: types.CodeType) -> set[tuple[str, ...]]:
 # ---- the text of a function
 
 
-@functools.lru_cache(maxsize=4096)
-def _text_of(code: types.CodeType) -> str:
+# by function, with the code that it then had: equal code may come from texts with other defaults
+_texts: weakref.WeakKeyDictionary[types.FunctionType, tuple[types.CodeType, str]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def _text_of(function: types.FunctionType) -> str:
     """Its syntax tree where its file says what runs, else its bytecode.
 
     Read once: a file that is edited while its functions are used changes nothing of them.
     """
-    node = _node_of(code)
-    return _bytecode(code, skip_docstring=True) if node is None else _tree(node)
+    code, known = function.__code__, _texts.get(function)
+    if known is None or known[0] is not code:
+        node = _node_of(code)
+        text = _bytecode(code, skip_docstring=True) if node is None else _tree(node)
+        known = _texts[function] = (code, text)
+    return known[1]
 
 
 def _node_of(code: types.CodeType) -> _Function | None:

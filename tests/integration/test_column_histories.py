@@ -298,6 +298,13 @@ class History(RuleBasedStateMachine):
         self.check_calls(names, list(self.rows))
 
     @rule()
+    def prune(self) -> None:
+        """Nothing is kept but what the functions compute as they are now."""
+        self.graph.prune()
+        now = {self.module.signature(each.name, self.identities) for each in self.module.functions}
+        self.kept = {(row, signature) for row, signature in self.kept if signature in now}
+
+    @rule()
     def read_all(self) -> None:
         for name in self.module.kinds:
             found = [plain(value) for value in self.graph.rows.column(name)]
