@@ -112,7 +112,7 @@ class History(RuleBasedStateMachine):
             {each.name: made(each.kind, row[each.name]) for each in self.module.fields}
             for row in new
         )
-        ids = self.graph.rows.ids
+        ids = list(self.graph.rows.ids)
         assert ids[: len(self.rows)] == list(self.rows)
         assert not set(ids[len(self.rows) :]) & {row for row, _ in self.kept}
         for row, numbers in zip(ids[len(self.rows) :], new, strict=True):
@@ -314,7 +314,7 @@ class History(RuleBasedStateMachine):
     @invariant()
     def rows_are_there(self) -> None:
         if self.history:
-            assert self.graph.rows.ids == list(self.rows)
+            assert list(self.graph.rows.ids) == list(self.rows)
             assert len(self.graph) == len(self.rows)
 
 

@@ -242,7 +242,7 @@ def noted(path: Path) -> set[str]:
 def check_fields(graph: Any, first: int, last: int) -> None:
     """Rows are whole, and so are their files."""
     rows = graph.rows
-    assert rows.ids == list(range(1, last + 1))
+    assert list(rows.ids) == list(range(1, last + 1))
     numbers = range(first, last)
     assert list(rows[first:].column('number')) == list(numbers)
     assert list(rows[first:].column('text')) == [f'row {number}' for number in numbers]
