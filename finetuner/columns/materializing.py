@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
-import multiprocessing
 import os
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -19,13 +13,13 @@ from finetuner.columns.computing import Planner, Results, Task, attached, comput
 from finetuner.columns.declaring import Declaration
 from finetuner.columns.files import put_all
 from finetuner.columns.store import ColumnStore
+from finetuner.columns.workers import run_in_processes
 from finetuner.console import console
-from finetuner.excepts import ConfigError, DataError
+from finetuner.excepts import ConfigError
 from finetuner.storage.files import FileStore
 
 _PAGE = 2000
 _MOST_WORKERS = 256
-_TASKS_AHEAD = 3
 # of a task: few enough that a killed process loses little, and that the bar moves
 _TASK_SECONDS = 0.1
 _FIRST_ROWS = 4
@@ -105,83 +99,37 @@ def _run(
             pace.learn(len(task.rows), time.monotonic() - begun)
             yield results, len(task.rows)
         return
-    first = next(tasks, None)
-    if first is None:
-        # nothing to do is no reason to start processes
-        return
-    context = multiprocessing.get_context('fork' if _forks() else 'spawn')
-    given = _Given(store.declaration, store.files)
-    waiting: deque[tuple[int, Future[tuple[Results, float]]]] = deque()
-    with ProcessPoolExecutor(num_workers, context, _begin, (given, os.getpid())) as pool:
-
-        def finished() -> tuple[Results, int]:
-            num_rows, future = waiting.popleft()
-            results, seconds = future.result()
-            pace.learn(num_rows, seconds)
-            return results, num_rows
-
-        try:
-            for task in itertools.chain([first], tasks):
-                waiting.append((len(task.rows), pool.submit(_compute_there, task)))
-                if len(waiting) >= _TASKS_AHEAD * num_workers:
-                    yield finished()
-            while waiting:
-                yield finished()
-        except BrokenProcessPool as error:
-            raise DataError(
-                'a process that computed was killed, perhaps for memory: what was computed before is '
-                'kept; go on with fewer workers'
-            ) from error
-        finally:
-            for _, future in waiting:
-                future.cancel()
+    computing = _Computing(store.declaration, store.files)
+    done = run_in_processes(tasks, computing, num_workers, lambda task: len(task.rows))
+    for results, num_rows, seconds in done:
+        pace.learn(num_rows, seconds)
+        yield results, num_rows
 
 
-class _Given:
-    """What a process that computes is given; functions of a notebook travel too."""
+class _Computing:
+    """Computes tasks in another process; functions of a notebook travel there, too."""
 
     def __init__(self, declaration: Declaration, files: FileStore) -> None:
-        self.declaration = declaration
-        self.files = files
+        self._declaration = declaration
+        self._files = files
+
+    def __call__(self, task: Task) -> Results:
+        task = attached(task, self._files)
+        results = compute(task, self._declaration, partial(put_all, self._files))
+        # their texts are kept; not every error can travel
+        results.errors = []
+        return results
 
     def __reduce__(self) -> Any:
         import cloudpickle
 
-        return _given, (cloudpickle.dumps((self.declaration, self.files)),)
+        return _computing, (cloudpickle.dumps((self._declaration, self._files)),)
 
 
-def _given(data: bytes) -> _Given:
+def _computing(data: bytes) -> _Computing:
     import cloudpickle
 
-    return _Given(*cloudpickle.loads(data))
-
-
-_here: _Given | None = None
-
-
-def _begin(given: _Given, parent: int) -> None:
-    global _here
-    _here = given
-    threading.Thread(target=_end_with, args=(parent,), name='end', daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    """End when the process does that started this one: one that is killed tells nobody."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
-
-
-def _compute_there(task: Task) -> tuple[Results, float]:
-    if _here is None:
-        raise RuntimeError('this process was given nothing to compute')
-    files = _here.files
-
-    begun = time.monotonic()
-    results = compute(attached(task, files), _here.declaration, partial(put_all, files))
-    # their texts are kept; not every error can travel
-    results.errors = []
-    return results, time.monotonic() - begun
+    return _Computing(*cloudpickle.loads(data))
 
 
 def _num_workers(workers: int | None) -> int:
@@ -189,11 +137,6 @@ def _num_workers(workers: int | None) -> int:
         return workers
     affinity = getattr(os, 'sched_getaffinity', None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
-def _forks() -> bool:
-    """Whether processes are forked, as torch's loaders are: on Linux."""
-    return os.uname().sysname == 'Linux' if hasattr(os, 'uname') else False
 
 
 @contextmanager
