@@ -9,8 +9,8 @@ from pathlib import Path
 
 from sqlalchemy import Connection, inspect, select
 
-from finetuner.columns.inspecting import is_file_type
 from finetuner.columns.locking import pruning
+from finetuner.columns.states import is_file_type
 from finetuner.columns.tables import FILES, CommonTables, values_table
 from finetuner.excepts import NotFoundError
 from finetuner.storage.database import Database
