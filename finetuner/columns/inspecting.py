@@ -14,12 +14,13 @@ from sqlalchemy import Connection, NullPool, create_engine, inspect
 from sqlalchemy.exc import DatabaseError
 
 from finetuner.columns.counting import derived_state, errors_sql, field_states, one, summary
+from finetuner.columns.peeking import pairs, read_rows
+from finetuner.columns.picturing import ColumnGraph, ColumnNode
 from finetuner.columns.states import (
     ColumnState,
     DatasetState,
     DatasetSummary,
     DeclaredColumn,
-    Long,
     with_ancestors,
 )
 from finetuner.columns.store import Failure
@@ -162,7 +163,7 @@ class DatasetFile:
             self._data_dir(connection, dataset)
             columns = self._current(connection, dataset)
             page = ('ORDER BY id LIMIT ? OFFSET ?', min(count, _MOST_ROWS), start)
-            return self._read(connection, dataset, columns, page, most)
+            return read_rows(connection, dataset, columns, page, most)
 
     def file_of(self, dataset: str, row: int, column: str) -> str:
         """Path in the data directory of a file that is a value.
@@ -177,7 +178,7 @@ class DatasetFile:
             if not columns:
                 names = [each.name for each, _ in known]
                 raise NotFoundError(unknown_name('column of files', column, names))
-            found = self._read(connection, dataset, columns, ('WHERE id = ?', row))
+            found = read_rows(connection, dataset, columns, ('WHERE id = ?', row))
         key = found[0].get(column) if found else None
         if key is None:
             raise NotFoundError(f'{dataset} has no file {column!r} in a row {row}')
@@ -195,7 +196,7 @@ class DatasetFile:
         )
         with self._reader() as connection:
             self._data_dir(connection, dataset)
-            return _pairs(connection, sql, json.dumps(list(paths)))
+            return pairs(connection, sql, json.dumps(list(paths)))
 
     def errors(
         self,
@@ -234,6 +235,23 @@ class DatasetFile:
             sql += ' ORDER BY e.row, e.name LIMIT ? OFFSET ?'
             found = connection.exec_driver_sql(sql, (*given, count, start))
             return [Failure(*each) for each in found]
+
+    def graph(self, dataset: str) -> ColumnGraph:
+        """Its columns, and what they are computed from, as a picture.
+
+        Raises:
+            NotFoundError: there is no such dataset.
+        """
+        columns = self.columns(dataset)
+        return ColumnGraph(
+            (
+                ColumnNode(
+                    each.name, 'derived' if each.is_derived else 'field', each.type, each.inputs
+                )
+                for each in columns
+            ),
+            dataset,
+        )
 
     def files(self, dataset: str) -> FileStore:
         """Where the files of a dataset are.
@@ -290,56 +308,6 @@ class DatasetFile:
     def _current(self, connection: Connection, dataset: str) -> list[tuple[DeclaredColumn, int]]:
         return [each for each in self._columns(connection, dataset) if not each[0].is_removed]
 
-    def _read(
-        self,
-        connection: Connection,
-        dataset: str,
-        columns: Sequence[tuple[DeclaredColumn, int]],
-        which: tuple[Any, ...],
-        most: int | None = None,
-    ) -> list[dict[str, Any]]:
-        """Values of rows that SQL, with its parameters, says."""
-        fields = [each.name for each, _ in columns if not each.is_derived]
-        chosen = ', '.join(['id', *(_cut(name, most) for name in fields)])
-        sql, *given = which
-        found = []
-        for row_id, *kept in connection.exec_driver_sql(
-            f'SELECT {chosen} FROM "{dataset}" {sql}', tuple(given)
-        ):
-            values = map(_whole, kept[::2], kept[1::2])
-            found.append({'id': row_id, **dict(zip(fields, values, strict=True))})
-        ids = json.dumps([each['id'] for each in found])
-        for column, current in columns:
-            if column.is_derived:
-                table = values_table(dataset, column.name, column.is_file)
-                derived = {
-                    row: _whole(value, length)
-                    for row, value, length in connection.exec_driver_sql(
-                        f'SELECT row, {_cut("value", most)} FROM "{table}" '
-                        'WHERE version = ? AND row IN (SELECT value FROM json_each(?))',
-                        (current, ids),
-                    )
-                }
-                for each in found:
-                    if each['id'] in derived:
-                        each[column.name] = derived[each['id']]
-            if column.is_file:
-                self._name_files(connection, dataset, column.name, found)
-        return found
-
-    def _name_files(
-        self, connection: Connection, dataset: str, name: str, found: Sequence[dict[str, Any]]
-    ) -> None:
-        numbers = [row[name] for row in found if row.get(name) is not None]
-        sql = (
-            f'SELECT id, path FROM "{values_table(dataset, FILES)}" '
-            'WHERE id IN (SELECT value FROM json_each(?))'
-        )
-        paths = _pairs(connection, sql, json.dumps(numbers))
-        for row in found:
-            if row.get(name) is not None:
-                row[name] = paths.get(row[name])
-
 
 def noted_data_dir(data_dir: str, sql_file: Path, is_local: bool) -> str:
     """How a SQLite file names a data directory: by a path from its folder, so that both can be moved."""
@@ -368,22 +336,3 @@ def error_of(path: Path, error: Exception) -> FinetunerError:
     if 'locked' in reason:
         return ConflictError(f'{path} is locked by another process: try again when that is done')
     return DataError(f'{path} cannot be read as a SQLite file of datasets: {reason}')
-
-
-def _cut(value: str, most: int | None) -> str:
-    """SQL of the start of a value, and of its length where that is longer."""
-    if most is None:
-        return f'"{value}", NULL'
-    is_long = f"""typeof("{value}") IN ('text', 'blob') AND length("{value}") > {most:d}"""
-    return (
-        f'CASE WHEN {is_long} THEN substr("{value}", 1, {most:d}) ELSE "{value}" END, '
-        f'CASE WHEN {is_long} THEN length("{value}") END'
-    )
-
-
-def _whole(value: Any, length: int | None) -> Any:
-    return value if length is None else Long(value, length)
-
-
-def _pairs(connection: Connection, sql: str, *given: Any) -> dict[Any, Any]:
-    return dict(tuple(each) for each in connection.exec_driver_sql(sql, given))
