@@ -6,7 +6,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ from finetuner.excepts import (
 from finetuner.storage.files import FileStore
 
 _MOST_ROWS = 1000
+# who writes keeps no reader waiting, but who copies or repairs the file
+_PATIENCE_SECONDS = 2.0
 
 
 class DatasetFile:
@@ -67,7 +69,12 @@ class DatasetFile:
     def num_bytes(self) -> int:
         """Of the SQLite file, with what is logged beside it."""
         log = self.path.with_name(f'{self.path.name}-wal')
-        return sum(os.path.getsize(each) for each in (self.path, log) if os.path.isfile(each))
+        num_bytes = 0
+        for each in (self.path, log):
+            # the last who closes the file takes the log away
+            with suppress(FileNotFoundError):
+                num_bytes += os.path.getsize(each)
+        return num_bytes
 
     def names(self) -> list[str]:
         """Names of its datasets."""
@@ -272,7 +279,7 @@ class DatasetFile:
         is_fixed = not os.access(self.path.parent, os.W_OK) and not log.exists()
         more = '&immutable=1' if is_fixed else ''
         address = f'{self.path.as_uri()}?mode=ro{more}'
-        return sqlite3.connect(address, uri=True, check_same_thread=False)
+        return sqlite3.connect(address, _PATIENCE_SECONDS, uri=True, check_same_thread=False)
 
     @contextmanager
     def _reader(self) -> Iterator[Connection]:

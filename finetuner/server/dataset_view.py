@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import Response
 from fastapi.responses import FileResponse, StreamingResponse
@@ -106,8 +107,12 @@ def untrusted_file(store: FileStore, key: str, name: str) -> Response:
     """
     kind = 'application/octet-stream'
     if store.is_local:
-        path = store.local_path(key)
-        if not path.is_file() or not os.access(path, os.R_OK):
+        try:
+            path = store.local_path(key)
+            is_there = path.is_file() and os.access(path, os.R_OK)
+        except OSError:
+            is_there = False
+        if not is_there:
             raise NotFoundError(f'{name} cannot be read any more')
         return FileResponse(path, media_type=kind, filename=name, headers=_UNTRUSTED)
     pieces = store.read(key)
@@ -118,7 +123,8 @@ def untrusted_file(store: FileStore, key: str, name: str) -> Response:
         yield first
         yield from pieces
 
-    headers = {**_UNTRUSTED, 'content-disposition': f'attachment; filename="{name}"'}
+    disposition = f"attachment; filename*=utf-8''{quote(name)}"
+    headers = {**_UNTRUSTED, 'content-disposition': disposition}
     return StreamingResponse(content(), media_type=kind, headers=headers)
 
 
