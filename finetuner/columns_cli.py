@@ -184,7 +184,7 @@ def _table_of(state: DatasetState) -> Table:
 
     from finetuner.columns.looking import size_text
 
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for name in ('column', 'type', 'computed from'):
         table.add_column(name, overflow='fold')
     for name in ('kept', 'stale', 'errors', 'size'):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import os
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from fastapi import Response
-from fastapi.responses import FileResponse, StreamingResponse
+from fastapi.responses import StreamingResponse
 
 from finetuner.columns.files import suffix_of
 from finetuner.columns.inspecting import DatasetFile
@@ -105,27 +105,18 @@ def untrusted_file(store: FileStore, key: str, name: str) -> Response:
         NotFoundError: it is gone.
         ConfigError: the key leads out of the store.
     """
-    kind = 'application/octet-stream'
-    if store.is_local:
-        try:
-            path = store.local_path(key)
-            is_there = path.is_file() and os.access(path, os.R_OK)
-        except OSError:
-            is_there = False
-        if not is_there:
-            raise NotFoundError(f'{name} cannot be read any more')
-        return FileResponse(path, media_type=kind, filename=name, headers=_UNTRUSTED)
     pieces = store.read(key)
-    # asked for before the answer begins: it may be gone
-    first = next(pieces, b'')
-
-    def content() -> Iterator[bytes]:
-        yield first
-        yield from pieces
-
-    disposition = f"attachment; filename*=utf-8''{quote(name)}"
-    headers = {**_UNTRUSTED, 'content-disposition': disposition}
-    return StreamingResponse(content(), media_type=kind, headers=headers)
+    try:
+        # opened before the answer begins: until here it may be gone
+        first, second = next(pieces, b''), next(pieces, b'')
+    except OSError as error:
+        raise NotFoundError(f'{name} cannot be read: {error.strerror}') from error
+    headers = {**_UNTRUSTED, 'content-disposition': f"attachment; filename*=utf-8''{quote(name)}"}
+    kind = 'application/octet-stream'
+    if not second:
+        return Response(first, media_type=kind, headers=headers)
+    content = itertools.chain((first, second), pieces)
+    return StreamingResponse(content, media_type=kind, headers=headers)
 
 
 def is_picture(key: str) -> bool:

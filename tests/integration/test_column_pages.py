@@ -230,8 +230,8 @@ def test_files_are_taken_along_and_never_shown(alice, made):
         answer = alice.get(path)
         assert answer.text == f'{EVIL} 6'
         assert answer.headers['content-type'] == 'application/octet-stream'
-        assert (
-            answer.headers['content-disposition'] == 'attachment; filename="Pictures-more-7.html"'
+        assert answer.headers['content-disposition'] == (
+            "attachment; filename*=utf-8''Pictures-more-7.html"
         )
         assert answer.headers['x-content-type-options'] == 'nosniff'
         assert 'sandbox' in answer.headers['content-security-policy']
@@ -293,7 +293,7 @@ def test_keys_do_not_lead_out_of_the_data_directory(alice, changing, places):
 def test_a_picture_that_is_none_and_a_file_that_is_gone_are_told(alice, changing, places):
     place = {**CHANGING, 'row': 1, 'column': 'file'}
     page = alice.get('/ui/dataset/rows', params=CHANGING).text
-    assert 'Changing-file-1.png, no picture that can be shown' in page
+    assert 'title="Changing-file-1.png, png, 10 bytes"' in page
     answer = alice.get('/ui/dataset/picture', params=place)
     assert answer.status_code == 404
     assert 'this is no picture' in answer.text
@@ -367,12 +367,16 @@ def test_files_elsewhere_are_sent_too(tmp_path):
     store.write('a/b.png', [file.getvalue()])
     assert Image.open(io.BytesIO(thumbnail(store, 'a/b.png'))).size == (2, 192)
     answer = untrusted_file(store, 'a/b.png', 'Röcke-1.png')
+    assert answer.body == file.getvalue()
+    assert answer.headers['content-disposition'] == "attachment; filename*=utf-8''R%C3%B6cke-1.png"
+    large = os.urandom(5 << 20)
+    store.write('a/large', [large])
 
     async def body() -> bytes:
-        return b''.join([piece async for piece in answer.body_iterator])
+        pieces = untrusted_file(store, 'a/large', 'large').body_iterator
+        return b''.join([piece async for piece in pieces])
 
-    assert asyncio.run(body()) == file.getvalue()
-    assert answer.headers['content-disposition'] == "attachment; filename*=utf-8''R%C3%B6cke-1.png"
+    assert asyncio.run(body()) == large
     for call in (lambda: thumbnail(store, 'a/c.png'), lambda: untrusted_file(store, 'c', 'c')):
         with pytest.raises(NotFoundError):
             call()
@@ -410,6 +414,10 @@ def test_in_a_browser(alice, made, changing, server, tokens):
             page.click('.values a[href*="column=more"] >> nth=0')
         assert got.value.suggested_filename == 'Pictures-more-51.html'
         assert Path(got.value.path()).read_text() == f'{EVIL} 50'
+        page.goto(f'{server.url}/ui/dataset/rows?{_query(CHANGING)}')
+        page.locator('text=Changing-file-1.png, png, 10 bytes: no picture').wait_for()
+        assert len(errors) == 1, 'the console says that it was not found'
+        errors.clear()
         for width in (390, 320):
             page.set_viewport_size({'width': width, 'height': 800})
             for place in ('rows', ''):
