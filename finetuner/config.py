@@ -235,30 +235,34 @@ def whole_numbers(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Settings:
-    """Where runs, data and artifacts are kept.
+    """Where runs, data and artifacts are kept, and what else a server shows.
 
     Attributes:
         home: directory of everything that has no address of its own.
         database_url: SQLAlchemy address of the run store.
         artifacts_url: fsspec address of the artifacts and pushed data.
+        columns: SQLite files of datasets that are declared as classes; pages show them.
     """
 
     home: Path
     database_url: str
     artifacts_url: str
+    columns: tuple[Path, ...] = ()
 
     @classmethod
     def from_environment(cls, home: str | Path | None = None) -> Settings:
-        """Read FINETUNER_HOME, FINETUNER_DATABASE_URL and FINETUNER_ARTIFACTS_URL.
+        """Read FINETUNER_HOME, FINETUNER_DATABASE_URL, FINETUNER_ARTIFACTS_URL and FINETUNER_COLUMNS.
 
         Args:
             home: overrides FINETUNER_HOME, whose default is `~/.finetuner`.
         """
         where = Path(home or os.environ.get('FINETUNER_HOME') or '~/.finetuner')
         where = where.expanduser().absolute()
+        columns = os.environ.get('FINETUNER_COLUMNS', '').split(os.pathsep)
         return cls(
             home=where,
             database_url=os.environ.get('FINETUNER_DATABASE_URL')
             or 'sqlite:///' + quote(str(where / 'finetuner.db')),
             artifacts_url=os.environ.get('FINETUNER_ARTIFACTS_URL') or str(where / 'artifacts'),
+            columns=tuple(Path(each).expanduser().absolute() for each in columns if each.strip()),
         )

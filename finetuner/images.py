@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     'PicturePolicy',
+    'fit_picture',
     'load_picture',
     'open_picture',
     'picture_of',
@@ -154,6 +155,27 @@ def open_picture(data: bytes, policy: PicturePolicy = DEFAULT_POLICY) -> np.ndar
         PictureError: the picture cannot be opened or is not allowed; says why.
     """
     return np.ascontiguousarray(_upright(*_decode(data, _FULL_SIZE, policy)))
+
+
+def fit_picture(data: bytes, most: int, policy: PicturePolicy = DEFAULT_POLICY) -> np.ndarray:
+    """Open an encoded picture to look at, in its proportions.
+
+    Args:
+        data: the file's bytes.
+        most: the longer side of the result in pixels; a smaller picture stays as it is.
+        policy: what may be opened.
+
+    Returns:
+        `[H, W, 3]` uint8, RGB, upright.
+
+    Raises:
+        PictureError: the picture cannot be opened or is not allowed; says why.
+    """
+    pixels = _upright(*_decode(data, most, policy))
+    height, width = pixels.shape[:2]
+    scale = min(1.0, most / max(height, width))
+    sides = max(1, round(height * scale)), max(1, round(width * scale))
+    return np.ascontiguousarray(resize_pixels(pixels, *sides))
 
 
 def _decode(data: bytes, size: int, policy: PicturePolicy) -> tuple[np.ndarray, int]:

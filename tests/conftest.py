@@ -88,7 +88,7 @@ def finetuner_home(tmp_path_factory, monkeypatch):
     """Keep each test's runs, data and artifacts in a folder that is thrown away."""
     home = tmp_path_factory.mktemp('home')
     monkeypatch.setenv('FINETUNER_HOME', str(home))
-    for name in ('DATABASE_URL', 'ARTIFACTS_URL', 'TOKEN', 'HOST', 'GATEWAY_KEY'):
+    for name in ('DATABASE_URL', 'ARTIFACTS_URL', 'TOKEN', 'HOST', 'GATEWAY_KEY', 'COLUMNS'):
         monkeypatch.delenv(f'FINETUNER_{name}', raising=False)
     return home
 

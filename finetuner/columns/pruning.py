@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy import Connection, inspect, select
+from sqlalchemy.exc import DatabaseError
 
-from finetuner.columns.inspecting import is_file_type
+from finetuner.columns.inspecting import DatasetFile, error_of
 from finetuner.columns.locking import pruning
+from finetuner.columns.states import is_file_type
 from finetuner.columns.tables import FILES, CommonTables, values_table
-from finetuner.excepts import NotFoundError
-from finetuner.storage.database import Database
+from finetuner.excepts import ForbiddenError, NotFoundError
+from finetuner.storage.database import Database, open_file
 from finetuner.storage.files import FileStore
 
 _USERS = '.used-by'
@@ -83,6 +85,30 @@ def prune(database: Database, sql_file: Path, dataset: str, files: FileStore) ->
         for path in files.list_unfinished() if files.is_local else []:
             path.unlink(missing_ok=True)
         return Pruned(num_values, num_files, num_bytes)
+
+
+def prune_file(file: DatasetFile, dataset: str) -> Pruned:
+    """Do so without the class: of each function the version stays that was asked for last.
+
+    Args:
+        file: that has the dataset.
+        dataset: name of it.
+
+    Raises:
+        NotFoundError: there is no such dataset.
+        ConflictError: rows are being added or computed, or the file is locked.
+        ForbiddenError: the file, or its data directory, cannot be written to.
+    """
+    files = file.files(dataset)
+    database = open_file(file.path)
+    try:
+        return prune(database, file.path, dataset, files)
+    except DatabaseError as error:
+        raise error_of(file.path, error) from error
+    except OSError as error:
+        raise ForbiddenError(f'{error.filename or file.path}: {error.strerror}') from error
+    finally:
+        database.close()
 
 
 def note_user(files: FileStore, sql_file: Path) -> None:

@@ -21,9 +21,10 @@ from finetuner.excepts import ConfigError, FinetunerError, NotFoundError
 from finetuner.models.zoo import BACKBONES, DEFAULT_BACKBONE
 from finetuner.runs.states import CREATED, GOING
 from finetuner.server.admission import refuse_paths
-from finetuner.server.errors import http_status
 from finetuner.server.exploring import Explorer
+from finetuner.server.http_errors import status_of
 from finetuner.server.page_collections import add_collection_pages
+from finetuner.server.page_datasets import add_dataset_pages
 from finetuner.server.page_explorer import add_explorer, contents_of_run
 from finetuner.server.page_uploads import store_upload
 from finetuner.server.page_views import (
@@ -83,6 +84,7 @@ def build_pages(client: LocalClient, token: TokenCheck, explorer: Explorer) -> A
     _add_submission(router, reads, writes)
     add_explorer(router, reads, explorer)
     add_collection_pages(router, reads, writes)
+    add_dataset_pages(router, reads)
     return router
 
 
@@ -372,7 +374,7 @@ def _data_page(
     return render(
         request,
         'data.html',
-        status_code=_status(error),
+        status_code=200 if error is None else status_of(error),
         datasets=client.list_data(),
         message=error or '',
         host=str(request.base_url).rstrip('/'),
@@ -388,13 +390,9 @@ def _form_page(
     return render(
         request,
         'submit.html',
-        status_code=_status(error),
+        status_code=200 if error is None else status_of(error),
         datasets=client.list_data(),
         models=list(BACKBONES),
         given=given,
         message=error or '',
     )
-
-
-def _status(error: FinetunerError | None) -> int:
-    return 200 if error is None else http_status(type(error).__name__) or 500

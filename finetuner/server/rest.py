@@ -21,6 +21,7 @@ from finetuner.runs.states import ENDED
 from finetuner.server.admission import fit_requested, refuse_paths
 from finetuner.server.incoming import IncomingData
 from finetuner.server.rest_collections import add_collections
+from finetuner.server.rest_datasets import add_datasets
 from finetuner.server.rest_files import add_aliases, add_artifacts, add_data, add_tokens
 from finetuner.server.rest_releases import add_releases
 from finetuner.server.rest_schema import (
@@ -68,6 +69,7 @@ def build_router(
     add_aliases(router, reads, writes)
     add_data(router, reads, writes, incoming)
     add_collections(router, client)
+    add_datasets(router, reads)
     add_releases(router, client, is_closing)
     add_tokens(router, lambda: TokenStore(client.workspace.database))
     return router

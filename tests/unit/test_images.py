@@ -12,7 +12,7 @@ from docarray import Document
 from PIL import Image, ImageOps
 
 from finetuner.excepts import DataError, PictureError
-from finetuner.images import PicturePolicy, load_picture, picture_of
+from finetuner.images import PicturePolicy, fit_picture, load_picture, picture_of
 
 EMOJI = Path(__file__).parents[2] / 'examples' / 'emoji' / 'test'
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF')
@@ -383,3 +383,20 @@ def test_a_jpeg_of_a_thousand_scans():
     assert np.array_equal(
         load_picture(progressive(notes=notes), 16), load_picture(progressive(), 16)
     )
+
+
+@pytest.mark.parametrize('format_', FORMATS)
+@pytest.mark.parametrize(
+    ('size', 'expected'), [((420, 300), (100, 71)), ((30, 900), (3, 100)), ((2000, 1), (100, 1))]
+)
+def test_a_picture_to_look_at_keeps_its_proportions(format_, size, expected):
+    shown = fit_picture(encoded(picture(size[1], size[0]), format_), 100)
+    # a JPEG is scaled while it is decoded, which rounds too
+    assert np.abs(np.subtract(shown.shape[1::-1], expected)).max() <= (format_ == 'JPEG')
+    small = encoded(picture(20, 30), 'PNG')
+    assert np.array_equal(fit_picture(small, 100), np.asarray(picture(20, 30)))
+    turned = picture(40, 60).getexif()
+    turned[0x0112] = 6
+    assert fit_picture(encoded(picture(40, 60), 'JPEG', exif=turned), 30).shape == (30, 20, 3)
+    with pytest.raises(PictureError):
+        fit_picture(b'no picture', 100)

@@ -192,7 +192,15 @@
     }
   }
 
+  // a file that is called a picture and is none
+  function tellBroken(image) {
+    const tell = () => image.replaceWith(`${image.title}: no picture that can be shown`);
+    if (image.complete && !image.naturalWidth) tell();
+    else image.addEventListener('error', tell);
+  }
+
   document.addEventListener('DOMContentLoaded', () => {
+    document.querySelectorAll('.values img').forEach(tellBroken);
     document.querySelectorAll('pre.log[data-query]').forEach(follow);
     document.querySelectorAll('.curves[data-runs]').forEach(drawCurves);
     document.querySelectorAll('form.try').forEach(takeDrops);
