@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from finetuner.columns.declaring import Declaration, Derived, where
+from finetuner.columns.failures import Failure, new_failure
 from finetuner.columns.files import File, Put
 from finetuner.columns.fingerprint import fingerprint
 from finetuner.columns.reading import Page
-from finetuner.columns.store import ColumnStore, Failure, new_failure
+from finetuner.columns.store import ColumnStore
 from finetuner.columns.types import SMALL
 from finetuner.excepts import DataError
 from finetuner.storage.files import FileStore
@@ -106,17 +107,25 @@ class Planner:
         self.keys = keys_of(store.declaration, store.field_numbers, names)
         self.versions = store.versions(self.keys)
 
-    def tasks(self, ids: Sequence[int], most_rows: Callable[[], int]) -> Iterator[Task]:
+    def tasks(
+        self,
+        ids: Sequence[int],
+        most_rows: Callable[[], int],
+        failed: Mapping[int, frozenset[str]] | None = None,
+    ) -> Iterator[Task]:
         """What is missing, as tasks of rows of which the same is missing.
 
         Args:
             ids: of rows; those that are not there are left out.
             most_rows: tells how many rows the next task may have.
+            failed: columns by row that are passed over, and with them those that need them.
         """
         missing = self._store.missing(ids, self._names, self.versions)
-        for there, rows in missing.items():
+        for there, rows, passed_over in _alike(missing, failed or {}):
             has = dict(zip(self.versions, there, strict=True))
-            names = self._wanted(has)
+            names = self._wanted(has, passed_over)
+            if not names:
+                continue
             inputs = {each for name in names for each in self._declaration.derived[name].inputs}
             given = sorted(inputs.difference(names))
             start = 0
@@ -132,20 +141,22 @@ class Planner:
                 if page.ids:
                     yield Task(names, page.ids, page.columns)
 
-    def _wanted(self, has: Mapping[str, int]) -> list[str]:
+    def _wanted(self, has: Mapping[str, int], passed_over: frozenset[str]) -> list[str]:
         """Columns to compute: those that are asked for, and what they need."""
-        found: set[str] = set()
-        waiting = [name for name in self._names if not has[name]]
-        while waiting:
-            name = waiting.pop()
-            found.add(name)
-            inputs = self._declaration.derived[name].inputs
-            waiting += [each for each in inputs if each not in found and not has.get(each, 1)]
+        derived = self._declaration.derived
+        needs: dict[str, set[str]] = {}
+        for name in self.keys:
+            missing = [each for each in derived[name].inputs if not has.get(each, 1)]
+            needs[name] = {name}.union(*(needs[each] for each in missing))
+        found = set()
+        for name in self._names:
+            if not has[name] and passed_over.isdisjoint(needs[name]):
+                found |= needs[name]
         return [name for name in self.keys if name in found]
 
 
 def compute(task: Task, declaration: Declaration, put: Put) -> Results:
-    """Compute a task, row by row; a row whose function raises an error ends there.
+    """Compute a task; where a function raises an error, what needs its value is not computed.
 
     Args:
         task: what to compute.
@@ -154,16 +165,24 @@ def compute(task: Task, declaration: Declaration, put: Put) -> Results:
     """
     results = Results()
     kept: dict[str, list[Any]] = dict(task.given)
-    rows = task.rows
+    # rows that have no value of a column
+    without: dict[str, set[int]] = {}
     for name in task.names:
-        step = _Step(declaration.derived[name], declaration, put)
-        failed = step.run(rows, kept, results)
+        inputs = declaration.derived[name].inputs
+        failed = set().union(*(without.get(each, set()) for each in inputs))
+        rows = [row for row in task.rows if row not in failed] if failed else task.rows
+        given = {each: kept[each] for each in inputs}
         if failed:
-            # what failed is left out of what comes next
-            rows = _left(rows, failed)
-            kept = {each: _left(values, failed) for each, values in kept.items()}
+            places = [place for place, row in enumerate(task.rows) if row not in failed]
+            given = {each: [values[place] for place in places] for each, values in given.items()}
+        step = _Step(declaration.derived[name], declaration, put)
+        failed |= step.run(rows, given, results)
+        results.values[name] = _left_of(rows, failed), step.stored
         kept[name] = step.values
-        results.values[name] = list(rows), step.stored
+        if failed:
+            without[name] = failed
+            by_row = dict(zip(results.values[name][0], step.values, strict=True))
+            kept[name] = [by_row.get(row) for row in task.rows]
     return results
 
 
@@ -180,7 +199,7 @@ class _Step:
     def run(
         self, rows: Sequence[int], kept: Mapping[str, Sequence[Any]], results: Results
     ) -> set[int]:
-        """Compute it; returns the places of rows that failed."""
+        """Compute it; returns the rows that failed."""
         column = self._column
         name, kind = column.name, column.type
         inputs = [
@@ -204,7 +223,7 @@ class _Step:
             message = f'{type(raised).__name__}: {raised}'
             results.failures.append(new_failure(rows[place], name, message, text))
             results.errors.append(raised)
-        return set(errors)
+        return {rows[place] for place in errors}
 
     def _bring_in(self, rows: Sequence[int], errors: dict[int, Exception]) -> list[Any]:
         """Bring files in; those that cannot be brought are errors, too."""
@@ -331,6 +350,22 @@ def attached(task: Task, files: FileStore) -> Task:
             if isinstance(value, File):
                 value.attached(files)
     return task
+
+
+def _alike(
+    missing: Mapping[tuple[int, ...], list[int]], failed: Mapping[int, frozenset[str]]
+) -> Iterator[tuple[tuple[int, ...], list[int], frozenset[str]]]:
+    """Rows that have the same, and of which the same failed."""
+    for there, rows in missing.items():
+        groups: dict[frozenset[str], list[int]] = {}
+        for row in rows if failed else ():
+            groups.setdefault(failed.get(row, frozenset()), []).append(row)
+        for names, some in (groups or {frozenset(): rows}).items():
+            yield there, some, names
+
+
+def _left_of(rows: Sequence[int], failed: set[int]) -> Sequence[int]:
+    return [row for row in rows if row not in failed] if failed else rows
 
 
 def _left(values: Sequence[Any], places: set[int]) -> list[Any]:

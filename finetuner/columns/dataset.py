@@ -10,13 +10,14 @@ from typing import Any, Literal, overload
 
 from finetuner.columns.computing import Planner, Values
 from finetuner.columns.declaring import Declaration, declaration_of
+from finetuner.columns.failures import Failure
 from finetuner.columns.feeding import DatasetFeeding
 from finetuner.columns.files import File
 from finetuner.columns.inspecting import cache_of, noted_data_dir, resolved_data_dir
 from finetuner.columns.picturing import ColumnGraph, graph_of
 from finetuner.columns.pruning import Pruned, note_user, prune
 from finetuner.columns.rows import Rows
-from finetuner.columns.store import ColumnStore, Failure
+from finetuner.columns.store import ColumnStore
 from finetuner.columns.types import ColumnType
 from finetuner.excepts import ConfigError
 from finetuner.storage.database import make_private_directory

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, NullPool, create_engine, inspect
 from sqlalchemy.exc import DatabaseError
 
 from finetuner.columns.counting import derived_state, errors_sql, field_states, one, summary
+from finetuner.columns.failures import Failure
 from finetuner.columns.peeking import pairs, read_rows
 from finetuner.columns.picturing import ColumnGraph, ColumnNode
 from finetuner.columns.states import (
@@ -23,7 +24,6 @@ from finetuner.columns.states import (
     DeclaredColumn,
     with_ancestors,
 )
-from finetuner.columns.store import Failure
 from finetuner.columns.tables import FILES, CommonTables, values_table
 from finetuner.excepts import (
     ConflictError,

@@ -79,10 +79,11 @@ def _tasks(
     """What is to be computed; what failed before is passed over."""
     for start in range(0, len(ids), _PAGE):
         page = ids[start : start + _PAGE]
-        failed = {failure.row for failure in store.failures(page, planner.versions)}
-        left = [row for row in page if row not in failed] if failed else page
+        failed: dict[int, frozenset[str]] = {}
+        for failure in store.failures(page, planner.versions):
+            failed[failure.row] = failed.get(failure.row, frozenset()) | {failure.column}
         num_planned = 0
-        for task in planner.tasks(left, lambda: pace.num_rows):
+        for task in planner.tasks(page, lambda: pace.num_rows, failed):
             num_planned += len(task.rows)
             yield task
         advance(len(page) - num_planned)

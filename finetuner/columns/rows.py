@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 from finetuner.columns.computing import Planner, Values
+from finetuner.columns.failures import Failure
 from finetuner.columns.feeding import Feeding
 from finetuner.columns.materializing import materialize
-from finetuner.columns.store import ColumnStore, Failure
+from finetuner.columns.store import ColumnStore
 from finetuner.excepts import ConfigError, NotFoundError, unknown_name
 
 if TYPE_CHECKING:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,14 @@ from sqlalchemy.orm import Session
 
 from finetuner.columns.declaring import Declaration
 from finetuner.columns.encoding import RowEncoder
+from finetuner.columns.failures import Failure, Failures
 from finetuner.columns.files import File, put_all
 from finetuner.columns.locking import writing
 from finetuner.columns.reading import Page, Reader
 from finetuner.columns.statements import insert_many, listed
 from finetuner.columns.tables import Tables
 from finetuner.columns.types import SMALL, ColumnType
-from finetuner.excepts import DataError, FinetunerError
+from finetuner.excepts import ConflictError, DataError, FinetunerError
 from finetuner.storage.database import open_file
 from finetuner.storage.files import FileStore
 
@@ -29,25 +29,6 @@ from finetuner.storage.files import FileStore
 _MOST_ROWS, _MOST_LARGE_ROWS, _MOST_SECONDS = 10_000, 200, 1.0
 # between looks at the clock
 _ROWS_A_LOOK = 100
-
-
-@dataclass(frozen=True)
-class Failure:
-    """What went wrong when a value was computed.
-
-    Attributes:
-        row: id of the row that it is of.
-        column: that was computed.
-        message: of the error.
-        traceback: where it was raised.
-        at: when, in seconds since 1970.
-    """
-
-    row: int
-    column: str
-    message: str
-    traceback: str
-    at: float
 
 
 class ColumnStore:
@@ -84,13 +65,37 @@ class ColumnStore:
             self.field_numbers = {
                 row.name: row.id for row in session.execute(mine) if row.name in declaration.fields
             }
+        self._failures = Failures(self.tables, declaration.name)
         self._encoder = RowEncoder(declaration, self.put)
         self._reader = Reader(declaration, self.tables, files)
         kinds = [field.type.python for field in declaration.fields.values()]
         is_small = all(kind in (*SMALL, str, File) for kind in kinds)
         self._most_rows = _MOST_ROWS if is_small else _MOST_LARGE_ROWS
+        # of the tables that were looked at, and a field that rows need and this process knows not of
+        self._schema, self._unknown_field = -1, ''
         # versions that this process asked for last: key and number by column
         self._current: dict[str, tuple[bytes, int]] = {}
+
+    @contextmanager
+    def _reading(self) -> Iterator[Session]:
+        with self.database.reader() as session:
+            self._check_tables(session)
+            yield session
+
+    @contextmanager
+    def _changing(self) -> Iterator[Session]:
+        with self.database.session() as session:
+            self._check_tables(session)
+            yield session
+
+    def _check_tables(self, session: Session) -> None:
+        """Look whether another process has changed the columns, where it has changed any tables."""
+        cursor = session.connection().connection.cursor()
+        (schema,) = cursor.execute('PRAGMA schema_version').fetchone()
+        cursor.close()
+        if schema != self._schema:
+            self._unknown_field = self.tables.check(session, self.field_numbers)
+            self._schema = schema
 
     def writing(self) -> AbstractContextManager[None]:
         """While files are brought in whose rows or values are not committed yet: prune waits."""
@@ -155,7 +160,7 @@ class ColumnStore:
             is_one = table.c[name].in_(named)
             is_none = table.c[name].is_(None)
             query = query.where(is_one if len(named) == len(kept) else is_one | is_none)
-        with self.database.reader() as session:
+        with self._reading() as session:
             if conditions:
                 return list(session.scalars(query))
             # three questions: SQLite answers each without looking at the rows
@@ -171,13 +176,13 @@ class ColumnStore:
 
     def count(self) -> int:
         """How many rows there are."""
-        with self.database.reader() as session:
+        with self._reading() as session:
             return session.scalar(select(func.count()).select_from(self.tables.rows)) or 0
 
     def delete(self, ids: Sequence[int]) -> int:
         """Delete rows, all at once; returns how many there were."""
         table = self.tables.rows
-        with self.database.session() as session:
+        with self._changing() as session:
             wanted = table.c.id.in_(listed(ids))
             return session.execute(delete(table).where(wanted)).rowcount  # type: ignore[attr-defined]
 
@@ -191,7 +196,7 @@ class ColumnStore:
             names: of fields and derived columns.
             versions: of the derived columns.
         """
-        with self.database.reader() as session:
+        with self._reading() as session:
             return self._reader.read(session, ids, names, versions)
 
     def missing(
@@ -207,7 +212,7 @@ class ColumnStore:
         Returns:
             Ids of rows by what they have: for each of `versions` 1 where its value is there, else 0.
         """
-        with self.database.reader() as session:
+        with self._reading() as session:
             return self._reader.missing(session, ids, names, versions)
 
     # ---- versions of derived columns
@@ -219,14 +224,14 @@ class ColumnStore:
             keys: of what their functions compute now.
         """
         if any(self._current.get(name, (b'', 0))[0] != key for name, key in keys.items()):
-            with self.database.reader() as session:
+            with self._reading() as session:
                 numbers = self._numbers(session, keys)
                 columns = self.tables.columns
                 mine = select(columns.c.name, columns.c.current)
                 mine = mine.where(columns.c.dataset == self.declaration.name)
                 current = {row.name: row.current for row in session.execute(mine)}
             if any(current.get(name) != numbers.get(name, 0) for name in keys):
-                with self.database.session() as session:
+                with self._changing() as session:
                     numbers = self._noted(session, keys)
             self._current.update((name, (key, numbers[name])) for name, key in keys.items())
         return {name: self._current[name][1] for name in keys}
@@ -245,7 +250,7 @@ class ColumnStore:
                 store.
             failures: of other rows.
         """
-        with self.database.session() as session:
+        with self._changing() as session:
             # somebody may have pruned them meanwhile
             versions = self._noted(session, keys)
             for name, (ids, kept) in values.items():
@@ -256,32 +261,18 @@ class ColumnStore:
                     kept = [each and numbers[each[0]] for each in kept]
                 columns = [ids, [versions[name]] * len(ids), kept]
                 insert_many(session, f'OR IGNORE INTO "{self.tables.values[name].name}"', columns)
-            if failures:
-                insert = self.tables.errors.insert().prefix_with('OR REPLACE')
-                session.execute(
-                    insert, [self._row_of(each, versions[each.column]) for each in failures]
-                )
+            self._failures.note(session, failures, versions)
         self._current.update((name, (keys[name], versions[name])) for name in keys)
 
     def failures(self, ids: Sequence[int], versions: Mapping[str, int]) -> list[Failure]:
         """What went wrong when columns were computed of rows, in order of rows."""
-        table = self.tables.errors
-        found = []
-        with self.database.reader() as session:
-            if session.scalars(select(table.c.row).limit(1)).first() is None:
-                return []
-            for name, number in versions.items():
-                query = select(table).where(self._of_errors(name, number, ids))
-                for row in session.execute(query):
-                    found.append(Failure(row.row, name, row.message, row.traceback, row.at))
-        return sorted(found, key=lambda each: each.row)
+        with self._reading() as session:
+            return self._failures.found(session, ids, versions)
 
     def forgive(self, ids: Sequence[int], versions: Mapping[str, int]) -> None:
         """Forget what went wrong, so that it is tried again."""
-        with self.database.session() as session:
-            for name, number in versions.items():
-                mine = self._of_errors(name, number, ids)
-                session.execute(delete(self.tables.errors).where(mine))
+        with self._changing() as session:
+            self._failures.forgive(session, ids, versions)
 
     # ---- files
 
@@ -298,7 +289,12 @@ class ColumnStore:
         fields = self.declaration.fields
         if not columns:
             return 0
-        with self.database.session() as session:
+        with self._changing() as session:
+            if self._unknown_field:
+                raise ConflictError(
+                    f'{self.declaration.name} has a field {self._unknown_field!r} since this class was '
+                    'made, and rows need it: make it again, in a process that starts anew'
+                )
             kept = list(columns)
             for place, field in enumerate(fields.values()):
                 if field.type.is_file:
@@ -356,24 +352,6 @@ class ColumnStore:
             return kept
         table = self.tables.files
         return select(table.c.id).where(table.c.sha256 == kept.hash).limit(1).scalar_subquery()
-
-    def _row_of(self, failure: Failure, version: int) -> dict[str, Any]:
-        row = {**vars(failure), 'dataset': self.declaration.name, 'version': version}
-        return {**row, 'name': row.pop('column')}
-
-    def _of_errors(self, name: str, version: int, ids: Sequence[int]) -> Any:
-        table = self.tables.errors
-        return (
-            (table.c.dataset == self.declaration.name)
-            & (table.c.name == name)
-            & (table.c.version == version)
-            & table.c.row.in_(listed(ids))
-        )
-
-
-def new_failure(row: int, column: str, message: str, traceback: str) -> Failure:
-    """What went wrong now."""
-    return Failure(row, column, message, traceback, time.time())
 
 
 def _take_for_a_while(rows: Iterator[Any], most: int, taken: list[Any]) -> None:

@@ -8,6 +8,7 @@ declared no more stay with what is in them.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import (
     Column,
     Connection,
+    DefaultClause,
     Float,
     ForeignKey,
     Integer,
@@ -26,6 +28,7 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     inspect,
+    text,
 )
 from sqlalchemy.orm import Session
 from sqlalchemy.schema import CreateTable
@@ -34,7 +37,7 @@ from sqlalchemy.types import UserDefinedType
 from finetuner.columns.declaring import MISSING, Declaration, Field
 from finetuner.columns.files import File
 from finetuner.columns.types import SMALL, ColumnType
-from finetuner.excepts import ConfigError
+from finetuner.excepts import ConfigError, ConflictError
 
 # no column can be called so
 FILES = 'files'
@@ -123,7 +126,7 @@ class Tables(CommonTables):
             declaration.name,
             self.metadata,
             Column('id', Integer, primary_key=True),
-            *(self._column(each.name, each.type) for each in declaration.fields.values()),
+            *map(self._field_column, declaration.fields.values()),
             sqlite_autoincrement=True,
         )
         self.values = {
@@ -152,6 +155,12 @@ class Tables(CommonTables):
             ConfigError: a new field has no value for the rows that are there, or another type than it
                 had.
         """
+        both = sorted(renamed.keys() & renamed.values())
+        if both:
+            raise ConfigError(
+                f'renamed={dict(renamed)!r}: {both[0]!r} is an old name and a new one: rename one field to '
+                'a third name first'
+            )
         connection = session.connection()
         there = set(inspect(connection).get_table_names())
         for table in self.metadata.sorted_tables:
@@ -161,6 +170,40 @@ class Tables(CommonTables):
             self._bring_up_to_date(session, renamed)
         self._note(session, data_dir)
         self._watch(connection)
+
+    def check(self, session: Session, field_numbers: Mapping[str, int]) -> str:
+        """Refuse tables that are of other columns than declared: another process has changed them.
+
+        Args:
+            session: to the file.
+            field_numbers: of the fields, as they were.
+
+        Returns:
+            A field that rows need, and that is not declared here; '' for none.
+
+        Raises:
+            ConflictError: a column has another name now, or is no more.
+        """
+        found = inspect(session.connection())
+        gone = {table.name for table in self.metadata.sorted_tables} - {*found.get_table_names()}
+        known = self._known(session) if not gone else {}
+        moved = [
+            name
+            for name, number in field_numbers.items()
+            if known.get(name, {}).get('id') != number
+        ]
+        if gone or moved:
+            what = ', '.join(sorted(gone) or moved)
+            raise ConflictError(
+                f'{self.rows.name}: {what} was renamed or removed since this class was made: make it '
+                'again, in a process that starts anew'
+            )
+        for column in found.get_columns(self.rows.name):
+            row = known.get(column['name'], {'kind': '', 'type': ''})
+            is_required = column['default'] is None and not row['type'].startswith('Optional')
+            if row['kind'] == 'field' and is_required and column['name'] not in field_numbers:
+                return str(column['name'])
+        return ''
 
     def _bring_up_to_date(self, session: Session, renamed: Mapping[str, str]) -> None:
         connection = session.connection()
@@ -186,6 +229,7 @@ class Tables(CommonTables):
         for field in self._declaration.fields.values():
             if field.name in there:
                 self._check_type(field, known.get(field.name, {}).get('type', ''))
+                self._check_none(session, field, known.get(field.name, {}))
             else:
                 self._add(session, field)
 
@@ -200,13 +244,32 @@ class Tables(CommonTables):
                 f'it: give it a default, make it Optional, or say renamed={{{field.name!r}: '
                 '<its old name>}'
             )
-        column = self._column(field.name, field.type)
+        column = self._field_column(field)
         Operations(MigrationContext.configure(connection)).add_column(self.rows.name, column)
-        if field.default is not MISSING and field.default is not None and not is_empty:
-            if field.type.is_file:
-                raise ConfigError(f'{self.rows.name}.{field.name}: a file cannot be a default')
-            kept = field.type.encoded(field.default)
+        if column.server_default is None and field.left_out is not MISSING and not is_empty:
+            kept = field.type.encoded(field.left_out)
             session.execute(self.rows.update().values({field.name: kept}))
+
+    def _check_none(self, session: Session, field: Field, known: Mapping[str, Any]) -> None:
+        """Refuse rows without a value, of a time when the field was Optional, or was not declared."""
+        was_optional = known.get('type', '').startswith('Optional')
+        was_removed = known.get('kind', '').startswith('removed')
+        # SQL has no number for what is none
+        may_be_none = field.type.is_optional or field.type.python is float
+        if may_be_none or not (was_optional or was_removed):
+            return
+        without = self.rows.c[field.name].is_(None)
+        if session.execute(self.rows.select().where(without).limit(1)).first() is None:
+            return
+        if was_optional or field.is_required:
+            raise ConfigError(
+                f'{self.rows.name}.{field.name} is {field.type.name}, and there are rows without a value '
+                + ('' if was_optional else ', which were added when it was not declared')
+                + ': make it Optional'
+                + ('' if was_optional else ', or give it a default')
+            )
+        kept = field.type.encoded(field.default)
+        session.execute(self.rows.update().where(without).values({field.name: kept}))
 
     def _check_type(self, field: Field, known: str) -> None:
         plain = known.removeprefix('Optional[').removesuffix(']') if known else ''
@@ -266,6 +329,18 @@ class Tables(CommonTables):
             return Column(name, Integer, ForeignKey(self.files.c.id))
         return Column(name, kind.sql)
 
+    def _field_column(self, field: Field) -> Column[Any]:
+        """A column of a field; its default is also that of who does not know the field."""
+        column = self._column(field.name, field.type)
+        if field.left_out is MISSING or field.left_out is None:
+            return column
+        if field.type.is_file:
+            raise ConfigError(f'{self.rows.name}.{field.name}: a file cannot be a default')
+        literal = _literal(field.type.encoded(field.left_out))
+        if literal is not None:
+            column.server_default = DefaultClause(text(literal))
+        return column
+
     def _value_column(self, kind: ColumnType) -> Column[Any]:
         # a function may return something else tomorrow: SQLite is to convert nothing
         return self._column('value', kind) if kind.is_file else Column('value', _AnyType())
@@ -293,11 +368,11 @@ class Tables(CommonTables):
                 )
         sql = "SELECT name, sql FROM sqlite_schema WHERE type = 'trigger' AND tbl_name = ?"
         known = dict(tuple(row) for row in connection.exec_driver_sql(sql, (rows,)))
-        for name, text in wanted.items():
-            if known.get(name) != text:
+        for name, statement in wanted.items():
+            if known.get(name) != statement:
                 if name in known:
                     connection.exec_driver_sql(f'DROP TRIGGER {quote(name)}')
-                connection.exec_driver_sql(text)
+                connection.exec_driver_sql(statement)
 
 
 class _AnyType(UserDefinedType[Any]):
@@ -305,6 +380,17 @@ class _AnyType(UserDefinedType[Any]):
 
     def get_col_spec(self, **_: Any) -> str:
         return ''
+
+
+def _literal(kept: Any) -> str | None:
+    """A value as SQL writes it; None where it cannot."""
+    if isinstance(kept, str):
+        return None if '\0' in kept else "'" + kept.replace("'", "''") + "'"
+    if isinstance(kept, bytes):
+        return f"X'{kept.hex()}'"
+    if isinstance(kept, float) and math.isinf(kept):
+        return '9e999' if kept > 0 else '-9e999'
+    return None if kept is None else str(int(kept) if isinstance(kept, bool) else kept)
 
 
 def values_table(dataset: str, column: str, is_file: bool = False) -> str:

@@ -85,7 +85,7 @@ def run_in_processes(
 
 
 def _start(compute: Callable[[Any], Any]) -> _Worker:
-    context = multiprocessing.get_context('fork' if forks() else 'spawn')
+    context: Any = multiprocessing.get_context('fork' if forks() else 'spawn')
     here, there = context.Pipe()
     process = context.Process(target=_work, args=(there, compute, os.getpid()), name='column')
     process.start()
@@ -108,7 +108,8 @@ def _give(worker: _Worker, tasks: Iterator[Any], size_of: Callable[[Any], int]) 
 def _received(worker: _Worker) -> tuple[Any, float, str]:
     try:
         return worker.pipe.recv()
-    except (EOFError, ConnectionResetError) as error:
+    except (EOFError, OSError) as error:
+        # at the end of a message, or in the middle of it
         raise _killed(worker) from error
 
 

@@ -300,6 +300,42 @@ def test_errors_are_kept_and_the_others_go_on(place):
     assert Failing.errors('text') == []
 
 
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_row_that_fails_in_one_column_has_the_others(workers, place):
+    @dataset(**place)
+    class Failing:
+        number: int
+
+        def plain(number: int) -> int:
+            return number
+
+        def odd(number: int) -> int:
+            if number % 2 == 0:
+                raise ValueError('it is even')
+            return number
+
+        def again(odd: int) -> int:
+            return odd
+
+        def good(number: int, plain: int) -> int:
+            return number + plain
+
+        def both(again: int, good: int) -> int:
+            return again + good
+
+    Failing.extend({'number': number} for number in range(6))
+    for _ in range(2):
+        assert Failing.materialize(workers=workers) == 3
+        assert [failure.row for failure in Failing.errors('both')] == [1, 3, 5]
+        with sqlite3.connect(place['sql_file']) as connection:
+            counts = [
+                connection.execute(f'SELECT count(*) FROM Failing__{name}').fetchone()[0]
+                for name in ('plain', 'odd', 'again', 'good', 'both')
+            ]
+        assert counts == [6, 3, 3, 6, 3]
+    assert [row.both for row in Failing.rows[1::2]] == [3, 9, 15]
+
+
 @pytest.mark.parametrize('workers', [0, 1, 3])
 def test_processes_compute_what_one_does(workers, place):
     made, calls = numbers(place, count=700)
