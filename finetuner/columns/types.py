@@ -132,7 +132,10 @@ def column_type(annotation: Any) -> ColumnType:
         return _file_type(annotation)
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated:
-        return column_type(arguments[0])
+        endings = tuple(each for each in arguments[1:] if isinstance(each, str))
+        # linters take the text in File['png'] for the name of a type
+        is_some = arguments[0] is File and endings
+        return _file_type(File.__class_getitem__(endings)) if is_some else column_type(arguments[0])
     if origin in (Union, types.UnionType) and len(arguments) == 2 and type(None) in arguments:
         plain = column_type(next(each for each in arguments if each is not type(None)))
         return _optional(plain)

@@ -49,7 +49,7 @@ class FileStore:
         self._root = root.rstrip('/')
         if not self.is_local and cache is None:
             raise ConfigError(f'files at {str(url)!r} need a local directory as cache')
-        # One cache serves several stores: each has its own part of it.
+        # one cache serves several stores
         part = hashlib.sha256(str(url).encode()).hexdigest()[:16]
         self._local_root = Path(root) if self.is_local or cache is None else cache / part
 
@@ -78,7 +78,7 @@ class FileStore:
                 unfinished.replace(target)
             finally:
                 unfinished.unlink(missing_ok=True)
-            _sync_directory(target.parent)
+            _sync(target.parent)
             return digest.hexdigest()
         target_path = self._remote(key)
         unfinished_path = f'{target_path}.{uuid.uuid4().hex}.part'
@@ -136,7 +136,7 @@ class FileStore:
             make_private_directory(target.parent)
             if source.stat().st_dev == target.parent.stat().st_dev:
                 source.replace(target)
-                _sync_directory(target.parent)
+                _sync(target.parent)
                 return
         self.write(key, _chunks_of(source))
         if move:
@@ -279,9 +279,9 @@ class FileStore:
         files = _files_below(staging)
         if self.is_local:
             for path in files:
-                _sync_file(path)
+                _sync(path)
             staging.rename(self._local(key))
-            _sync_directory(staging.parent)
+            _sync(staging.parent)
             return
         hashes = {}
         for path in files:
@@ -317,8 +317,8 @@ class FileStore:
 
     def _local(self, key: str) -> Path:
         path = self._local_root.joinpath(*_parts(key))
-        real, root = os.path.realpath(path), os.path.realpath(self._local_root)
-        if not real.startswith(os.path.join(root, '')):
+        root = os.path.realpath(self._local_root)
+        if os.path.commonpath((os.path.realpath(path), root)) != root:
             raise ConfigError(f'{key!r} is a link that leaves the store')
         return path
 
@@ -348,7 +348,7 @@ def _link(source: Path, target: Path) -> bool:
     finally:
         # renaming one name of a file to another one of it leaves both
         unfinished.unlink(missing_ok=True)
-    _sync_directory(target.parent)
+    _sync(target.parent)
     return True
 
 
@@ -388,12 +388,8 @@ def _chunks_of(path: Path) -> Iterator[bytes]:
             yield chunk
 
 
-def _sync_file(path: Path) -> None:
-    with path.open('rb') as file:
-        os.fsync(file.fileno())
-
-
-def _sync_directory(path: Path) -> None:
+def _sync(path: Path) -> None:
+    """Bring a file or a directory to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

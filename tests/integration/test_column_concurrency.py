@@ -305,7 +305,6 @@ def writes(pid: int) -> bool:
     return False
 
 
-@pytest.mark.xfail(strict=True, reason='a pool of processes waits for the other half of a message')
 def test_a_process_that_is_killed_while_it_sends_hangs_nobody(tmp_path):
     ours, theirs = FORK.Pipe()
     context = multiprocessing.get_context('spawn')

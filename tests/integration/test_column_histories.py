@@ -51,6 +51,7 @@ class History(RuleBasedStateMachine):
         self.history: list[Module] = []
         self.identities: dict[str, int] = {}
         self.removed: dict[str, tuple[int, Stored]] = {}
+        self.first_defaults: dict[int, int | None] = {}
         self.rows: dict[int, dict[int, int]] = {}
         self.kept: set[tuple[int, Any]] = set()
         self.num_rows = self.num_fields = self.num_names = 0
@@ -91,6 +92,7 @@ class History(RuleBasedStateMachine):
     def begin(self, module: Module) -> None:
         for each in module.fields:
             self.identities[each.name] = self.num_fields
+            self.first_defaults[self.num_fields] = each.default
             self.num_fields += 1
         self.load(module)
         self.add(3)
@@ -198,15 +200,23 @@ class History(RuleBasedStateMachine):
         """One that was removed is there again, with what was in it."""
         name = data.draw(st.sampled_from(sorted(self.removed)))
         identity, old = self.removed[name]
-        if old.kind != 'optional' and any(identity not in row for row in self.rows.values()):
+        is_lacking = any(identity not in row for row in self.rows.values())
+        if old.kind == 'float' and is_lacking and self.first_defaults[identity] is None:
+            # SQL cannot tell rows without a number from those whose number is none
             return
         del self.removed[name]
         self.identities[name] = identity
         self.declare(replace(old, default=0 if old.kind == 'optional' else default))
 
     def declare(self, new: Stored) -> None:
-        for row in self.rows.values():
-            row.setdefault(self.identities[new.name], new.default)
+        # rows that were added without the field have the default that it had first, if it had one
+        identity = self.identities[new.name]
+        first = self.first_defaults.setdefault(identity, new.default)
+        for row, numbers in self.rows.items():
+            if identity not in numbers and first is None:
+                # it is changed now
+                self.kept = {each for each in self.kept if each[0] != row}
+            numbers.setdefault(identity, new.default if first is None else first)
         self.load(replace(self.module, fields=(*self.module.fields, new)))
 
     @precondition(lambda self: len(self.module.fields) > 1)

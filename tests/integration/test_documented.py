@@ -211,6 +211,8 @@ def test_parameters_named_in_the_text_exist(name):
         for public in map(home.__dict__.get, home.__all__):
             known |= set(inspect.signature(public).parameters)
     known |= set(inspect.signature(columns.Rows.materialize).parameters)
+    for method in ('import_csv', 'import_folder', 'to_training_set', 'import_training_set'):
+        known |= set(inspect.signature(getattr(type(columns.Dataset), method)).parameters)
     known |= {'k', 'R', 'protocol', 'serialize_config', 'form'}
     for span in code_spans(prose(name)):
         for parameter in re.findall(r'(?:^|[(,] ?)([a-z_]+)=', span):

@@ -57,6 +57,28 @@ def run(path: Path) -> tuple[types.ModuleType, int]:
     return module, compared
 
 
+def check_commands(place: Path) -> None:
+    """What the guide says on the command line does what it says, on what the guide has made."""
+    commands = filter(None, '\n'.join(blocks(GUIDE, 'bash')).splitlines())
+    shown = []
+    for command in commands:
+        code = f'{sys.executable} -m finetuner.cli {command.partition("#")[0].split(None, 1)[1]}'
+        environment = {**os.environ, 'PYTHONPATH': str(REPOSITORY), 'COLUMNS': '80'}
+        done = subprocess.run(
+            code.split(), env=environment, capture_output=True, text=True, input='y\n'
+        )
+        assert done.returncode == 0, done.stderr
+        shown.append(done.stdout)
+    (said,) = blocks(GUIDE, '')
+    # but for where it is, and how large SQLite's file and log are now
+    table = shown[0].partition('\n\n')[2].replace(f'{place}/', '')
+    assert [line.rstrip() for line in table.splitlines() if line.strip()] == [
+        line.rstrip() for line in said.splitlines() if line.strip()
+    ]
+    assert ElementTree.parse(place / 'concepts.svg').findall('.//*[@data-column]')
+    assert 'are deleted' in shown[3]
+
+
 def said_in(picture: Path) -> list[tuple]:
     """Boxes, lines and labels of a picture, wherever they are."""
     names = ('data-column', 'data-from', 'data-to')
@@ -75,6 +97,7 @@ def test_the_guide_runs_as_it_is_written(place):
     for line in module.run.stream_logs(interval=1):
         print(line)
     assert module.run.status()['status'] == 'FINISHED'
+    check_commands(place)
     # beside the module, under the name of the class
     assert (place / 'SegmentationDataset.sql').is_file()
     made = {each.name for each in (place / 'SegmentationDataset').iterdir() if each.name[0] != '.'}

@@ -76,3 +76,10 @@ def test_a_type_of_files_makes_files(tmp_path):
     assert File['txt'](tmp_path / 'a.txt') == File(tmp_path / 'a.txt')
     with pytest.raises(DataError, match=r"takes File\['md'\], and the ending is '.txt'"):
         File['md'](tmp_path / 'a.txt')
+
+
+def test_endings_can_be_said_where_linters_read_annotations():
+    kind = column_type(typing.Annotated[File, 'txt', '.MD'])
+    assert kind.suffixes == column_type(TEXT).suffixes == ('.txt', '.md')
+    assert column_type(typing.Annotated[File | None, 'a picture']).is_optional
+    assert column_type(typing.Annotated[int, 'a number']) == column_type(int)
