@@ -94,7 +94,7 @@ class DatasetType(DatasetFeeding, type):
         return Rows(cls, [cls._store.add(values)])[0]
 
     def extend(cls, rows: Iterable[Mapping[str, Any]]) -> int:
-        """Add rows, a thousand in a transaction.
+        """Add rows, up to ten thousand in a transaction, or those of a second.
 
         Args:
             rows: values by name of field; read one after the other.

@@ -124,7 +124,7 @@ class DatasetFeeding(Feeding):
         group: str | None = None,
         bands: Sequence[int] | None = None,
     ) -> int:
-        """Add a row for each pair of a saved collection, a thousand in a transaction.
+        """Add a row for each pair of a saved collection, as `extend` does.
 
         Args:
             set_: the collection, here or on a server.
