@@ -39,6 +39,7 @@ bench: bench-peers bench-serve  ## compare training and serving with others', th
 	$(BIN)/python benchmarks/content_cache.py
 	$(BIN)/python benchmarks/linear_probe.py
 	$(BIN)/python benchmarks/pages.py
+	$(BIN)/python benchmarks/column_rates.py
 
 bench-peers: $(INSTALLED) $(PEERS_INSTALLED)  ## train side by side with others: one table
 	$(BIN)/python benchmarks/peers.py $(PEERS)

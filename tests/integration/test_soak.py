@@ -23,7 +23,7 @@ from tests.integration.soak import Load, put_under_load
 
 FLOW = (REPOSITORY / 'flows' / 'train-and-encode.yml').read_text()
 ALIAS = 'shoes@production'
-SECONDS = float(os.environ.get('SOAK_SECONDS', '120'))
+SECONDS = float(os.environ.get('SOAK_SECONDS', '60'))
 NUM_SWAPS = 100
 QUICK = {
     'model': 'efficientnet-lite0',
