@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from functools import partial
 from typing import Any
 
@@ -49,9 +49,11 @@ def materialize(
     pace = _Pace()
     with store.writing(), _bar(names, len(ids), progress) as advance:
         tasks = _tasks(store, planner, ids, pace, advance)
-        for results, num_rows in _run(store, tasks, _num_workers(workers), pace):
-            store.keep(planner.keys, results.values, results.failures)
-            advance(num_rows)
+        # closed at once, with its processes, whatever goes wrong here
+        with closing(_run(store, tasks, _num_workers(workers), pace)) as done:
+            for results, num_rows in done:
+                store.keep(planner.keys, results.values, results.failures)
+                advance(num_rows)
     versions = store.versions(planner.keys)
     return len({failure.row for failure in store.failures(ids, versions)})
 
@@ -91,7 +93,7 @@ def _tasks(
 
 def _run(
     store: ColumnStore, tasks: Iterator[Task], num_workers: int, pace: _Pace
-) -> Iterator[tuple[Results, int]]:
+) -> Generator[tuple[Results, int], None, None]:
     """Compute tasks, some of them at a time."""
     if num_workers == 0:
         for task in tasks:
@@ -101,10 +103,12 @@ def _run(
             yield results, len(task.rows)
         return
     computing = _Computing(store.declaration, store.files)
-    done = run_in_processes(tasks, computing, num_workers, lambda task: len(task.rows))
-    for results, num_rows, seconds in done:
-        pace.learn(num_rows, seconds)
-        yield results, num_rows
+    with closing(
+        run_in_processes(tasks, computing, num_workers, lambda task: len(task.rows))
+    ) as done:
+        for results, num_rows, seconds in done:
+            pace.learn(num_rows, seconds)
+            yield results, num_rows
 
 
 class _Computing:

@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -39,7 +39,7 @@ def run_in_processes(
     compute: Callable[[Any], Any],
     num_workers: int,
     size_of: Callable[[Any], int],
-) -> Iterator[tuple[Any, int, float]]:
+) -> Generator[tuple[Any, int, float], None, None]:
     """Compute tasks in processes, which are gone when this ends.
 
     Args:
@@ -47,6 +47,8 @@ def run_in_processes(
         compute: computes a task, in the process.
         num_workers: how many processes.
         size_of: what the caller wants to know of a task when it is done.
+
+    Close it (`contextlib.closing`), for its processes to be gone whatever goes wrong meanwhile.
 
     Yields:
         What came of a task, its size, and the seconds that it took; in the order in which they are done.

@@ -6,6 +6,9 @@ import multiprocessing
 import os
 import random
 import signal
+import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -330,3 +333,52 @@ def test_a_process_that_is_killed_while_it_sends_hangs_nobody(tmp_path):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         process.join()
+
+
+INTERRUPTED = """
+import sys, time
+from pathlib import Path
+from finetuner.columns import dataset
+
+folder = Path(sys.argv[1])
+
+@dataset(sql_file=folder / 'rows.sql', data_dir=folder / 'rows')
+class Slow:
+    number: int
+
+    def later(number: int) -> int:
+        time.sleep(0.05)
+        return number
+
+Slow.extend({'number': number} for number in range(1000))
+print('begin', flush=True)
+try:
+    Slow.materialize(workers=2, progress=False)
+except KeyboardInterrupt:
+    print('interrupted', flush=True)
+"""
+
+
+def test_who_is_interrupted_ends_with_all_its_processes(tmp_path):
+    script = tmp_path / 'slow.py'
+    script.write_text(INTERRUPTED)
+    environment = {**os.environ, 'PYTHONPATH': str(Path(__file__).parents[2])}
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout.readline() == 'begin\n'
+    time.sleep(1.5)
+    # as a terminal does: to the whole group
+    os.killpg(process.pid, signal.SIGINT)
+    out, errors = process.communicate(timeout=20)
+    assert (out, errors) == ('interrupted\n', '')
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+    with sqlite3.connect(tmp_path / 'rows.sql') as connection:
+        (count,) = connection.execute('SELECT count(*) FROM Slow__later').fetchone()
+    assert 5 < count < 500
