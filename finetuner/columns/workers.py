@@ -10,7 +10,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import queue
+import shutil
 import signal
+import tempfile
 import threading
 import time
 import traceback
@@ -63,9 +65,11 @@ def run_in_processes(
         return
     workers: list[_Worker] = []
     left: Iterator[Any] = _chained(first, tasks)
+    # what functions leave there goes with it: processes that are killed clear nothing up
+    folder = tempfile.TemporaryDirectory(prefix='columns-', ignore_cleanup_errors=True)
     try:
         for _ in range(num_workers):
-            workers.append(_start(compute))
+            workers.append(_start(compute, folder.name))
         for _ in range(_MOST_TASKS):
             for worker in workers:
                 _give(worker, left, size_of)
@@ -84,12 +88,14 @@ def run_in_processes(
             worker.pipe.close()
         for worker in workers:
             worker.process.join()
+        folder.cleanup()
 
 
-def _start(compute: Callable[[Any], Any]) -> _Worker:
+def _start(compute: Callable[[Any], Any], folder: str) -> _Worker:
     context: Any = multiprocessing.get_context('fork' if forks() else 'spawn')
     here, there = context.Pipe()
-    process = context.Process(target=_work, args=(there, compute, os.getpid()), name='column')
+    given = (there, compute, os.getpid(), folder)
+    process = context.Process(target=_work, args=given, name='column')
     process.start()
     # so that its end is closed when it dies
     there.close()
@@ -138,10 +144,11 @@ def forks() -> bool:
 # ---- in the process
 
 
-def _work(pipe: Connection, compute: Callable[[Any], Any], parent: int) -> None:
+def _work(pipe: Connection, compute: Callable[[Any], Any], parent: int, folder: str) -> None:
+    tempfile.tempdir = folder
     # who interrupts the parent has it end this one
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(parent,), name='end', daemon=True).start()
+    threading.Thread(target=_end_with, args=(parent, folder), name='end', daemon=True).start()
     tasks: queue.Queue[Any] = queue.Queue()
     # read meanwhile: else parent and child could both wait for the other to read
     threading.Thread(target=_read, args=(pipe, tasks), name='read', daemon=True).start()
@@ -163,8 +170,9 @@ def _read(pipe: Connection, tasks: queue.Queue[Any]) -> None:
             os._exit(1)
 
 
-def _end_with(parent: int) -> None:
+def _end_with(parent: int, folder: str) -> None:
     """End when the process does that started this one: one that is killed tells nobody."""
     while os.getppid() == parent:
         time.sleep(0.5)
+    shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)

@@ -1,7 +1,10 @@
 """Datasets declared as classes: what they say of themselves, and what they delete."""
 
+import os
 import shutil
+import signal
 import sqlite3
+import tempfile
 import threading
 from pathlib import Path
 
@@ -281,3 +284,28 @@ def test_processes_that_are_not_forked_compute_too(place, tmp_path, monkeypatch)
     state = DatasetFile(place['sql_file']).state('Texts')
     assert {each.name: each.num_kept for each in state.columns}['length'] == 19
     assert [row.length for row in made.rows[1:]] == [2 * number for number in range(1, 20)]
+
+
+def test_processes_leave_no_temporary_files(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path / 'temporary'))
+    (tmp_path / 'temporary').mkdir()
+    made = filled(place, tmp_path, 40)
+    kept = []
+
+    @dataset(**place)
+    class Texts:
+        text: File
+
+        def careless(text: File) -> File:
+            with File.make_tmp('.txt') as file:
+                Path(file.path).write_bytes(text.read())
+            Path(tempfile.mkstemp()[1]).write_bytes(b'forgotten')
+            kept.append(file)
+            if text.size == 30:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return file
+
+    with pytest.raises(DataError, match='was killed by signal 9'):
+        Texts.materialize(workers=2)
+    assert len(made) == 40
+    assert list((tmp_path / 'temporary').iterdir()) == []
