@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import contextlib
-import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +14,7 @@ from docarray import Document, DocumentArray
 
 from finetuner.artifact import ModelSpec
 from finetuner.config import whole_number
+from finetuner.cores import num_cores
 from finetuner.data.contents import is_text
 from finetuner.excepts import ArtifactError, ConfigError, ContentError, FinetunerError
 from finetuner.inputs import InputReader, ModelInputs, TextImageReader
@@ -354,9 +354,3 @@ def at_least_one(name: str, number: Any) -> int:
     if whole < 1:
         raise ConfigError(f'{name}: {number} is less than 1')
     return whole
-
-
-def num_cores() -> int:
-    """Cores that this process may use."""
-    affinity = getattr(os, 'sched_getaffinity', None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1

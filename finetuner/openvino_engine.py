@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from finetuner.artifact import ModelSpec
-from finetuner.engines import InferenceEngine, num_cores
+from finetuner.cores import num_cores
+from finetuner.engines import InferenceEngine
 from finetuner.excepts import ArtifactError, ConfigError
 from finetuner.inputs import InputReader, ModelInputs
 

@@ -8,6 +8,8 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+from finetuner.cores import num_cores
+
 Item = TypeVar('Item')
 Result = TypeVar('Result')
 
@@ -19,9 +21,7 @@ _pool: ThreadPoolExecutor | None = None
 
 def num_threads() -> int:
     """How many threads there are: one a core, within bounds."""
-    affinity = getattr(os, 'sched_getaffinity', None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return min(cores, _MOST_THREADS)
+    return min(num_cores(), _MOST_THREADS)
 
 
 def submit(work: Callable[..., Result], *arguments: object) -> Future[Result]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from finetuner.columns.declaring import Declaration, Derived, where
 from finetuner.columns.failures import Failure, new_failure
-from finetuner.columns.files import File, Put
+from finetuner.columns.files import File, put_all
 from finetuner.columns.fingerprint import fingerprint
 from finetuner.columns.reading import Page
 from finetuner.columns.store import ColumnStore
@@ -155,13 +155,13 @@ class Planner:
         return [name for name in self.keys if name in found]
 
 
-def compute(task: Task, declaration: Declaration, put: Put) -> Results:
+def compute(task: Task, declaration: Declaration, files: FileStore) -> Results:
     """Compute a task; where a function raises an error, what needs its value is not computed.
 
     Args:
         task: what to compute.
         declaration: of the dataset.
-        put: brings files into the data directory.
+        files: the data directory.
     """
     results = Results()
     kept: dict[str, list[Any]] = dict(task.given)
@@ -170,12 +170,12 @@ def compute(task: Task, declaration: Declaration, put: Put) -> Results:
     for name in task.names:
         inputs = declaration.derived[name].inputs
         failed = set().union(*(without.get(each, set()) for each in inputs))
-        rows = [row for row in task.rows if row not in failed] if failed else task.rows
+        rows = _left_of(task.rows, failed)
         given = {each: kept[each] for each in inputs}
         if failed:
-            places = [place for place, row in enumerate(task.rows) if row not in failed]
-            given = {each: [values[place] for place in places] for each, values in given.items()}
-        step = _Step(declaration.derived[name], declaration, put)
+            places = {place for place, row in enumerate(task.rows) if row in failed}
+            given = {each: _left(values, places) for each, values in given.items()}
+        step = _Step(declaration.derived[name], declaration, files)
         failed |= step.run(rows, given, results)
         results.values[name] = _left_of(rows, failed), step.stored
         kept[name] = step.values
@@ -189,10 +189,10 @@ def compute(task: Task, declaration: Declaration, put: Put) -> Results:
 class _Step:
     """Computes a column of the rows of a task."""
 
-    def __init__(self, column: Derived, declaration: Declaration, put: Put) -> None:
+    def __init__(self, column: Derived, declaration: Declaration, files: FileStore) -> None:
         self._column = column
         self._kinds = [declaration.type_of(each) for each in column.inputs]
-        self._put = put
+        self._files = files
         self.values: list[Any] = []
         self.stored: list[Any] = []
 
@@ -227,7 +227,7 @@ class _Step:
 
     def _bring_in(self, rows: Sequence[int], errors: dict[int, Exception]) -> list[Any]:
         """Bring files in; those that cannot be brought are errors, too."""
-        stored = self._put(self._column.name, self.values)
+        stored = put_all(self._files, self._column.name, self.values)
         places = (place for place in range(len(rows)) if place not in errors)
         failed = {
             place: each
@@ -331,7 +331,7 @@ class Values:
         planner = self._planner
         for task in planner.tasks(ids, lambda: len(ids)):
             with self._store.writing():
-                results = compute(task, self._declaration, self._store.put)
+                results = compute(task, self._declaration, self._store.files)
                 self._store.keep(planner.keys, results.values, results.failures)
             planner.versions = self._store.versions(planner.keys)
             if results.failures:

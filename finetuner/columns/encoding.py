@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from finetuner.columns.declaring import MISSING, Declaration
-from finetuner.columns.files import Put
+from finetuner.columns.files import put_all
 from finetuner.excepts import ConfigError, DataError, FinetunerError
+from finetuner.storage.files import FileStore
 
 
 class RowEncoder:
@@ -15,12 +16,12 @@ class RowEncoder:
 
     Args:
         declaration: of the dataset.
-        put: brings files into the data directory.
+        files: the data directory.
     """
 
-    def __init__(self, declaration: Declaration, put: Put) -> None:
+    def __init__(self, declaration: Declaration, files: FileStore) -> None:
         self._declaration = declaration
-        self._put = put
+        self._files = files
 
     def rows(
         self, rows: Sequence[Mapping[str, Any]]
@@ -48,7 +49,7 @@ class RowEncoder:
         num_rows = len(encoded)
         for place, (name, field) in enumerate(self._declaration.fields.items()):
             if field.type.is_file and columns:
-                stored = self._put(name, columns[place])
+                stored = put_all(self._files, name, columns[place])
                 columns[place] = stored
                 for number, each in enumerate(stored[:num_rows]):
                     if isinstance(each, Exception):

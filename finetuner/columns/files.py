@@ -8,7 +8,7 @@ import os
 import re
 import tempfile
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,8 +21,6 @@ from finetuner.storage.files import CHUNK_BYTES, FileStore
 
 # path in the data directory, sha256 and size
 Stored = tuple[str, str, int]
-# brings files into a data directory, under the folder of a column; what went wrong in place of what did
-Put = Callable[[str, 'Sequence[File | None]'], 'list[Stored | Exception | None]']
 # one alone waits for the disk, or for the network, most of the time
 _NUM_THREADS = 16
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from finetuner.columns.files import suffix_of
 from finetuner.columns.inspecting import DatasetFile
-from finetuner.columns.states import DatasetState, DeclaredColumn, Long
+from finetuner.columns.states import DatasetState, DeclaredColumn, Long, plain_type
 from finetuner.excepts import ConfigError, NotFoundError
 from finetuner.storage.files import FileStore
 
@@ -147,30 +147,29 @@ def _file_cell(store: FileStore, key: str, sizes: Mapping[str, int]) -> Cell:
 
 
 def _cell(column: DeclaredColumn, kept: Any, most: int) -> Cell:
-    is_optional = column.type.startswith('Optional[')
-    plain_type = column.type.removeprefix('Optional[').removesuffix(']' if is_optional else '')
+    kind = plain_type(column.type)
     if kept is None:
         # SQL has no number for what is none
-        is_nan = plain_type == 'float' and not is_optional
+        is_nan = column.type == 'float'
         return Cell('value', 'nan' if is_nan else 'None', 'nan' if is_nan else None)
     start, length = (kept.start, kept.length) if isinstance(kept, Long) else (kept, None)
     if isinstance(start, bytes):
-        return _bytes_cell(plain_type, start, len(start) if length is None else length)
-    if plain_type == 'bool':
+        return _bytes_cell(kind, start, len(start) if length is None else length)
+    if kind == 'bool':
         return Cell('value', 'true' if start else 'false', bool(start))
     if isinstance(start, str):
-        return _text_cell(plain_type, start, length, most)
+        return _text_cell(kind, start, length, most)
     if isinstance(start, float) and not math.isfinite(start):
         return Cell('value', str(start), str(start))
     return Cell('value', str(start), start)
 
 
-def _text_cell(plain_type: str, text: str, length: int | None, most: int) -> Cell:
+def _text_cell(kind: str, text: str, length: int | None, most: int) -> Cell:
     length = len(text) if length is None else length
     if length > most:
         shown = f'{text[:most]}… ({length:,} characters)'
         return Cell('value', shown, {'start': text[:most], 'num_characters': length})
-    if plain_type in ('dict', 'list'):
+    if kind in ('dict', 'list'):
         return Cell('value', text, _json(text))
     return Cell('value', text, text)
 
@@ -196,11 +195,11 @@ def _refuse(name: str) -> None:
     raise ValueError(name)
 
 
-def _bytes_cell(plain_type: str, start: bytes, length: int) -> Cell:
+def _bytes_cell(kind: str, start: bytes, length: int) -> Cell:
     plain: dict[str, Any] = {'num_bytes': length}
-    found = _array_of(start) if plain_type != 'bytes' else None
+    found = _array_of(start) if kind != 'bytes' else None
     if found is None:
-        return Cell('value', f'{plain_type}, {size_text(length)}', plain)
+        return Cell('value', f'{kind}, {size_text(length)}', plain)
     dtype, shape = found
     plain |= {'dtype': dtype, 'shape': list(shape)}
     form = ' × '.join(map(str, shape)) or 'one number'

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
-from functools import partial
 from typing import Any
 
 from finetuner.columns.computing import Planner, Results, Task, attached, compute
 from finetuner.columns.declaring import Declaration
-from finetuner.columns.files import put_all
 from finetuner.columns.store import ColumnStore
 from finetuner.columns.workers import run_in_processes
 from finetuner.console import console
+from finetuner.cores import num_cores
 from finetuner.excepts import ConfigError
 from finetuner.storage.files import FileStore
 
@@ -43,6 +41,7 @@ def materialize(
             f'workers={workers!r}: it is a number of processes, 0 to {_MOST_WORKERS}, or None for one a '
             'core'
         )
+    num_workers = num_cores() if workers is None else workers
     planner = Planner(store, names)
     if retry:
         store.forgive(ids, planner.versions)
@@ -50,7 +49,7 @@ def materialize(
     with store.writing(), _bar(names, len(ids), progress) as advance:
         tasks = _tasks(store, planner, ids, pace, advance)
         # closed at once, with its processes, whatever goes wrong here
-        with closing(_run(store, tasks, _num_workers(workers), pace)) as done:
+        with closing(_run(store, tasks, num_workers, pace)) as done:
             for results, num_rows in done:
                 store.keep(planner.keys, results.values, results.failures)
                 advance(num_rows)
@@ -98,7 +97,7 @@ def _run(
     if num_workers == 0:
         for task in tasks:
             begun = time.monotonic()
-            results = compute(task, store.declaration, store.put)
+            results = compute(task, store.declaration, store.files)
             pace.learn(len(task.rows), time.monotonic() - begun)
             yield results, len(task.rows)
         return
@@ -120,7 +119,7 @@ class _Computing:
 
     def __call__(self, task: Task) -> Results:
         task = attached(task, self._files)
-        results = compute(task, self._declaration, partial(put_all, self._files))
+        results = compute(task, self._declaration, self._files)
         # their texts are kept; not every error can travel
         results.errors = []
         return results
@@ -135,13 +134,6 @@ def _computing(data: bytes) -> _Computing:
     import cloudpickle
 
     return _Computing(*cloudpickle.loads(data))
-
-
-def _num_workers(workers: int | None) -> int:
-    if workers is not None:
-        return workers
-    affinity = getattr(os, 'sched_getaffinity', None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Reading columns of rows, fields and derived values alike, in one statement."""
+"""Reading columns of rows: a statement for all fields, and one for each derived column."""
 
 from __future__ import annotations
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 from finetuner.columns.computing import Planner, Values
 from finetuner.columns.failures import Failure
 from finetuner.columns.feeding import Feeding
 from finetuner.columns.materializing import materialize
+from finetuner.columns.statements import one_or_several
 from finetuner.columns.store import ColumnStore
 from finetuner.excepts import ConfigError, NotFoundError, unknown_name
 
@@ -66,13 +67,10 @@ class Rows(Feeding, Sequence[Any]):
             ConfigError: there is no such column.
             DataError: a value cannot be one of its column, or a derived one cannot be computed.
         """
-        declaration = self._store.declaration
+        self._check_names(conditions)
         by_value, by_function = {}, {}
         for name, wanted in conditions.items():
-            if name not in declaration.fields and name not in declaration.derived:
-                known = [*declaration.fields, *declaration.derived]
-                raise ConfigError(unknown_name('column', name, known))
-            if name in declaration.fields and not callable(wanted):
+            if name in self._store.declaration.fields and not callable(wanted):
                 by_value[name] = wanted
             else:
                 by_function[name] = wanted if callable(wanted) else _is_one_of(wanted)
@@ -138,7 +136,7 @@ class Rows(Feeding, Sequence[Any]):
         return self._store.failures(self.ids, planner.versions)
 
     def delete(self) -> int:
-        """Delete these rows, all at once; derived values stay until `prune`.
+        """Delete these rows with their derived values, all at once; files stay until `prune`.
 
         Returns:
             How many there were.
@@ -172,7 +170,7 @@ class Rows(Feeding, Sequence[Any]):
             start += _BATCH
             yield page, columns
 
-    def _check_names(self, names: Sequence[str]) -> None:
+    def _check_names(self, names: Iterable[str]) -> None:
         known = [*self._store.declaration.fields, *self._store.declaration.derived]
         for name in names:
             if name not in known:
@@ -180,5 +178,4 @@ class Rows(Feeding, Sequence[Any]):
 
 
 def _is_one_of(wanted: Any) -> Callable[[Any], bool]:
-    several = wanted if isinstance(wanted, list | tuple | set | frozenset) else [wanted]
-    return lambda value: any(value == each for each in several)
+    return lambda value: any(value == each for each in one_or_several(wanted))

@@ -1,10 +1,11 @@
-"""SQL of many values."""
+"""SQL of values."""
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from sqlalchemy import func, select
@@ -17,6 +18,11 @@ _MOST_VALUES = 900
 def listed(values: Sequence[Any]) -> Any:
     """Any number of values for a condition: SQLite allows no more than some thousand names."""
     return select(func.json_each(json.dumps(list(values))).table_valued('value').c.value)
+
+
+def one_or_several(wanted: Any) -> Collection[Any]:
+    """The values that a condition names: those of a list or a set, or the one."""
+    return wanted if isinstance(wanted, list | tuple | set | frozenset) else [wanted]
 
 
 def insert_many(session: Session, what: str, columns: Sequence[Sequence[Any]]) -> None:
@@ -43,3 +49,14 @@ def insert_many(session: Session, what: str, columns: Sequence[Sequence[Any]]) -
             cursor.execute(rest, values[whole * num_columns :])
     finally:
         cursor.close()
+
+
+def literal(kept: Any) -> str | None:
+    """A value as SQL writes it; None where it cannot."""
+    if isinstance(kept, str):
+        return None if '\0' in kept else "'" + kept.replace("'", "''") + "'"
+    if isinstance(kept, bytes):
+        return f"X'{kept.hex()}'"
+    if isinstance(kept, float) and math.isinf(kept):
+        return '9e999' if kept > 0 else '-9e999'
+    return None if kept is None else str(int(kept) if isinstance(kept, bool) else kept)

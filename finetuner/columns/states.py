@@ -113,7 +113,17 @@ class DatasetState:
 
 def is_file_type(shown: str) -> bool:
     """Whether a type, as it is shown, is one of files."""
-    return shown.removeprefix('Optional[').startswith('File')
+    return plain_type(shown).startswith('File')
+
+
+def is_optional_type(shown: str) -> bool:
+    """Whether a type, as it is shown, has None among its values."""
+    return shown.startswith('Optional[')
+
+
+def plain_type(shown: str) -> str:
+    """A type, as it is shown, without None."""
+    return shown.removeprefix('Optional[').removesuffix(']') if is_optional_type(shown) else shown
 
 
 def with_ancestors(column: str, derived: Mapping[str, DeclaredColumn]) -> list[str]:

@@ -15,10 +15,10 @@ from sqlalchemy.orm import Session
 from finetuner.columns.declaring import Declaration
 from finetuner.columns.encoding import RowEncoder
 from finetuner.columns.failures import Failure, Failures
-from finetuner.columns.files import File, put_all
+from finetuner.columns.files import File
 from finetuner.columns.locking import writing
 from finetuner.columns.reading import Page, Reader
-from finetuner.columns.statements import insert_many, listed
+from finetuner.columns.statements import insert_many, listed, one_or_several
 from finetuner.columns.tables import Tables
 from finetuner.columns.types import SMALL, ColumnType
 from finetuner.excepts import ConflictError, DataError, FinetunerError
@@ -59,14 +59,9 @@ class ColumnStore:
         self.tables = Tables(declaration)
         self.database = open_file(sql_file)
         with self.database.session() as session:
-            self.tables.make(session, renamed or {}, data_dir)
-            columns = self.tables.columns
-            mine = columns.select().where(columns.c.dataset == declaration.name)
-            self.field_numbers = {
-                row.name: row.id for row in session.execute(mine) if row.name in declaration.fields
-            }
+            self.field_numbers = self.tables.make(session, renamed or {}, data_dir)
         self._failures = Failures(self.tables, declaration.name)
-        self._encoder = RowEncoder(declaration, self.put)
+        self._encoder = RowEncoder(declaration, files)
         self._reader = Reader(declaration, self.tables, files)
         kinds = [field.type.python for field in declaration.fields.values()]
         is_small = all(kind in (*SMALL, str, File) for kind in kinds)
@@ -152,9 +147,9 @@ class ColumnStore:
         query = select(table.c.id).order_by(table.c.id)
         for name, wanted in (conditions or {}).items():
             kind = self.declaration.fields[name].type
-            several = wanted if isinstance(wanted, list | tuple | set | frozenset) else [wanted]
             kept = [
-                each if each is None else self._kept_in_condition(kind, each) for each in several
+                each if each is None else self._kept_in_condition(kind, each)
+                for each in one_or_several(wanted)
             ]
             named = [each for each in kept if each is not None]
             is_one = table.c[name].in_(named)
@@ -273,14 +268,6 @@ class ColumnStore:
         """Forget what went wrong, so that it is tried again."""
         with self._changing() as session:
             self._failures.forgive(session, ids, versions)
-
-    # ---- files
-
-    def put(
-        self, name: str, files: Sequence[File | None]
-    ) -> list[tuple[str, str, int] | Exception | None]:
-        """Bring files into the data directory, under the folder of a column."""
-        return put_all(self.files, name, files)
 
     # below
 

@@ -8,7 +8,6 @@ declared no more stay with what is in them.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,6 +35,8 @@ from sqlalchemy.types import UserDefinedType
 
 from finetuner.columns.declaring import MISSING, Declaration, Field
 from finetuner.columns.files import File
+from finetuner.columns.statements import literal
+from finetuner.columns.states import is_file_type, is_optional_type, plain_type
 from finetuner.columns.types import SMALL, ColumnType
 from finetuner.excepts import ConfigError, ConflictError
 
@@ -143,13 +144,16 @@ class Tables(CommonTables):
             for name, each in declaration.derived.items()
         }
 
-    def make(self, session: Session, renamed: Mapping[str, str], data_dir: str) -> None:
+    def make(self, session: Session, renamed: Mapping[str, str], data_dir: str) -> dict[str, int]:
         """Make what is missing, and bring the fields up to date.
 
         Args:
             session: that may write.
             renamed: old name by new name.
             data_dir: where files are, as `datasets` has it.
+
+        Returns:
+            Numbers of fields by name.
 
         Raises:
             ConfigError: a new field has no value for the rows that are there, or another type than it
@@ -170,6 +174,8 @@ class Tables(CommonTables):
             self._bring_up_to_date(session, renamed)
         self._note(session, data_dir)
         self._watch(connection)
+        known = self._known(session)
+        return {name: known[name]['id'] for name in self._declaration.fields}
 
     def check(self, session: Session, field_numbers: Mapping[str, int]) -> str:
         """Refuse tables that are of other columns than declared: another process has changed them.
@@ -200,7 +206,7 @@ class Tables(CommonTables):
             )
         for column in found.get_columns(self.rows.name):
             row = known.get(column['name'], {'kind': '', 'type': ''})
-            is_required = column['default'] is None and not row['type'].startswith('Optional')
+            is_required = column['default'] is None and not is_optional_type(row['type'])
             if row['kind'] == 'field' and is_required and column['name'] not in field_numbers:
                 return str(column['name'])
         return ''
@@ -252,7 +258,7 @@ class Tables(CommonTables):
 
     def _check_none(self, session: Session, field: Field, known: Mapping[str, Any]) -> None:
         """Refuse rows without a value, of a time when the field was Optional, or was not declared."""
-        was_optional = known.get('type', '').startswith('Optional')
+        was_optional = is_optional_type(known.get('type', ''))
         was_removed = known.get('kind', '').startswith('removed')
         # SQL has no number for what is none
         may_be_none = field.type.is_optional or field.type.python is float
@@ -272,10 +278,8 @@ class Tables(CommonTables):
         session.execute(self.rows.update().where(without).values({field.name: kept}))
 
     def _check_type(self, field: Field, known: str) -> None:
-        plain = known.removeprefix('Optional[').removesuffix(']') if known else ''
-        now = field.type.name.removeprefix('Optional[')
-        now = now.removesuffix(']') if field.type.is_optional else now
-        is_file = plain.startswith('File') and field.type.is_file
+        plain, now = plain_type(known), plain_type(field.type.name)
+        is_file = is_file_type(known) and field.type.is_file
         if plain in ('', now) or is_file or (plain, now) == ('int', 'float'):
             return
         raise ConfigError(
@@ -336,9 +340,9 @@ class Tables(CommonTables):
             return column
         if field.type.is_file:
             raise ConfigError(f'{self.rows.name}.{field.name}: a file cannot be a default')
-        literal = _literal(field.type.encoded(field.left_out))
-        if literal is not None:
-            column.server_default = DefaultClause(text(literal))
+        written = literal(field.type.encoded(field.left_out))
+        if written is not None:
+            column.server_default = DefaultClause(text(written))
         return column
 
     def _value_column(self, kind: ColumnType) -> Column[Any]:
@@ -380,17 +384,6 @@ class _AnyType(UserDefinedType[Any]):
 
     def get_col_spec(self, **_: Any) -> str:
         return ''
-
-
-def _literal(kept: Any) -> str | None:
-    """A value as SQL writes it; None where it cannot."""
-    if isinstance(kept, str):
-        return None if '\0' in kept else "'" + kept.replace("'", "''") + "'"
-    if isinstance(kept, bytes):
-        return f"X'{kept.hex()}'"
-    if isinstance(kept, float) and math.isinf(kept):
-        return '9e999' if kept > 0 else '-9e999'
-    return None if kept is None else str(int(kept) if isinstance(kept, bool) else kept)
 
 
 def values_table(dataset: str, column: str, is_file: bool = False) -> str:

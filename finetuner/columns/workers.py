@@ -7,6 +7,7 @@ ever. Here each has a pipe of its own.
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import queue
@@ -64,7 +65,7 @@ def run_in_processes(
         # nothing to do is no reason to start processes
         return
     workers: list[_Worker] = []
-    left: Iterator[Any] = _chained(first, tasks)
+    left = itertools.chain([first], tasks)
     # what functions leave there goes with it: processes that are killed clear nothing up
     folder = tempfile.TemporaryDirectory(prefix='columns-', ignore_cleanup_errors=True)
     try:
@@ -129,11 +130,6 @@ def _killed(worker: _Worker) -> DataError:
         f'a process that computes {how}, perhaps for memory: what was computed before is kept; go on '
         'with fewer workers'
     )
-
-
-def _chained(first: Any, tasks: Iterator[Any]) -> Iterator[Any]:
-    yield first
-    yield from tasks
 
 
 def forks() -> bool:

@@ -15,6 +15,7 @@ import torch
 from docarray import Document
 from torch.utils.data import DataLoader
 
+from finetuner.cores import num_cores
 from finetuner.data.collation import TextCollate, pad_contents, stack_contents
 from finetuner.data.datasets import DATASETS, InstanceDataset, SessionDataset
 from finetuner.data.documents import DataKind, survey_documents
@@ -377,11 +378,10 @@ def _cause(error: Exception) -> str:
 
 
 def _cap_workers(num_workers: int) -> int:
-    affinity = getattr(os, 'sched_getaffinity', None)
-    num_cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    if num_workers > num_cores:
-        _LOGGER.info('num_workers=%d capped at the %d cores there are', num_workers, num_cores)
-        return num_cores
+    most = num_cores()
+    if num_workers > most:
+        _LOGGER.info('num_workers=%d capped at the %d cores there are', num_workers, most)
+        return most
     return num_workers
 
 

@@ -20,11 +20,12 @@ from dataclasses import dataclass
 import numpy as np
 from docarray import Document
 
+from finetuner.cores import num_cores
 from finetuner.encoding.jobs import Embedded, Item, Job
 from finetuner.encoding.lanes import Lane
 from finetuner.encoding.observer import EncodingObserver
 from finetuner.encoding.rate import Rate
-from finetuner.engines import InferenceEngine, at_least_one, num_cores
+from finetuner.engines import InferenceEngine, at_least_one
 from finetuner.excepts import ConfigError, ContentError, TooLargeError, TooManyRequestsError
 
 logger = logging.getLogger(__name__)

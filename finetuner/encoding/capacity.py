@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from finetuner.engines import at_least_one, num_cores
+from finetuner.cores import num_cores
+from finetuner.engines import at_least_one
 
 # Pictures in a batch, each of 64 tokens of text. On a CPU a batch that fits into the caches of one
 # core takes the least time a Document (benchmarks/capacity.py); a GPU wants more at a time.

@@ -22,7 +22,7 @@ TREES = {name: ast.parse(path.read_text(encoding='utf-8')) for name, path in MOD
 # layers from the ground up: a module imports from its own layer and from those below it
 LAYERS = (
     ('config', 'excepts', 'names', 'vector_index', 'callback', 'data', 'models', 'images', 'uris',
-     'fetching', 'search', 'evaluation', 'significance', 'storage', 'training', 'runs.states',
+     'cores', 'fetching', 'search', 'evaluation', 'significance', 'storage', 'training', 'runs.states',
      'console', 'augmentation', 'inputs', 'onnx_check', 'onnx_export', 'quantization',
      'precision_record'),
     ('model_spec', 'artifact_files', 'artifact_check', 'artifact', 'engines', 'openvino_engine',
