@@ -22,7 +22,7 @@ TREES = {name: ast.parse(path.read_text(encoding='utf-8')) for name, path in MOD
 # layers from the ground up: a module imports from its own layer and from those below it
 LAYERS = (
     ('config', 'excepts', 'names', 'vector_index', 'callback', 'data', 'models', 'images', 'uris',
-     'cores', 'fetching', 'search', 'evaluation', 'significance', 'storage', 'training', 'runs.states',
+     'cores', 'ray_cluster', 'fetching', 'search', 'evaluation', 'significance', 'storage', 'training', 'runs.states',
      'console', 'augmentation', 'inputs', 'onnx_check', 'onnx_export', 'quantization',
      'precision_record'),
     ('model_spec', 'artifact_files', 'artifact_check', 'artifact', 'engines', 'openvino_engine',
@@ -42,7 +42,7 @@ HEAVY = (
     'torch', 'torchvision', 'transformers', 'onnxruntime', 'onnx', 'accelerate', 'jina', 'fastapi',
     'sqlalchemy', 'alembic', 'cv2', 'faiss', 'matplotlib', 'PIL', 'pytorch_metric_learning',
     'simplejpeg', 'fsspec', 'scipy', 'sklearn', 'pandas', 'pyarrow', 'tokenizers',
-    'ranx', 'numba', 'wandb', 'tensorboard', 'httpx', 'openvino', 'rasterio', 'affine', 'h5py', 'dask',
+    'ranx', 'numba', 'wandb', 'tensorboard', 'httpx', 'openvino', 'rasterio', 'affine', 'h5py', 'dask', 'ray',
 )  # fmt: skip
 
 

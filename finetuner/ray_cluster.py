@@ -1,0 +1,191 @@
+"""The one door to Ray: imports it, connects to a cluster, and submits jobs to one.
+
+Ray is optional: nothing here is called where runs are processes of one machine. Its token
+authentication is on unless `RAY_AUTH_MODE` says otherwise; Ray looks for the token itself, in
+`RAY_AUTH_TOKEN`, `RAY_AUTH_TOKEN_PATH` and `~/.ray/auth_token`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+from finetuner.excepts import ConfigError, ServerError
+
+LOCAL = 'local'
+AUTO = 'auto'
+NAMESPACE = 'finetuner'
+
+_EXTRA = "it is not installed: pip install 'finetuner[ray]'"
+_PROBE_SECONDS = 5.0
+# what Ray sets for the entrypoint of a job, which connects as the cluster does
+_WITHIN_JOB = 'RAY_JOB_CONFIG_JSON_ENV_VAR'
+
+
+def import_ray() -> Any:
+    """Import Ray, with token authentication on.
+
+    Raises:
+        ConfigError: it is not installed; names the extra.
+    """
+    if _WITHIN_JOB not in os.environ:
+        os.environ.setdefault('RAY_AUTH_MODE', 'token')
+    # says what a later release will do to variables that nobody here sets
+    os.environ.setdefault('RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO', '0')
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'Pydantic v1 is deprecated', FutureWarning)
+        try:
+            import ray
+        except ModuleNotFoundError as error:
+            if (error.name or '').partition('.')[0] != 'ray':
+                raise
+            raise ConfigError(f'this needs Ray, and {_EXTRA}') from error
+    return ray
+
+
+def check_driver_address(address: str) -> str:
+    """Check the address of a cluster as `driver` takes it.
+
+    Raises:
+        ConfigError: it is another kind of address; says what is allowed.
+    """
+    if address in (LOCAL, AUTO):
+        return address
+    host, colon, port = address.rpartition(':')
+    if '://' in address or not host or not colon or not port.isdigit():
+        raise ConfigError(
+            f"{address!r} is no address of a Ray cluster to connect to: give 'auto' on one of its "
+            "machines, 'host:port' of its head, or 'local' for one of this process alone"
+        )
+    return address
+
+
+@contextmanager
+def driver(address: str = AUTO, num_cpus: int | None = None) -> Iterator[Any]:
+    """Connect this process to a cluster, and let go of it at the end.
+
+    What is connected already stays connected.
+
+    Args:
+        address: `auto` for the cluster that this machine belongs to, `host:port` of a head, or
+            `local` for a cluster of this process's own, which ends with it.
+        num_cpus: of a `local` cluster; None for those of the machine.
+
+    Yields:
+        The module `ray`.
+
+    Raises:
+        ConfigError: Ray is not installed, or the address is none.
+        ServerError: nothing answers there, or the token is not the cluster's.
+    """
+    check_driver_address(address)
+    ray = import_ray()
+    if ray.is_initialized():
+        yield ray
+        return
+    given = None if address == LOCAL else address
+    if given not in (None, AUTO):
+        host, _, port = address.rpartition(':')
+        _probe(host.strip('[]'), int(port), address)
+    with _own_signals():
+        _connect(ray, address, num_cpus)
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _connect(ray: Any, address: str, num_cpus: int | None) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'Pydantic v1 is deprecated', FutureWarning)
+        try:
+            ray.init(
+                address=address,
+                namespace=NAMESPACE,
+                num_cpus=num_cpus if address == LOCAL else None,
+                include_dashboard=False if address == LOCAL else None,
+                logging_level='WARNING',
+            )
+        except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+            raise ServerError(
+                f'no Ray cluster lets this process in at {address!r} ({_first_line(error)}): start '
+                'it, name its address, and give it and this process the same token in '
+                'RAY_AUTH_TOKEN or ~/.ray/auth_token'
+            ) from error
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep this process's handler of SIGTERM, which Ray would replace."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def check_jobs_address(address: str) -> str:
+    """Check the address of a cluster's jobs API.
+
+    Raises:
+        ConfigError: it is no `http://` or `https://` address.
+    """
+    parts = urlsplit(address)
+    if parts.scheme not in ('http', 'https') or not parts.hostname:
+        raise ConfigError(
+            f'{address!r} is no address of the jobs API of a Ray cluster: give that of its '
+            'dashboard, such as http://127.0.0.1:8265'
+        )
+    return address.rstrip('/')
+
+
+def jobs_client(address: str) -> Any:
+    """Connect to the jobs API of a cluster.
+
+    Args:
+        address: of its dashboard, such as `http://127.0.0.1:8265`.
+
+    Returns:
+        Ray's `JobSubmissionClient`.
+
+    Raises:
+        ConfigError: Ray is not installed, or the address is none.
+        ServerError: nothing answers there, or the token is not the cluster's.
+    """
+    address = check_jobs_address(address)
+    ray = import_ray()
+    from ray.job_submission import JobSubmissionClient
+
+    parts = urlsplit(address)
+    port = parts.port or (443 if parts.scheme == 'https' else 80)
+    _probe(str(parts.hostname), port, address)
+    try:
+        return JobSubmissionClient(address)
+    except (ConnectionError, RuntimeError, ray.exceptions.AuthenticationError) as error:
+        raise ServerError(
+            f'the jobs API at {address} lets nobody in: {_first_line(error)}. This process needs '
+            "the cluster's token in RAY_AUTH_TOKEN or ~/.ray/auth_token, or RAY_AUTH_MODE=disabled "
+            'for a cluster without one'
+        ) from error
+
+
+def _probe(host: str, port: int, address: str) -> None:
+    """Ray itself tries for minutes where nobody listens."""
+    try:
+        socket.create_connection((host, port), timeout=_PROBE_SECONDS).close()
+    except OSError as error:
+        raise ServerError(f'no Ray cluster answers at {address}: {error}') from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
