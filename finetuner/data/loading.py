@@ -6,52 +6,37 @@ import gc
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from docarray import Document
 from torch.utils.data import DataLoader
 
 from finetuner.cores import num_cores
-from finetuner.data.collation import TextCollate, pad_contents, stack_contents
 from finetuner.data.datasets import DATASETS, InstanceDataset, SessionDataset
 from finetuner.data.documents import DataKind, survey_documents
 from finetuner.data.labelled import LabelledDataset, PreprocessFn
-from finetuner.data.numbering import NumberedBatch, NumberedBatches
-from finetuner.data.randomness import drawing_from
+from finetuner.data.loaded_items import (
+    BrokenItem,
+    CollateFn,
+    LabelledCollate,
+    LoadedBatches,
+    LoadingError,
+    NamedItems,
+)
+from finetuner.data.numbering import NumberedBatches, Part
 from finetuner.data.relation_samplers import InstanceSampler, PairSampler, SessionSampler
 from finetuner.data.samplers import ClassSampler, EpochSampler, RandomSampler
-from finetuner.excepts import ConfigError, DataError, unknown_name
+from finetuner.excepts import ConfigError, unknown_name
 
-CollateFn = Callable[[list[Any]], Any]
 SamplerName = Literal['auto', 'class', 'random']
 OnBroken = Literal['stop', 'skip']
 
 _LOGGER = logging.getLogger(__name__)
 _SAMPLERS = ('auto', 'class', 'random')
-# what a broken file leads to; anything else is a mistake in preprocess_fn, and stops the run
-_BROKEN = (DataError, OSError)
 _NUM_LOGGED = 20
-
-
-class LoadingError(DataError):
-    """A Document could not be made into model input; the message names it and the cause.
-
-    torch hands an exception of a worker process on as a new one of the same class, with a whole
-    traceback for its message. This class takes its own message out of that again.
-
-    Attributes:
-        worker_traceback: what torch made of it; empty when no worker was involved.
-    """
-
-    def __init__(self, message: str) -> None:
-        marker = f'{type(self).__module__}.{type(self).__qualname__}: '
-        before, found, own = message.rpartition(marker)
-        super().__init__(own.strip() if found else message)
-        self.worker_traceback = before if found else ''
 
 
 class BatchLoader(DataLoader[Any]):
@@ -102,7 +87,8 @@ class BatchLoader(DataLoader[Any]):
             self.close()
             raise
         self._place = epoch + 1, 0
-        if self.broken and not used:
+        # of a part, the other processes may have used theirs
+        if self.broken and not used and not self._batches.part.divides:
             raise LoadingError(
                 f'nothing is left to load: all batches held Documents that cannot be preprocessed '
                 f'({len(self.broken)} in all), such as {next(iter(self.broken.values()))}'
@@ -116,6 +102,11 @@ class BatchLoader(DataLoader[Any]):
                     _LOGGER.warning('Left out: %s', reason)
                 elif len(self.broken) == _NUM_LOGGED + 1:
                     _LOGGER.warning('More are left out and counted, but not named here')
+
+    def add_broken(self, others: Iterable[dict[str, str]]) -> None:
+        """Count what other processes left out of their parts of the batches."""
+        for broken in others:
+            self.broken |= broken
 
     def log_broken(self) -> None:
         """Say in the log how many Documents were left out, if any."""
@@ -205,6 +196,7 @@ def build_loader(
     seed: int = 0,
     pin_memory: bool = False,
     on_broken: OnBroken = 'stop',
+    part: Part | None = None,
 ) -> BatchLoader:
     """Make the loader of a dataset: it yields `(inputs, labels)`.
 
@@ -221,6 +213,8 @@ def build_loader(
         on_broken: `'stop'` at a Document that cannot be loaded (a file that is missing, empty or
             damaged), or `'skip'` it: its batch is smaller, without the other half of its pair or
             the matches of its session too. See `BatchLoader.broken`.
+        part: what this process loads, where several share the batches; None for all. A part of a
+            batch may be empty: its inputs are None then.
 
     Returns:
         A loader whose batches are `(inputs, labels)`: inputs as `collate_fn` returns them, labels
@@ -234,10 +228,10 @@ def build_loader(
         if sys.platform == 'linux':
             # A forked worker has the dataset already: a lambda for preprocess_fn need not pickle.
             workers['multiprocessing_context'] = 'fork'
-    items = _NamedItems(dataset, skips=on_broken == 'skip')
-    batches = NumberedBatches(sampler, seed)
+    items = NamedItems(dataset, skips=on_broken == 'skip')
+    batches = NumberedBatches(sampler, seed, part)
     loader = BatchLoader(
-        _LoadedBatches(items, _Collate(dataset, collate_fn)),  # type: ignore[arg-type]
+        LoadedBatches(items, LabelledCollate(dataset, collate_fn, batches.part.divides)),  # type: ignore[arg-type]
         batch_sampler=batches,
         collate_fn=_as_it_is,
         num_workers=num_workers,
@@ -249,18 +243,6 @@ def build_loader(
     loader._batches = batches
     loader._place = batches.next_place
     return loader
-
-
-class _LoadedBatches:
-    """A dataset that torch asks for whole batches, whichever process it does that in."""
-
-    def __init__(self, items: _NamedItems, collate: _Collate) -> None:
-        self._items = items
-        self._collate = collate
-
-    def __getitems__(self, batch: NumberedBatch) -> tuple[Any, ...]:
-        with drawing_from(batch.key):
-            return self._collate([self._items[index] for index in batch])
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -283,7 +265,7 @@ def load_in_order(
     Raises:
         LoadingError: a Document cannot be preprocessed.
     """
-    items = _NamedItems(dataset, skips=on_broken == 'skip')
+    items = NamedItems(dataset, skips=on_broken == 'skip')
     batches = [
         range(start, min(start + batch_size, len(dataset)))
         for start in range(0, len(dataset), batch_size)
@@ -293,88 +275,10 @@ def load_in_order(
         for following in [*batches[1:], range(0)][: len(batches)]:
             read, ahead = list(ahead), pool.map(items.__getitem__, following)
             whole = [
-                (index, content) for index, content in read if not isinstance(content, _Broken)
+                (index, content) for index, content in read if not isinstance(content, BrokenItem)
             ]
-            broken = {i: c.reason for i, c in read if isinstance(c, _Broken)}
+            broken = {i: c.reason for i, c in read if isinstance(c, BrokenItem)}
             yield [index for index, _ in whole], [content for _, content in whole], broken
-
-
-class _Broken:
-    """Stands for the content of an item that could not be loaded."""
-
-    def __init__(self, reason: str) -> None:
-        self.reason = reason
-
-
-class _NamedItems:
-    """The dataset's items with their index, and failures that say which Document failed."""
-
-    def __init__(self, dataset: LabelledDataset[Any], skips: bool) -> None:
-        self._dataset = dataset
-        self._skips = skips
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def __getitem__(self, index: int) -> tuple[int, Any]:
-        try:
-            return index, self._dataset[index][0]
-        except Exception as error:
-            # Whatever a user's preprocess_fn raises, and from wherever.
-            name = self._dataset.position_of(index)
-            reason = f'{name} cannot be preprocessed: {_cause(error)}'
-            if isinstance(error, LoadingError):
-                # said before, where the item was read for all epochs
-                reason = str(error)
-            if self._skips and isinstance(error, _BROKEN):
-                return index, _Broken(reason)
-            raise LoadingError(reason) from error
-
-
-class _Collate:
-    """Stacks contents with the collate_fn and takes their labels from the dataset's array."""
-
-    def __init__(self, dataset: LabelledDataset[Any], collate_fn: CollateFn | None) -> None:
-        self._dataset = dataset
-        self._collate_fn = collate_fn
-
-    def __call__(self, items: list[tuple[int, Any]]) -> tuple[Any, ...]:
-        """Return inputs and labels, and what was left out where something was."""
-        indices, contents = (list(each) for each in zip(*items, strict=True))
-        broken = {i: c.reason for i, c in items if isinstance(c, _Broken)}
-        reasons = {self._dataset.position_of(i): reason for i, reason in broken.items()}
-        if broken:
-            places = self._dataset.usable(indices, broken)
-            # one item alone teaches nothing
-            if len(places) < 2:
-                return None, None, reasons
-            indices, contents = [indices[p] for p in places], [contents[p] for p in places]
-        values = self._dataset.label_values[indices]
-        # Losses compare and index with labels, which torch does with 64 bits.
-        labels = torch.from_numpy(values if values.dtype.kind == 'f' else values.astype(np.int64))
-        inputs = self._collate(indices, contents)
-        return (inputs, labels, reasons) if broken else (inputs, labels)
-
-    def _collate(self, indices: Sequence[int], contents: list[Any]) -> Any:
-        names = [self._dataset.position_of(index) for index in indices]
-        collate: Any = self._collate_fn or stack_contents
-        if collate in (stack_contents, pad_contents) or isinstance(collate, TextCollate):
-            # our own name the Document themselves
-            try:
-                return collate(contents, names)
-            except DataError as error:
-                raise LoadingError(str(error)) from error
-        try:
-            return collate(contents)
-        except Exception as error:
-            shown = ', '.join(names[:5]) + (', ...' if len(names) > 5 else '')
-            raise LoadingError(
-                f'collate_fn failed on a batch of {len(names)} ({shown}): {_cause(error)}'
-            ) from error
-
-
-def _cause(error: Exception) -> str:
-    return str(error) if isinstance(error, DataError) else f'{type(error).__name__}: {error}'
 
 
 def _cap_workers(num_workers: int) -> int:

@@ -18,6 +18,7 @@ from finetuner.inputs import PictureReader, TextImageReader, TextReader
 from finetuner.models.backbones import TEXT_TOWER, VISION_TOWER
 from finetuner.runs.findings import Findings, NoFindings
 from finetuner.runs.plan import Plan
+from finetuner.training.ranks import ALONE, Ranks
 from finetuner.training.setup import Pipeline
 
 if TYPE_CHECKING:
@@ -50,15 +51,7 @@ class Feed:
             sampler = NeighbourClassSampler(
                 plan.train.labels, plan.batch.size, plan.batch.num_items_per_class, plan.config.seed
             )
-            pipeline = self.pipeline
-            loader = pipeline.loader(
-                plan.train,
-                sampler,
-                pipeline.num_workers,
-                pipeline.on_broken,
-                self.read,
-                self.vary_fn,
-            )
+            loader = self.pipeline.shared_loader(plan.train, sampler, self.read, self.vary_fn)
         else:
             loader = self.pipeline.training_loader(plan.train, plan.batch, self.read, self.vary_fn)
         if plan.validation is None:
@@ -74,6 +67,7 @@ def build_feed(
     device: str,
     freeze_batch_norm: bool,
     choices: Findings | None = None,
+    ranks: Ranks = ALONE,
 ) -> Feed:
     """Decide what is computed ahead, and how the rest is loaded.
 
@@ -83,6 +77,7 @@ def build_feed(
         device: `cpu` or `cuda`.
         freeze_batch_norm: whether statistics of batch normalisation stay as they are.
         choices: what was chosen before the checkpoint that the run goes on from, if there is one.
+        ranks: the processes of the run.
     """
     config = plan.config
     pipeline = Pipeline(
@@ -93,6 +88,7 @@ def build_feed(
         on_broken=config.on_broken,
         tower_reads=_tower_reads(plan),
         contents=KeptContents(),
+        ranks=ranks,
     )
     if config.freeze:
         choices = choices or NoFindings()

@@ -16,7 +16,7 @@ from finetuner.excepts import ContentError
 from finetuner.inputs import TextImageReader
 from finetuner.models.backbones import TOWERS, TextImageBackbone
 from finetuner.precision_record import FP32
-from finetuner.runs.choices import open_choices
+from finetuner.runs.choices import SharedChoices
 from finetuner.runs.feeding import build_feed
 from finetuner.runs.findings import Findings, NoFindings
 from finetuner.runs.plan import Plan, check_contents, make_plan
@@ -32,7 +32,7 @@ from finetuner.runs.training_parts import (
     with_own_callbacks,
 )
 from finetuner.significance import Stage
-from finetuner.training.callback_building import LoggedRun, build_callbacks
+from finetuner.training.callback_building import LoggedRun, build_callbacks, without_reports
 from finetuner.training.callbacks import ReportMetrics
 from finetuner.training.checkpointing import Checkpoints
 from finetuner.training.epoch_artifacts import EpochStore
@@ -40,6 +40,7 @@ from finetuner.training.epoch_artifacts import EpochStore
 if TYPE_CHECKING:
     from finetuner.models.embedding_model import EmbeddingModel
     from finetuner.models.text_image import TextImageModel
+    from finetuner.training.ranks import Ranks
 
 logger = logging.getLogger('finetuner.run')
 
@@ -107,6 +108,9 @@ def execute_run(
 ) -> None:
     """Train what a config says and write the artifact.
 
+    Where the environment names other processes of the run, they train together, and the first one
+    alone reports and writes.
+
     Args:
         config: its `model_artifact`, if any, being a path.
         load_data: gives the Documents behind a reference.
@@ -119,13 +123,15 @@ def execute_run(
     Raises:
         FinetunerError: the config, the data or the training failed; says why.
     """
+    from finetuner.training.ranks import join_ranks, leave_ranks
     from finetuner.training.trainer import resolve_device, seed_everything
 
-    seed_everything(config.seed)
     plan = make_plan(config, {key: load_data(ref) for key, ref in data_references(config).items()})
     config = plan.config
     device = resolve_device(config.device)
+    ranks = join_ranks(device)
     log_plan(plan, device)
+    seed_everything(config.seed)
     model = _build_model(plan)
     metrics: dict[str, dict[str, float]] = {}
 
@@ -148,6 +154,7 @@ def execute_run(
             observer.begins,
             observer.write_all,
             observer.is_paused,
+            saves=ranks.is_first,
         )
         epochs = EpochStore(
             epochs_directory(run_directory),
@@ -155,7 +162,10 @@ def execute_run(
             lambda model, directory: _save(plan, model, record, directory, config.to_onnx),
         )
     known = findings or NoFindings()
-    _train(plan, model, device, observer, report, known, checkpoints, epochs)
+    _train(plan, model, device, observer, report, known, checkpoints, epochs, ranks)
+    leave_ranks()
+    if not ranks.is_first:
+        return
     logger.info('Writing the artifact')
     _save(plan, model, record, artifact_directory, chooses=True)
 
@@ -224,20 +234,22 @@ def _train(
     findings: Findings,
     checkpoints: Checkpoints | None,
     epochs: EpochStore | None,
+    ranks: Ranks,
 ) -> None:
     from finetuner.training.progress import ProgressReport
     from finetuner.training.trainer import Trainer
 
     frozen_norm = freezes_batch_norm(plan.config)
-    choices = open_choices(checkpoints.directory) if checkpoints is not None else NoFindings()
-    feed = build_feed(plan, model, device, frozen_norm, choices)
+    directory = None if checkpoints is None else checkpoints.directory
+    choices = SharedChoices.opened(directory, ranks)
+    feed = build_feed(plan, model, device, frozen_norm, choices, ranks)
     plan, feed = probe_run(plan, feed, device, frozen_norm, findings, choices)
     config = plan.config
     with feed.pipeline as pipeline:
         loader, val_loader = feed.loaders(plan)
         training = build_training(plan, model, len(loader))
         callbacks = build_callbacks(
-            plan.callbacks,
+            plan.callbacks if ranks.is_first else without_reports(plan.callbacks),
             plan.backbone.name,
             pipeline,
             report,
@@ -247,18 +259,22 @@ def _train(
             plan.spec.matryoshka_dims,
         )
         callbacks = with_own_callbacks(callbacks, plan, model, loader, pipeline, feed.read)
-        watch = ProgressReport(observer.progress, observer.step_metrics, observer.epoch_metrics)
+        if ranks.is_first:
+            told = (observer.progress, observer.step_metrics, observer.epoch_metrics)
+            callbacks.append(ProgressReport(*told))
         trainer = Trainer(
             feed.model,
             training.objective,
             training.optimizers,
             schedule=training.schedule,
-            callbacks=[*callbacks, watch],
+            callbacks=callbacks,
             device=device,
             freeze_batch_norm=frozen_norm,
             step_options=step_options(plan, len(loader)),
+            ranks=ranks,
         )
         trainer.fit(loader, config.epochs, val_loader, checkpoints)
+        loader.add_broken(ranks.collect(loader.broken))
         loader.log_broken()
 
 

@@ -130,6 +130,14 @@ def build_callbacks(
     return sorted(built, key=_rank)
 
 
+def without_reports(
+    descriptions: Sequence[CallbackDescription | BaseCallback],
+) -> list[CallbackDescription | BaseCallback]:
+    """Leave out what writes for others to read, which one of several processes does for all."""
+    reports = (WandBLogger, TensorBoardLogger, TrainingCheckpoint)
+    return [each for each in descriptions if not isinstance(each, reports)]
+
+
 def _rank(callback: BaseCallback) -> int:
     if isinstance(callback, ScalarLogger):
         return 2

@@ -15,6 +15,7 @@ from finetuner.evaluation import METRICS, evaluate_queries, mean_metrics, own_po
 from finetuner.search import search
 from finetuner.significance import Stage, change_text, load_paired_test, paired_p_values
 from finetuner.training.matryoshka import cut, metric_name
+from finetuner.training.ranks import ALONE, Ranks
 from finetuner.training.step import to_device
 from finetuner.training.trainer import BaseCallback, Trainer
 
@@ -32,16 +33,23 @@ class EvaluationSet:
     """Documents of one side of a retrieval evaluation, ready to be embedded.
 
     Attributes:
-        loader: yields (inputs, anything) in the order of the Documents.
+        loader: yields (inputs, anything) in the order of the Documents; where several processes
+            train, every so-manieth batch.
         labels: one for each Document.
         ids: of the Documents, to leave a query out of its own results.
         names: what to call each Document in example results.
+        ranks: the processes that embed it together.
     """
 
     loader: Iterable[Any]
     labels: Sequence[Label]
     ids: Sequence[str]
     names: Sequence[str]
+    ranks: Ranks = ALONE
+
+    def embed(self, trainer: Trainer) -> np.ndarray:
+        """Embed all Documents with the current weights: float32 `[n, dimension]`."""
+        return embed_all(trainer.model, self.loader, trainer.device, self.ranks)
 
 
 @dataclass(frozen=True)
@@ -173,13 +181,9 @@ class RetrievalEvaluation(BaseCallback):
         return self._by_weights[weights]
 
     def _evaluate(self, trainer: Trainer) -> Found:
-        query_embeddings = embed_all(trainer.model, self._queries.loader, trainer.device)
+        query_embeddings = self._queries.embed(trainer)
         index = self._index or self._queries
-        index_embeddings = (
-            query_embeddings
-            if self._index is None
-            else embed_all(trainer.model, index.loader, trainer.device)
-        )
+        index_embeddings = query_embeddings if self._index is None else index.embed(trainer)
         exclude = self._options.exclude_self
         values = self._measure(query_embeddings, index_embeddings)
         for length in self._options.lengths:
@@ -219,7 +223,10 @@ class RetrievalEvaluation(BaseCallback):
 
 
 def embed_all(
-    model: torch.nn.Module, loader: Iterable[Any], device: torch.device | str
+    model: torch.nn.Module,
+    loader: Iterable[Any],
+    device: torch.device | str,
+    ranks: Ranks = ALONE,
 ) -> np.ndarray:
     """Embed everything a loader yields, in order.
 
@@ -227,6 +234,7 @@ def embed_all(
         model: maps inputs to `[batch, dimension]`; its training mode is restored.
         loader: yields (inputs, anything).
         device: where the model is.
+        ranks: the processes whose loaders yield every so-manieth batch each.
 
     Returns:
         float32 `[n, dimension]`.
@@ -239,7 +247,7 @@ def embed_all(
             for inputs, _ in loader
         ]
     model.train(was_training)
-    return np.concatenate(batches)
+    return np.concatenate(ranks.interleave(batches))
 
 
 class _Best:

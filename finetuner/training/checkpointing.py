@@ -63,6 +63,8 @@ class Checkpoints:
             before it.
         is_paused: asked after every batch and epoch; once it says so, there is a checkpoint and
             training ends with a `TrainingPausedError`.
+        saves: False in all but the first of several processes: they go on from the same
+            checkpoint, and leave it to the first one to write the next.
     """
 
     def __init__(
@@ -72,12 +74,14 @@ class Checkpoints:
         on_begin: Callable[[int, int], None] | None = None,
         on_save: Callable[[], None] | None = None,
         is_paused: Callable[[], bool] | None = None,
+        saves: bool = True,
     ) -> None:
         self.directory = directory
         self._seconds = seconds
         self._on_begin = on_begin
         self._on_save = on_save
         self._is_paused = is_paused
+        self._saves = saves
         self._loaders: list[ResumableLoader] = []
         self._saved_at = time.monotonic()
         self._cost = 0.0
@@ -125,14 +129,14 @@ class Checkpoints:
     def after_batch(self, trainer: Trainer) -> None:
         """Save when it is time to."""
         self._pause_if_asked(trainer)
-        if time.monotonic() - self._saved_at >= self._seconds:
+        if self._saves and time.monotonic() - self._saved_at >= self._seconds:
             self.save(trainer)
 
     def after_epoch(self, trainer: Trainer) -> None:
         """Save, unless the last time is not long ago and saving is slow."""
         self._pause_if_asked(trainer)
         least = min(self._seconds, _LEAST_RATIO * self._cost)
-        if time.monotonic() - self._saved_at >= least:
+        if self._saves and time.monotonic() - self._saved_at >= least:
             self.save(trainer)
 
     def _pause_if_asked(self, trainer: Trainer) -> None:
@@ -284,6 +288,8 @@ class TrainingParts:
     scheduler: torch.optim.lr_scheduler.LRScheduler | None
     callbacks: Sequence[Any]
     device: torch.device
+    # of several processes, the one whose callbacks stand in checkpoints: others do not report
+    is_first: bool = True
 
     def state_dict(self) -> dict[str, Any]:
         """All their states, and that of the random numbers."""
@@ -305,7 +311,10 @@ class TrainingParts:
             CheckpointError: those parts were others.
         """
         names = [type(each).__name__ for each in self.callbacks]
-        if [name for name, _ in saved['callbacks']] != names:
+        kept = [
+            (name, state) for name, state in saved['callbacks'] if self.is_first or name in names
+        ]
+        if [name for name, _ in kept] != names:
             raise CheckpointError('the checkpoint is of a training with other callbacks')
         try:
             for module, state in zip((self.model, self.objective), saved['modules'], strict=True):
@@ -315,7 +324,7 @@ class TrainingParts:
                 optimizer.load_state_dict(state)
             if self.scheduler is not None:
                 self.scheduler.load_state_dict(saved['scheduler'])
-            for callback, (_, state) in zip(self.callbacks, saved['callbacks'], strict=True):
+            for callback, (_, state) in zip(self.callbacks, kept, strict=True):
                 callback.load_state_dict(state)
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise CheckpointError(f'the checkpoint does not fit this training: {error}') from error

@@ -14,8 +14,10 @@ from finetuner.data.datasets import ClassDataset, InstanceDataset
 from finetuner.data.labelled import LabelledDataset, PreprocessFn
 from finetuner.data.loading import BatchLoader, CollateFn, OnBroken, build_loader, build_sampler
 from finetuner.data.names import document_names
+from finetuner.data.numbering import Part
 from finetuner.data.samplers import EpochSampler, SequentialSampler
 from finetuner.training.callbacks import EvaluationSet
+from finetuner.training.ranks import ALONE, Ranks
 
 DEFAULT_BATCH_SIZE = 128
 
@@ -49,6 +51,7 @@ class Pipeline:
         on_broken: what training does with Documents that cannot be loaded: `stop` or `skip`.
         tower_reads: of a model of several towers, how each takes a Document.
         contents: where loaders get the inputs from; by default they make them anew each time.
+        ranks: the processes of the training, which share its batches.
     """
 
     preprocess_fn: PreprocessFn | None
@@ -58,6 +61,7 @@ class Pipeline:
     on_broken: OnBroken = 'stop'
     tower_reads: Mapping[str, PreprocessFn] = field(default_factory=dict)
     contents: ContentSource = field(default_factory=FreshContents)
+    ranks: Ranks = ALONE
     _loaders: ExitStack = field(default_factory=ExitStack, init=False, repr=False)
 
     def __enter__(self) -> Pipeline:
@@ -80,6 +84,7 @@ class Pipeline:
         on_broken: OnBroken = 'stop',
         preprocess_fn: PreprocessFn | None = None,
         vary_fn: VaryFn | None = None,
+        part: Part | None = None,
     ) -> BatchLoader:
         """Batches of a dataset as a sampler draws them.
 
@@ -90,6 +95,7 @@ class Pipeline:
             on_broken: `stop` or `skip`.
             preprocess_fn: instead of the pipeline's own.
             vary_fn: what is done to an input at each access.
+            part: what of them this process loads; None for all.
         """
         fn = preprocess_fn or self.preprocess_fn
         dataset = self.contents.prepared(dataset, fn, vary_fn)
@@ -100,6 +106,7 @@ class Pipeline:
             num_workers,
             self.seed,
             on_broken=on_broken,
+            part=part,
         )
         self._loaders.callback(loader.close)
         return loader
@@ -127,7 +134,26 @@ class Pipeline:
             self.seed,
             shape.views_per_instance,
         )
-        return self.loader(dataset, drawn, self.num_workers, self.on_broken, preprocess_fn, vary_fn)
+        return self.shared_loader(dataset, drawn, preprocess_fn, vary_fn)
+
+    def shared_loader(
+        self,
+        dataset: LabelledDataset[Any],
+        sampler: EpochSampler,
+        preprocess_fn: PreprocessFn | None = None,
+        vary_fn: VaryFn | None = None,
+    ) -> BatchLoader:
+        """Batches to train on, of each of which every process of the training loads its part.
+
+        Args:
+            dataset: of any kind.
+            sampler: which items stand together, the same in all processes.
+            preprocess_fn: instead of the pipeline's own.
+            vary_fn: what is done to an input at each access.
+        """
+        part = self.ranks.part(dataset.items_per_document)
+        workers, on_broken = self.num_workers, self.on_broken
+        return self.loader(dataset, sampler, workers, on_broken, preprocess_fn, vary_fn, part)
 
     def evaluation_set(
         self,
@@ -155,7 +181,14 @@ class Pipeline:
 
         names = document_names(documents())
         return EvaluationSet(
-            loader=self.loader(dataset, sampler, workers, preprocess_fn=preprocess_fn),
+            loader=self.loader(
+                dataset,
+                sampler,
+                workers,
+                preprocess_fn=preprocess_fn,
+                part=self.ranks.part(whole_batches=True),
+            ),
+            ranks=self.ranks,
             labels=[dataset.classes[label] for label in dataset.labels],
             ids=ids,
             names=names,

@@ -29,6 +29,7 @@ from finetuner.training.precision import (
     find_bf16_units,
     leaving_no_trace,
 )
+from finetuner.training.ranks import ALONE, Ranks
 
 logger = logging.getLogger('finetuner.training')
 
@@ -61,6 +62,7 @@ class TrainingStep:
 
     Attributes:
         precision: that the model is run in; None until it was tried out.
+        num_items: of the last batch, in all ranks together.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class TrainingStep:
         device: torch.device,
         options: StepOptions,
         needs_closure: bool = False,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Decide how to step.
 
@@ -81,6 +84,7 @@ class TrainingStep:
             device: where both are.
             options: beyond the plain step.
             needs_closure: whether the first optimizer computes the loss several times a step.
+            ranks: the processes of the training, each of which embeds a part of a batch.
 
         Raises:
             ConfigError: the options do not go with the device or the optimizer.
@@ -93,7 +97,9 @@ class TrainingStep:
         self._device = device
         self._options = options
         self._needs_closure = needs_closure
+        self._ranks = ranks
         self._num_steps = 0
+        self.num_items = 0
         self._compiled: Any = None
         if options.compile_model:
             self._compiled = torch.compile(model, backend=options.compile_backend)
@@ -107,23 +113,28 @@ class TrainingStep:
         # only fp16 has so narrow a range that gradients must be scaled; otherwise it does nothing
         self._scaler = torch.amp.GradScaler(device.type, enabled=self.precision == 'fp16')
 
-    def __call__(self, inputs: Any, labels: Tensor) -> float:
+    def __call__(self, inputs: Any, labels: Tensor) -> float | None:
         """Step once.
 
         Args:
-            inputs: what the model takes.
-            labels: `[batch]` or `[batch, 2]`.
+            inputs: what the model takes; None where this rank's part of the batch is empty.
+            labels: `[batch]` or `[batch, 2]`, of the same part.
 
         Returns:
-            The loss of the batch, before the step.
+            The loss of the batch, before the step; None, and no step, for one of several ranks
+            that has less than two items in all of them.
 
         Raises:
             ConfigError: the model cannot be run on parts of a batch.
             TrainingError: the inputs cannot be divided, or the model not compiled.
         """
         inputs, labels = to_device(inputs, self._device), labels.to(self._device)
+        self.num_items = self._ranks.total(len(labels), self._device)
+        if self._ranks.size > 1 and self.num_items < 2:
+            return None
         if self.precision is None:
-            self.precision = self._try_precisions(inputs)
+            tried = self._try_precisions(inputs) if self._ranks.is_first else None
+            self.precision = self._ranks.of_first(tried)
         if self._divides(inputs):
             check_independent(self._model)
         if self._num_steps or self._compiled is None:
@@ -137,9 +148,16 @@ class TrainingStep:
         """The loss of a batch, a scalar; for validation, where gradients are off."""
         inputs, labels = to_device(inputs, self._device), labels.to(self._device)
         if not self._divides(inputs):
-            return self._objective(self._embed(inputs), labels)
+            return self._loss(self._embed_part(inputs), labels)
         parts = split_rows(inputs, self._options.micro_batch_size or len(labels))
-        return self._objective(torch.cat([self._embed(part) for part in parts]), labels)
+        return self._loss(torch.cat([self._embed(part) for part in parts]), labels)
+
+    def _loss(self, embeddings: Tensor | None, labels: Tensor) -> Tensor:
+        """The loss of the whole batch, of which this rank has embedded its part."""
+        if self._ranks.size > 1:
+            embeddings, labels = self._ranks.gather_batch(embeddings, labels)
+        with self._ranks.equal_draws(self._num_steps):
+            return self._objective(embeddings, labels)
 
     def state_dict(self) -> dict[str, Any]:
         """What a later step depends on, in tensors and plain values."""
@@ -176,21 +194,29 @@ class TrainingStep:
             optimizer.zero_grad()
         size = self._options.micro_batch_size
         if size is not None and self._divides(inputs):
-            return cached_backward(
+            loss = cached_backward(
                 self._embed,
                 inputs,
-                lambda embeddings: self._objective(embeddings, labels),
+                lambda embeddings: self._loss(embeddings, labels),
                 size,
                 self._scaler.scale,
                 first_with_graph=self._compiled is not None,
             )
-        loss = self._objective(self._embed(inputs), labels)
-        self._scaler.scale(loss).backward()
+        else:
+            loss = self._loss(self._embed_part(inputs), labels)
+            # a loss of no tuples at all may know nothing of this rank's embeddings
+            if self._ranks.size == 1 or loss.requires_grad:
+                self._scaler.scale(loss).backward()
+        self._ranks.add_gradients(self._model.parameters())
+        self._ranks.add_gradients(self._objective.parameters(), average=True)
         return loss
 
     def _divides(self, inputs: Any) -> bool:
         size = self._options.micro_batch_size
-        return size is not None and num_rows(inputs) > size
+        return size is not None and inputs is not None and num_rows(inputs) > size
+
+    def _embed_part(self, inputs: Any) -> Tensor | None:
+        return None if inputs is None else self._embed(inputs)
 
     def _embed(self, inputs: Any) -> Tensor:
         # compiled code is for one mode of the model: validation is not worth compiling it again
@@ -206,6 +232,8 @@ class TrainingStep:
 
     def _try_precisions(self, inputs: Any) -> Precision:
         """Run part of a batch through the model, forwards and backwards, in each precision."""
+        if inputs is None:
+            return 'fp32'
         part = first_rows(inputs, _NUM_ROWS_TIMED)
 
         def run(precision: Precision) -> None:

@@ -15,9 +15,10 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import set_seed
 
 from finetuner.data.randomness import set_random_state
-from finetuner.excepts import TrainingError
+from finetuner.excepts import CheckpointError, TrainingError
 from finetuner.training.checkpointing import Checkpoints, TrainingParts
 from finetuner.training.optimization import Schedule
+from finetuner.training.ranks import ALONE, Ranks
 from finetuner.training.step import StepOptions, TrainingStep
 
 logger = logging.getLogger('finetuner.training')
@@ -143,6 +144,7 @@ class Trainer:
         device: str = 'cpu',
         freeze_batch_norm: bool = False,
         step_options: StepOptions | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Prepare model, objective and optimizers for the device.
 
@@ -157,13 +159,16 @@ class Trainer:
             freeze_batch_norm: keep the running statistics of batch normalisation as they came,
                 which small batches would ruin.
             step_options: what a step does beyond the plain one.
+            ranks: the processes that train together, each with the same arguments.
         """
         known = PartialState._shared_state
         if known and known.get('_cpu', False) != (device == 'cpu'):
             # accelerate keeps one device for the process until told to forget it
             AcceleratorState._reset_state(reset_partial_state=True)
         self._accelerator = Accelerator(cpu=device == 'cpu')
-        self._prepared = self._accelerator.prepare(model)
+        # Several ranks are not wrapped (`evaluation_mode`): they add up their gradients where the
+        # step is whole, which may be after several passes, or none where a part of a batch is empty
+        self._prepared = self._accelerator.prepare_model(model, evaluation_mode=ranks.size > 1)
         self._optimizers = [self._accelerator.prepare(optimizer) for optimizer in optimizers]
         self._objective = objective.to(self._accelerator.device)
         self._step = TrainingStep(
@@ -174,7 +179,9 @@ class Trainer:
             step_options or StepOptions(),
             # L-BFGS evaluates the loss several times a step, so it steps alone
             needs_closure=isinstance(optimizers[0], torch.optim.LBFGS),
+            ranks=ranks,
         )
+        self._ranks = ranks
         self._schedule = schedule
         self._callbacks = list(callbacks)
         self._freeze_batch_norm = freeze_batch_norm
@@ -225,6 +232,7 @@ class Trainer:
                 self.state.metrics['val_loss'] = self.state.val_loss
                 self._emit('on_val_end')
             self._emit('on_epoch_end')
+            self.state.should_stop = self._ranks.any(self.state.should_stop, self.device)
             self._num_epochs_done, self._sums = epoch + 1, _EpochSums()
             if checkpoints is not None:
                 checkpoints.after_epoch(self)
@@ -242,13 +250,21 @@ class Trainer:
             saved = checkpoints.begin(
                 each for each in (train_loader, val_loader) if each is not None
             )
+        self._ranks.copy_first((self.model, self._objective))
+        if len(set(self._ranks.collect(-1 if saved is None else saved['state']['step']))) > 1:
+            raise CheckpointError(
+                'the processes of this training do not see the same checkpoint: its directory has '
+                'to be the same on all machines'
+            )
         if saved is None:
             self._emit('on_fit_begin')
+            self._ranks.draw_apart(0)
             return
         self.load_state_dict(saved)
         self._emit('on_fit_resume')
         # last, since who heard of it may have drawn some
         set_random_state(saved['random'])
+        self._ranks.draw_apart(self.state.step)
 
     def state_dict(self) -> dict[str, Any]:
         """All that the rest of the training depends on, loaders aside: tensors and plain values."""
@@ -284,6 +300,7 @@ class Trainer:
             None if self._schedule is None else self._schedule.scheduler,
             self._callbacks,
             self.device,
+            self._ranks.is_first,
         )
 
     def _emit(self, event: str) -> None:
@@ -303,10 +320,13 @@ class Trainer:
         state.num_batches = len(loader)
         self.set_training_mode()
         started = time.perf_counter() - sums.seconds
-        for batch, (inputs, labels) in enumerate(loader, sums.num_batches):
-            state.batch = batch
+        for inputs, labels in loader:
+            batch = state.batch = sums.num_batches
             state.learning_rate = self._optimizers[0].param_groups[0]['lr']
-            state.loss = self._step(inputs, labels)
+            loss = self._step(inputs, labels)
+            if loss is None:
+                continue
+            state.loss = loss
             if not math.isfinite(state.loss):
                 raise TrainingError(
                     f'the loss became {state.loss} in epoch {state.epoch + 1}, batch {batch + 1} '
@@ -316,7 +336,7 @@ class Trainer:
                 )
             state.step += 1
             sums.num_batches = batch + 1
-            sums.num_items += len(labels)
+            sums.num_items += self._step.num_items
             sums.loss += state.loss
             sums.seconds = time.perf_counter() - started
             state.items_per_second = sums.num_items / sums.seconds

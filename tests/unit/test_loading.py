@@ -13,6 +13,7 @@ import torch
 from docarray import Document, DocumentArray
 
 from finetuner.data import ClassDataset
+from finetuner.data.collation import stack_contents
 from finetuner.data.contents import content_of
 from finetuner.data.datasets import DATASETS
 from finetuner.data.documents import load_documents, save_documents
@@ -21,7 +22,6 @@ from finetuner.data.loading import (
     build_dataset,
     build_loader,
     build_sampler,
-    stack_contents,
 )
 from finetuner.data.relation_samplers import InstanceSampler, PairSampler, SessionSampler
 from finetuner.data.samplers import ClassSampler, RandomSampler, SequentialSampler
