@@ -135,6 +135,8 @@ class RunConfig(BaseModel):
     checkpoint_seconds: float = Field(300.0, gt=0.0)
     export_precision: Literal['fp32', 'int8', 'auto'] = 'fp32'
     max_recall_loss: float = Field(0.01, ge=0.0, lt=1.0)
+    num_processes: int = Field(1, ge=1)
+    num_nodes: int = Field(1, ge=1)
 
     class Config:
         """Frozen, nothing unknown."""
@@ -151,6 +153,8 @@ class RunConfig(BaseModel):
         'views_per_instance',
         'seed',
         'micro_batch_size',
+        'num_processes',
+        'num_nodes',
     )
 
     @validator(
@@ -183,6 +187,16 @@ class RunConfig(BaseModel):
     def _scheduler_is_known(cls, value: str | None) -> str | None:
         if value is not None and value not in SCHEDULERS:
             raise ValueError(unknown_name('scheduler', value, SCHEDULERS))
+        return value
+
+    @validator('num_nodes')
+    def _nodes_have_equal_shares(cls, value: int, values: dict[str, Any]) -> int:
+        num_processes = values.get('num_processes', value)
+        if num_processes % value:
+            raise ValueError(
+                f'{num_processes} processes cannot be divided evenly among {value} nodes: make '
+                'num_processes, which counts those of all nodes, a multiple of num_nodes'
+            )
         return value
 
     @classmethod

@@ -78,6 +78,8 @@ def fit_backbone(
     max_recall_loss: float = 0.01,
     content: str | None = None,
     label: str | None = None,
+    num_processes: int = 1,
+    num_nodes: int = 1,
 ) -> Run:
     """Start a run that fine-tunes a backbone, in a process of its own, and return at once.
 
@@ -158,6 +160,11 @@ def fit_backbone(
         content: of declared datasets given as data, those of callbacks too, the column of the
             contents; None where only one can be meant.
         label: of the same, the column of the labels; None trains without.
+        num_processes: that train together, on all nodes: each embeds a part of every batch, and all
+            see the whole of it as negatives. One for each GPU, or for some cores; see
+            docs/scale.md.
+        num_nodes: machines that they are spread over, evenly; more than one needs
+            `FINETUNER_LAUNCHER=ray`.
 
     Returns:
         The run, CREATED or STARTED.

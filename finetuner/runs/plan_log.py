@@ -69,3 +69,23 @@ def _extras(config: RunConfig) -> list[str]:
         'compiled': config.compile_model,
     }
     return [f', {what}' for what, asked in said.items() if asked]
+
+
+def log_ranks(plan: Plan, num_processes: int, freeze_batch_norm: bool) -> None:
+    """Say in the log that several processes train together, and what differs then.
+
+    Args:
+        plan: of the run.
+        num_processes: how many.
+        freeze_batch_norm: whether statistics of batch normalisation stay as they are.
+    """
+    logger.info(
+        '%d processes train together: each embeds its part of every batch of %d',
+        num_processes,
+        plan.batch.size,
+    )
+    if not freeze_batch_norm:
+        logger.warning(
+            'Batch normalisation, if the model has any, takes the statistics of the part of a batch '
+            'that a process embeds: freeze_batch_norm=True trains as one process does'
+        )

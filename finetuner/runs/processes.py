@@ -178,7 +178,11 @@ def stop_workers(grace: float = GRACE_SECONDS) -> None:
 
 def read_output_tail(settings: Settings, run_id: int, num_lines: int = 5) -> str:
     """The last lines a worker wrote past its log, in one line; '' when there are none."""
-    path = run_directory(settings, run_id) / OUTPUT_FILE
+    return output_tail(run_directory(settings, run_id) / OUTPUT_FILE, num_lines)
+
+
+def output_tail(path: Path, num_lines: int = 5) -> str:
+    """The last lines of a file, in one line; '' when there are none, or no file."""
     try:
         with path.open('rb') as file:
             file.seek(max(0, path.stat().st_size - 4096))

@@ -20,7 +20,7 @@ from finetuner.runs.choices import SharedChoices
 from finetuner.runs.feeding import build_feed
 from finetuner.runs.findings import Findings, NoFindings
 from finetuner.runs.plan import Plan, check_contents, make_plan
-from finetuner.runs.plan_log import log_plan
+from finetuner.runs.plan_log import log_plan, log_ranks
 from finetuner.runs.precision import choose_precisions
 from finetuner.runs.probing import probe_run
 from finetuner.runs.run_files import checkpoint_directory, epochs_directory
@@ -105,6 +105,7 @@ def execute_run(
     observer: RunObserver,
     run_directory: Path | None = None,
     findings: Findings | None = None,
+    join: Callable[[str], Ranks] | None = None,
 ) -> None:
     """Train what a config says and write the artifact.
 
@@ -119,6 +120,8 @@ def execute_run(
         run_directory: where the run's checkpoints go, and where it goes on from the last one, if
             there is one; None for a run that keeps none.
         findings: what earlier runs measured; None for nothing.
+        join: meets the other processes of the run, on a device; None for
+            `finetuner.training.ranks.join_ranks`.
 
     Raises:
         FinetunerError: the config, the data or the training failed; says why.
@@ -126,12 +129,14 @@ def execute_run(
     from finetuner.training.ranks import join_ranks, leave_ranks
     from finetuner.training.trainer import resolve_device, seed_everything
 
+    seed_everything(config.seed)
     plan = make_plan(config, {key: load_data(ref) for key, ref in data_references(config).items()})
     config = plan.config
     device = resolve_device(config.device)
-    ranks = join_ranks(device)
+    ranks = (join or join_ranks)(device)
     log_plan(plan, device)
-    seed_everything(config.seed)
+    if ranks.size > 1:
+        log_ranks(plan, ranks.size, freezes_batch_norm(config))
     model = _build_model(plan)
     metrics: dict[str, dict[str, float]] = {}
 

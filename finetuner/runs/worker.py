@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from finetuner.config import RunConfig, Settings
 from finetuner.excepts import FinetunerError, TrainingPausedError
 from finetuner.runs.findings import FindingsFile
+from finetuner.runs.followers import Followers, follow_run, follows
 from finetuner.runs.processes import launch_worker, run_directory, stop_workers, this_process
 from finetuner.runs.recorder import RunRecorder
 from finetuner.runs.records import ProcessMark, RunRecord
@@ -144,12 +145,16 @@ def _attempt(
 ) -> str | None:
     """Do the run; returns why it failed, None when it finished."""
     try:
-        execute = execute or _runner(workspace.settings)
+        followers = Followers(workspace.settings, run.id)
+        execute = execute or _runner(workspace.settings, followers)
         files = run_directory(workspace.settings, run.id)
         config = workspace.resolve_artifact(RunConfig.from_parameters(run.config))
         # of a worker that was killed between writing it and saying so
         workspace.artifacts.delete(run.artifact_id)
-        with workspace.artifacts.staged_directory(run.artifact_id) as directory:
+        with (
+            followers.of(config),
+            workspace.artifacts.staged_directory(run.artifact_id) as directory,
+        ):
             execute(config, workspace.load_data, directory, recorder, files)
             termination.ignore()
         # The log is complete before anyone reads that the run has ended.
@@ -172,10 +177,11 @@ def _attempt(
         return _one_line(f'{type(error).__name__}: {error}')
 
 
-def _runner(settings: Settings) -> Execute:
+def _runner(settings: Settings, followers: Followers) -> Execute:
     from finetuner.runs.runner import execute_run
 
-    return functools.partial(execute_run, findings=FindingsFile(settings.home / 'measured.json'))
+    findings = FindingsFile(settings.home / 'measured.json')
+    return functools.partial(execute_run, findings=findings, join=followers.join)
 
 
 def _ended_reason(workspace: Workspace, run: RunRecord) -> str:
@@ -193,7 +199,8 @@ def main() -> int:
     if len(sys.argv) != 2 or not sys.argv[1].isdigit():
         print('usage: python -m finetuner.runs.worker <run id>', file=sys.stderr)
         return 2
-    return 0 if run_worker(int(sys.argv[1]), Settings.from_environment()) else 1
+    do_run = follow_run if follows() else run_worker
+    return 0 if do_run(int(sys.argv[1]), Settings.from_environment()) else 1
 
 
 if __name__ == '__main__':

@@ -24,6 +24,7 @@ import torch.distributed as dist
 from accelerate.state import PartialState
 from torch import Tensor
 
+from finetuner.cores import num_cores
 from finetuner.data.numbering import Part
 from finetuner.data.randomness import drawing_from
 from finetuner.excepts import TrainingError
@@ -237,6 +238,8 @@ def join_ranks(device: str) -> Ranks:
     if int(os.environ.get('WORLD_SIZE', '1')) < 2:
         return ALONE
     if not dist.is_initialized():
+        # torch has looked at the environment before this was set there
+        torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS') or _share_of_cores()))
         _meet(device)
     return Ranks(dist.get_rank(), dist.get_world_size())
 
@@ -247,6 +250,10 @@ def _meet(device: str) -> None:
         # that each process takes its share of the cores is what is wanted
         warnings.filterwarnings('ignore', 'OMP_NUM_THREADS/MKL_NUM_THREADS unset')
         PartialState(cpu=device == 'cpu', timeout=_PATIENCE)
+
+
+def _share_of_cores() -> int:
+    return max(1, num_cores() // int(os.environ.get('LOCAL_WORLD_SIZE', '1')))
 
 
 def leave_ranks() -> None:

@@ -36,7 +36,7 @@ SQL = ('finetuner.storage', 'finetuner.runs', 'finetuner.collections', 'finetune
 # what training may know beside itself
 BELOW_TRAINING = {
     'config', 'excepts', 'callback', 'data', 'search', 'evaluation', 'significance', 'console',
-    'images', 'uris', 'training',
+    'images', 'uris', 'training', 'cores',
 }  # fmt: skip
 HEAVY = (
     'torch', 'torchvision', 'transformers', 'onnxruntime', 'onnx', 'accelerate', 'jina', 'fastapi',
