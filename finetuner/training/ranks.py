@@ -95,11 +95,14 @@ class Ranks:
         Returns:
             `[batch, dimension]` and `[batch]` or `[batch, 2]`.
         """
-        shape = (0, 0) if embeddings is None else tuple(embeddings.shape)
+        shape = (0, 0, 0)
+        if embeddings is not None:
+            shape = (*embeddings.shape, int(embeddings.dtype == torch.float64))
         shapes = torch.tensor([shape], dtype=torch.int64, device=labels.device)
-        sizes, dimensions = torch.cat(self._all(shapes)).T.tolist()
+        sizes, dimensions, doubles = torch.cat(self._all(shapes)).T.tolist()
         if embeddings is None:
-            embeddings = torch.zeros(0, max(dimensions), device=labels.device).requires_grad_()
+            dtype = torch.float64 if any(doubles) else torch.float32
+            embeddings = labels.new_zeros((0, max(dimensions)), dtype=dtype).requires_grad_()
         found = self._gather_rows(embeddings.detach(), sizes)
         # the others' are constants here: their ranks know their gradients
         found[self.rank] = embeddings

@@ -151,7 +151,8 @@ class Pipeline:
             preprocess_fn: instead of the pipeline's own.
             vary_fn: what is done to an input at each access.
         """
-        part = self.ranks.part(dataset.items_per_document)
+        # of sessions, which are of any length, each item is one of its own
+        part = self.ranks.part(max(1, dataset.items_per_document))
         workers, on_broken = self.num_workers, self.on_broken
         return self.loader(dataset, sampler, workers, on_broken, preprocess_fn, vary_fn, part)
 

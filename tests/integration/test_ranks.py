@@ -1,0 +1,74 @@
+"""Several processes train to the weights of one: with torchrun, and in runs of their own."""
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.integration.rank_trainings import GRADIENTS, TRAININGS, gradients, train
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def torchrun(num_processes, *arguments, timeout=200):
+    """Run a module in so many processes, as torchrun starts them."""
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone']
+    command += ['--nproc-per-node', str(num_processes), '-m', *map(str, arguments)]
+    environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout
+    )
+    assert done.returncode == 0, done.stderr[-6000:]
+
+
+@pytest.fixture(scope='module', params=[2, 3])
+def trained(request, tmp_path_factory):
+    """What came of each training in several processes."""
+    folder = tmp_path_factory.mktemp(f'ranks{request.param}')
+    torchrun(request.param, 'tests.integration.rank_trainings', folder)
+    return {path.stem: torch.load(path, weights_only=False) for path in folder.glob('*.pt')}
+
+
+@pytest.fixture(scope='module')
+def alone():
+    """What one process made of a training."""
+    known = {}
+
+    def of(name):
+        if name not in known:
+            known[name] = train(TRAININGS[name])
+        return copy.deepcopy(known[name])
+
+    return of
+
+
+@pytest.mark.parametrize('name', TRAININGS)
+def test_several_processes_train_to_the_weights_of_one(name, trained, alone):
+    expected, found = alone(name), trained[name]
+    assert found['seen'] == expected['seen'], 'each item once, and no other'
+    assert found['broken'] == expected['broken']
+    if name == 'drawn triplets':
+        # which are drawn is another matter; that all processes draw the same ones is not
+        assert np.isfinite(found['losses']).all()
+        return
+    np.testing.assert_allclose(found['losses'], expected['losses'], atol=1e-5, rtol=1e-5)
+    for part in ('weights', 'loss weights'):
+        assert found[part].keys() == expected[part].keys()
+        for key, value in expected[part].items():
+            torch.testing.assert_close(found[part][key], value, atol=1e-5, rtol=0)
+    assert found['metrics'].keys() == expected['metrics'].keys()
+    for key, value in expected['metrics'].items():
+        assert found['metrics'][key] == pytest.approx(value, abs=1e-5), key
+    assert [stage for stage, _ in found['reports']] == [stage for stage, _ in expected['reports']]
+
+
+@pytest.mark.parametrize(('name', 'num_rows'), GRADIENTS)
+def test_gradients_are_those_of_one_process(name, num_rows, trained):
+    found = trained[f'gradients {name} {num_rows}']
+    for key, expected in gradients(name, num_rows).items():
+        torch.testing.assert_close(found[key], expected, atol=1e-13, rtol=1e-11)
