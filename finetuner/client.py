@@ -154,6 +154,7 @@ class LocalClient(LocalArtifacts):
 
         given = collect_data(parameters, data)
         draft = build_config(parameters, dict.fromkeys(given, NOT_STORED_YET))
+        self._workspace.launcher.check(draft)
         # a name stands for what it stands for now
         draft = self._workspace.settle_artifact(draft)
         run_name = draft.run_name or random_run_name()

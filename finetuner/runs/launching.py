@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from finetuner.config import Settings
+from finetuner.config import RunConfig, Settings
+from finetuner.cores import num_cores
 from finetuner.excepts import ConfigError
 from finetuner.runs import processes
 from finetuner.runs.records import ProcessMark
@@ -46,6 +47,9 @@ class Launcher(Protocol):
     host: str
     limits: WorkerLimits
 
+    def check(self, config: RunConfig) -> None:
+        """Refuse a run that cannot be started here, with a ConfigError that says why."""
+
     def launch(self, run_id: int) -> ProcessMark:
         """Start a worker, which goes on when this process ends; OSError when it cannot start."""
 
@@ -84,6 +88,32 @@ class ProcessLauncher:
         self.limits = limits or WorkerLimits()
         self._settings = settings
         self._command = command
+
+    def check(self, config: RunConfig) -> None:
+        """Refuse a run of more processes than there are cores or GPUs, or of several machines.
+
+        Raises:
+            ConfigError: it is such a run; says what there is.
+        """
+        if config.num_nodes > 1:
+            raise ConfigError(
+                f'num_nodes={config.num_nodes}: runs are processes of one machine here; several '
+                'machines need a Ray cluster, FINETUNER_LAUNCHER=ray, and its address in '
+                'FINETUNER_RAY_ADDRESS; see docs/scale.md'
+            )
+        if config.num_processes == 1:
+            return
+        most, what = num_cores(), 'cores'
+        if config.device == 'cuda':
+            import torch
+
+            if torch.cuda.is_available():
+                most, what = torch.cuda.device_count(), 'GPUs'
+        if config.num_processes > most:
+            raise ConfigError(
+                f'num_processes={config.num_processes}: this machine has {most} {what}, and each '
+                'process takes one at least'
+            )
 
     def launch(self, run_id: int) -> ProcessMark:
         """Start a worker, which goes on when this process ends; OSError when it cannot start."""
