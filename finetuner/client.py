@@ -60,7 +60,7 @@ class LocalClient(LocalArtifacts):
         from finetuner.runs.launching import ProcessLauncher
         from finetuner.runs.workspace import Workspace
 
-        launcher = ProcessLauncher(settings, worker_command)
+        launcher = ProcessLauncher(settings, worker_command) if worker_command else None
         self._workspace: Workspace = Workspace(settings, owner, only_public, launcher)
         self._max_retries = max_retries
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -247,29 +248,89 @@ def whole_numbers(value: Any) -> Any:
     return value
 
 
+LAUNCHERS = ('process', 'ray')
+
+
+@dataclass(frozen=True)
+class RaySettings:
+    """The Ray cluster that runs go to, and what each process of a run gets there.
+
+    Attributes:
+        address: of its jobs API, such as `http://127.0.0.1:8265`.
+        num_cpus: of each process; it computes with so many threads.
+        num_gpus: of each process.
+    """
+
+    address: str
+    num_cpus: float = 1.0
+    num_gpus: float = 0.0
+
+    @classmethod
+    def from_environment(cls) -> RaySettings:
+        """Read FINETUNER_RAY_ADDRESS, FINETUNER_RAY_CPUS and FINETUNER_RAY_GPUS.
+
+        Raises:
+            ConfigError: there is no address, or a number is none.
+        """
+        address = os.environ.get('FINETUNER_RAY_ADDRESS', '').strip()
+        if not address:
+            raise ConfigError(
+                'FINETUNER_LAUNCHER=ray needs FINETUNER_RAY_ADDRESS, the address of the jobs API '
+                'of a Ray cluster, such as http://127.0.0.1:8265'
+            )
+        return cls(address, _amount('CPUS', 1.0, above=True), _amount('GPUS', 0.0, above=False))
+
+
+def _amount(name: str, default: float, above: bool) -> float:
+    variable = f'FINETUNER_RAY_{name}'
+    given = os.environ.get(variable, '').strip()
+    try:
+        amount = float(given or default)
+    except ValueError:
+        amount = math.nan
+    if not (amount > 0 or (amount == 0 and not above)) or math.isinf(amount):
+        least = 'above 0' if above else 'of 0 or more'
+        raise ConfigError(f'{variable}={given!r}: it takes a number {least}, for each process')
+    return amount
+
+
 @dataclass(frozen=True)
 class Settings:
-    """Where runs, data and artifacts are kept, and what else a server shows.
+    """Where runs, data and artifacts are kept, who does runs, and what else a server shows.
 
     Attributes:
         home: directory of everything that has no address of its own.
         database_url: SQLAlchemy address of the run store.
         artifacts_url: fsspec address of the artifacts and pushed data.
         columns: SQLite files of datasets that are declared as classes; pages show them.
+        ray: the cluster that runs go to; None for processes of this machine.
     """
 
     home: Path
     database_url: str
     artifacts_url: str
     columns: tuple[Path, ...] = ()
+    ray: RaySettings | None = None
+
+    @property
+    def launcher(self) -> str:
+        """What starts runs: `process` or `ray`."""
+        return 'process' if self.ray is None else 'ray'
 
     @classmethod
     def from_environment(cls, home: str | Path | None = None) -> Settings:
-        """Read FINETUNER_HOME, FINETUNER_DATABASE_URL, FINETUNER_ARTIFACTS_URL and FINETUNER_COLUMNS.
+        """Read FINETUNER_HOME, _DATABASE_URL, _ARTIFACTS_URL, _COLUMNS, and _LAUNCHER with _RAY_*.
 
         Args:
             home: overrides FINETUNER_HOME, whose default is `~/.finetuner`.
+
+        Raises:
+            ConfigError: FINETUNER_LAUNCHER is neither `process` nor `ray`, or what goes with it is
+                missing.
         """
+        launcher = os.environ.get('FINETUNER_LAUNCHER') or 'process'
+        if launcher not in LAUNCHERS:
+            raise ConfigError(unknown_name('FINETUNER_LAUNCHER', launcher, LAUNCHERS))
         where = Path(home or os.environ.get('FINETUNER_HOME') or '~/.finetuner')
         where = where.expanduser().absolute()
         columns = os.environ.get('FINETUNER_COLUMNS', '').split(os.pathsep)
@@ -279,4 +340,5 @@ class Settings:
             or 'sqlite:///' + quote(str(where / 'finetuner.db')),
             artifacts_url=os.environ.get('FINETUNER_ARTIFACTS_URL') or str(where / 'artifacts'),
             columns=tuple(Path(each).expanduser().absolute() for each in columns if each.strip()),
+            ray=RaySettings.from_environment() if launcher == 'ray' else None,
         )

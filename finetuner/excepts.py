@@ -80,6 +80,10 @@ class TrainingPausedError(TrainingError):
     """Training was asked to stop at a checkpoint, from which it can go on."""
 
 
+class RankLostError(TrainingError):
+    """Another process of the same training has ended, so this one cannot go on."""
+
+
 class CheckpointError(TrainingError):
     """A checkpoint is damaged, of another version, or of another training."""
 

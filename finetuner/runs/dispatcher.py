@@ -72,6 +72,8 @@ class Dispatcher:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
+        if self.workspace.launcher.outlasts_server:
+            return
         try:
             mine = [run for run in self._going() if run.launcher == this_process()]
         except SQLAlchemyError as error:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from finetuner.config import RunConfig, Settings
 from finetuner.cores import num_cores
-from finetuner.excepts import FinetunerError, TrainingError
+from finetuner.excepts import FinetunerError, RankLostError, TrainingError
 from finetuner.runs.processes import output_tail, run_directory
 from finetuner.significance import Stage
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _COMMAND = (sys.executable, '-m', 'finetuner.runs.worker')
 # where a follower says that it is about to meet the others, and whose it is
 _READY = 'FINETUNER_READY'
-_LEADER = 'FINETUNER_LEADER'
+LEADER = 'FINETUNERLEADER'
 # an import on a machine that has other things to do
 _PATIENCE_SECONDS = 300.0
 _LOOK_SECONDS = 0.5
@@ -114,8 +114,6 @@ class Followers:
             self._start(config.num_processes)
             yield
         except TrainingError as error:
-            from finetuner.training.ranks import RankLostError
-
             # its connections are gone a moment before it is
             reason = self._failure(patience=3.0) if isinstance(error, RankLostError) else None
             if reason is None:
@@ -158,7 +156,7 @@ class Followers:
     def _started(self, rank: int, environment: dict[str, str], directory: Path) -> _Follower:
         ready, theirs = os.pipe()
         own = {'RANK': str(rank), 'LOCAL_RANK': str(rank)}
-        own |= {_READY: str(theirs), _LEADER: str(os.getpid())}
+        own |= {_READY: str(theirs), LEADER: str(os.getpid())}
         try:
             with (directory / output_file(rank)).open('wb') as output:
                 # in the worker's group, so that what ends it ends them
@@ -211,7 +209,6 @@ def follow_run(run_id: int, settings: Settings) -> bool:
     from finetuner.runs.runner import execute_run
     from finetuner.runs.workspace import Workspace
 
-    _end_with_leader()
     workspace = Workspace(settings)
     run = workspace.runs.read_run(run_id)
     workspace.close()
@@ -244,9 +241,9 @@ def _join_leader(device: str) -> Ranks:
     return join_ranks(device)
 
 
-def _end_with_leader() -> None:
-    """End when the worker does that started this process: one that is killed tells nobody."""
-    leader = os.environ.get(_LEADER)
+def end_with_leader() -> None:
+    """End when the process does that started this one, if it said so: one that is killed does not."""
+    leader = os.environ.get(LEADER)
     if leader is None:
         return
 

@@ -46,6 +46,8 @@ class Launcher(Protocol):
 
     host: str
     limits: WorkerLimits
+    # whether workers stay when the server ends, for the next one to look after
+    outlasts_server: bool
 
     def check(self, config: RunConfig) -> None:
         """Refuse a run that cannot be started here, with a ConfigError that says why."""
@@ -68,6 +70,23 @@ class Launcher(Protocol):
     def last_words(self, worker: ProcessMark, run_id: int) -> str:
         """Why a worker has ended, as far as that can be seen from outside; '' if not at all."""
 
+    def name_of(self, worker: ProcessMark) -> str:
+        """What to call a worker in a log."""
+
+
+def build_launcher(settings: Settings, limits: WorkerLimits | None = None) -> Launcher:
+    """Make what starts workers, as the settings say.
+
+    Args:
+        settings: handed to workers.
+        limits: what one worker may use.
+    """
+    if settings.ray is None:
+        return ProcessLauncher(settings, limits=limits)
+    from finetuner.runs.ray_launching import RayLauncher
+
+    return RayLauncher(settings, limits)
+
 
 class ProcessLauncher:
     """Workers are processes of this machine.
@@ -77,6 +96,9 @@ class ProcessLauncher:
         command: the program of a worker and its first arguments; None takes this package's.
         limits: what one worker may use.
     """
+
+    # each is asked for a checkpoint, since the machine may be about to end
+    outlasts_server = False
 
     def __init__(
         self,
@@ -142,3 +164,7 @@ class ProcessLauncher:
         reason = processes.exit_reason(worker)
         tail = processes.read_output_tail(self._settings, run_id)
         return (f' ({reason})' if reason else '') + (f'; its last output: {tail}' if tail else '')
+
+    def name_of(self, worker: ProcessMark) -> str:
+        """What to call a worker in a log."""
+        return f'worker process {worker.pid}'

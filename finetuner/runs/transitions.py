@@ -173,6 +173,28 @@ class RunTransitions(RunHistory):
         reason = storable_text(reason, MAX_DETAILS)
         return self._change_and_log(changed.values(values), run_id, 'WARNING', reason)
 
+    def hand_on(self, run: RunRecord, worker: ProcessMark, reason: str) -> bool:
+        """Give a run to the next worker of the same launcher, which goes on where the last one was.
+
+        Args:
+            run: as it was seen, with the worker that was lost.
+            worker: the next.
+            reason: why, in one line, for the log.
+
+        Returns:
+            False when it has ended, is cancelled, or is with another worker by now.
+        """
+        changed = _seen(update(RunRow).where(RunRow.id == run.id), run, None)
+        changed = changed.where(RunRow.status.in_(GOING), RunRow.cancel_requested.is_(False))
+        values = {
+            'status': CREATED,
+            'retries': RunRow.retries + 1,
+            'worker_pid': worker.pid,
+            'worker_mark': worker.mark,
+        }
+        reason = storable_text(reason, MAX_DETAILS)
+        return self._change_and_log(changed.values(values), run.id, 'WARNING', reason)
+
     def list_taken(self) -> list[RunRecord]:
         """All runs that were taken from the queue and have not ended."""
         query = select(RunRow).where(RunRow.queue == TAKEN, RunRow.status.in_(GOING))

@@ -14,10 +14,11 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from finetuner.config import RunConfig, Settings
-from finetuner.excepts import FinetunerError, TrainingPausedError
+from finetuner.excepts import FinetunerError, RankLostError, TrainingPausedError
 from finetuner.runs.findings import FindingsFile
-from finetuner.runs.followers import Followers, follow_run, follows
+from finetuner.runs.followers import Followers, end_with_leader, follow_run, follows
 from finetuner.runs.processes import launch_worker, run_directory, stop_workers, this_process
+from finetuner.runs.ray_node import LOST, WORKER
 from finetuner.runs.recorder import RunRecorder
 from finetuner.runs.records import ProcessMark, RunRecord
 from finetuner.runs.run_files import delete_checkpoint
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 __all__ = ['launch_worker', 'main', 'run_worker', 'stop_workers']
 
 PAUSED = 'paused'
+# another process of the run is gone, and what becomes of the run is for its job to say
+LEFT = 'left'
 PATIENCE_SECONDS = 600.0
 
 logger = logging.getLogger('finetuner.runs.worker')
@@ -98,7 +101,7 @@ def run_worker(run_id: int, settings: Settings, execute: Execute | None = None) 
     workspace = Workspace(settings, run.owner or '')
     # hours of training are worth waiting for a database that is started anew
     workspace.database.patience_seconds = PATIENCE_SECONDS
-    worker = this_process()
+    worker = _own_mark()
     with _Termination().watching() as termination:
         try:
             if not workspace.runs.mark_started(run_id, worker):
@@ -113,13 +116,22 @@ def run_worker(run_id: int, settings: Settings, execute: Execute | None = None) 
         termination.ignore()
         # The recorder has written its last line: the reason of a failure comes after it.
         if (
-            reason is not None
+            reason not in (None, LEFT)
             and not _returned(workspace, run, worker, termination, reason)
             and workspace.runs.mark_failed(run_id, reason, worker=worker)
         ):
             workspace.artifacts.delete(run.artifact_id)
     workspace.close()
+    if reason == LEFT:
+        # its job knows whether a node was lost, and what to do about it
+        sys.exit(LOST)
     return reason is None
+
+
+def _own_mark() -> ProcessMark:
+    """What the run store knows this worker by: its process, or what started it elsewhere said."""
+    pid, found, mark = os.environ.get(WORKER, '').partition(':')
+    return ProcessMark(int(pid), mark) if found else this_process()
 
 
 def _returned(
@@ -159,7 +171,7 @@ def _attempt(
             termination.ignore()
         # The log is complete before anyone reads that the run has ended.
         recorder.write()
-        if not workspace.runs.mark_finished(run.id, this_process()):
+        if not workspace.runs.mark_finished(run.id, _own_mark()):
             return _ended_reason(workspace, run)
         delete_checkpoint(files)
         return None
@@ -167,6 +179,10 @@ def _attempt(
         return _ended_reason(workspace, run)
     except TrainingPausedError:
         return PAUSED
+    except RankLostError as error:
+        if termination.came:
+            return _ended_reason(workspace, run)
+        return LEFT if WORKER in os.environ else _one_line(str(error))
     except FinetunerError as error:
         return _ended_reason(workspace, run) if termination.came else _one_line(str(error))
     except (Exception, SystemExit) as error:
@@ -199,6 +215,7 @@ def main() -> int:
     if len(sys.argv) != 2 or not sys.argv[1].isdigit():
         print('usage: python -m finetuner.runs.worker <run id>', file=sys.stderr)
         return 2
+    end_with_leader()
     do_run = follow_run if follows() else run_worker
     return 0 if do_run(int(sys.argv[1]), Settings.from_environment()) else 1
 

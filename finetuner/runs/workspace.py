@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import shutil
 import tempfile
@@ -18,11 +19,11 @@ from finetuner.config import RunConfig, Settings
 from finetuner.data.contents import with_absolute_uris
 from finetuner.data.stored.files import StoredDocuments
 from finetuner.data.stored.storing import save_documents
-from finetuner.excepts import ConflictError, DataError, NotFoundError
+from finetuner.excepts import ConflictError, DataError, FinetunerError, NotFoundError, ServerError
 from finetuner.names import ARTIFACT_ID, is_alias, random_run_name
 from finetuner.runs import processes, run_files
 from finetuner.runs.aliases import NamedArtifact
-from finetuner.runs.launching import Launcher, ProcessLauncher
+from finetuner.runs.launching import Launcher, build_launcher
 from finetuner.runs.records import RunRecord
 from finetuner.runs.states import CREATED, FINISHED, GOING, TAKEN, WAITING
 from finetuner.runs.store import RunStore
@@ -33,6 +34,8 @@ from finetuner.training.epoch_directories import kept_epochs
 
 if TYPE_CHECKING:
     from finetuner.storage.database import Database
+
+logger = logging.getLogger('finetuner.runs')
 
 CANCELLED = 'cancelled'
 # between asking a worker to end and ending it: a cancelled run is gone within two seconds
@@ -46,7 +49,7 @@ class Workspace:
         settings: where runs, data and artifacts are kept.
         owner: whose names are seen; '' is this machine's own user.
         only_public: see only what the owner shares, as others do.
-        launcher: starts workers; None takes processes of this machine.
+        launcher: starts workers; None takes what the settings say.
     """
 
     def __init__(
@@ -58,7 +61,7 @@ class Workspace:
     ) -> None:
         self.settings = settings
         self.owner = owner
-        self.launcher: Launcher = launcher or ProcessLauncher(settings)
+        self.launcher: Launcher = launcher or build_launcher(settings)
         self._only_public = only_public
 
     @cached_property
@@ -250,7 +253,7 @@ class Workspace:
             return run
         try:
             self.launch(run.id)
-        except OSError:
+        except (OSError, FinetunerError):
             self.runs.delete_run(run.id)
             raise
         return run
@@ -284,11 +287,15 @@ class Workspace:
         return kept_epochs(run_files.epochs_directory(files))
 
     def launch(self, run_id: int) -> RunRecord:
-        """Start a worker for a run that is CREATED; OSError, and the run FAILED, if that fails."""
+        """Start a worker for a run that is CREATED; if that fails, an error, and the run FAILED."""
         try:
             worker = self.launcher.launch(run_id)
-        except OSError:
-            self.runs.mark_failed(run_id, 'its worker process could not be started')
+        except (OSError, FinetunerError) as error:
+            reason = f'its worker could not be started: {error}'
+            # a cluster that does not answer now may do so later
+            waits = isinstance(error, ServerError)
+            if not waits or not self.runs.requeue(run_id, reason, is_retry=False):
+                self.runs.mark_failed(run_id, reason)
             raise
         self.runs.set_worker(run_id, worker)
         return self.runs.read_run(run_id)
@@ -301,7 +308,11 @@ class Workspace:
         """
         if not run.is_going or run.queue == WAITING or run.host != self.launcher.host:
             return run
-        if self.launcher.is_alive(run.worker or run.launcher):
+        try:
+            if self.launcher.is_alive(run.worker or run.launcher):
+                return run
+        except ServerError as error:
+            logger.warning('run %r is shown as it was last known: %s', run.name, error)
             return run
         # The process may have written its end between the two looks.
         run = self.runs.read_run(run.id)
@@ -362,8 +373,10 @@ class Workspace:
         elif run.worker is None:
             details = f'process {run.launcher.pid} ended before it had started a worker for the run'
         else:
-            details = f'the worker process {run.worker.pid} ended without finishing'
-            if run.host == self.launcher.host:
+            here = run.host == self.launcher.host
+            who = self.launcher.name_of(run.worker) if here else f'worker on {run.host}'
+            details = f'the {who} ended without finishing'
+            if here:
                 details += self.launcher.last_words(run.worker, run.id)
         if run.queue == TAKEN and not run.cancel_requested:
             is_retry = run.worker is not None

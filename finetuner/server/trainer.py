@@ -15,7 +15,7 @@ from finetuner.client import LocalClient
 from finetuner.config import RunConfig, Settings
 from finetuner.excepts import ConfigError, DataError, ForbiddenError
 from finetuner.runs.dispatcher import DRAIN_SECONDS, MAX_RETRIES, Dispatcher
-from finetuner.runs.launching import ProcessLauncher, WorkerLimits
+from finetuner.runs.launching import WorkerLimits, build_launcher
 from finetuner.runs.states import ENDED
 from finetuner.runs.workspace import Workspace
 from finetuner.server import messages  # noqa: F401 - pickles are refused where it is imported
@@ -67,7 +67,7 @@ class TrainerExecutor(Executor):
         super().__init__(**kwargs)
         settings = Settings.from_environment()
         limits = WorkerLimits(memory_mb, num_threads)
-        launcher = ProcessLauncher(settings, limits=limits)
+        launcher = build_launcher(settings, limits)
         self._client = LocalClient(settings, max_retries=MAX_RETRIES)
         self._seal = IdentitySeal.of_home(settings.home)
         self._tokens = TokenStore(self._client.workspace.database)

@@ -27,7 +27,7 @@ from torch import Tensor
 from finetuner.cores import num_cores
 from finetuner.data.numbering import Part
 from finetuner.data.randomness import drawing_from
-from finetuner.excepts import TrainingError
+from finetuner.excepts import RankLostError
 
 logger = logging.getLogger('finetuner.training')
 
@@ -56,10 +56,6 @@ def _together(method: _Method) -> _Method:
             ) from error
 
     return call  # type: ignore[return-value]
-
-
-class RankLostError(TrainingError):
-    """Another process of the same training has ended, so this one cannot go on."""
 
 
 @dataclass(frozen=True)
