@@ -20,13 +20,14 @@ from finetuner.data.loading import CollateFn, OnBroken, build_dataset
 from finetuner.data.samplers import SequentialSampler
 from finetuner.excepts import ConfigError, DataError
 from finetuner.significance import Stage
-from finetuner.training.callback_building import LoggedRun, build_callbacks
+from finetuner.training.callback_building import LoggedRun, build_callbacks, without_reports
 from finetuner.training.callback_descriptions import prepare_callbacks
 from finetuner.training.callbacks import ReportMetrics
 from finetuner.training.losses import build_loss
 from finetuner.training.objectives import build_objective
 from finetuner.training.optimization import Schedule, build_optimizer
 from finetuner.training.progress import ProgressBar
+from finetuner.training.ranks import join_ranks
 from finetuner.training.setup import (
     BatchShape,
     Pipeline,
@@ -102,6 +103,9 @@ def fit_module(
 ) -> None:
     """Train an embedding model in place.
 
+    In a script that torchrun started several times, its processes train together: each embeds its
+    part of every batch, and all end with the same weights.
+
     Args:
         model: maps a batch, as `collate_fn` makes it, to embeddings `[batch, dimension]`.
         train_data: Documents of any kind that can be trained on.
@@ -125,12 +129,15 @@ def fit_module(
             raise DataError(f'eval_data is of kind {validation.kind}, train_data of {train.kind}')
     prepared = prepare_callbacks(options.callbacks, validation is not None)
     device = resolve_device(options.device)
+    # those that torchrun started with this one, if it was torchrun
+    ranks = join_ranks(device)
     pipeline = Pipeline(
         options.preprocess_fn,
         options.collate_fn,
         options.num_workers,
         options.seed,
         options.on_broken,
+        ranks=ranks,
     )
     with pipeline, ProgressBar(console) as bar:
         train_loader = pipeline.training_loader(train, shape)
@@ -145,18 +152,24 @@ def fit_module(
         optimizers, schedule = _optimizers(model, loss, options)
         caption = type(model).__name__.lower()
         logged = LoggedRun('module', f'{caption}-{time.strftime("%Y%m%d-%H%M%S")}', train=train)
-        callbacks = build_callbacks(prepared, caption, pipeline, _printer(), _no_examples, logged)
+        if not ranks.is_first:
+            prepared = without_reports(prepared)
+        report = _printer() if ranks.is_first else _no_report
+        callbacks = build_callbacks(prepared, caption, pipeline, report, _no_examples, logged)
         trainer = Trainer(
             model,
             objective,
             optimizers,
             schedule=schedule,
-            callbacks=[*callbacks, bar],
+            callbacks=[*callbacks, bar] if ranks.is_first else callbacks,
             device=device,
             freeze_batch_norm=options.freeze_batch_norm,
+            ranks=ranks,
         )
         trainer.fit(train_loader, options.epochs, val_loader)
-        train_loader.log_broken()
+        train_loader.add_broken(ranks.collect(train_loader.broken))
+        if ranks.is_first:
+            train_loader.log_broken()
 
 
 def _printer() -> ReportMetrics:
@@ -171,6 +184,10 @@ def _printer() -> ReportMetrics:
             print_metrics(stage, values)
 
     return report
+
+
+def _no_report(stage: Stage, values: dict[str, float]) -> None:
+    """Of several processes the first one prints."""
 
 
 def _no_examples(stage: str, results: dict[str, list[str]]) -> None:

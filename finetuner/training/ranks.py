@@ -8,6 +8,7 @@ complete: what is left to add up is the gradients of the weights, once a step.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import logging
@@ -240,6 +241,8 @@ def join_ranks(device: str) -> Ranks:
         # torch has looked at the environment before this was set there
         torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS') or _share_of_cores()))
         _meet(device)
+        # a script that torchrun started may train several times
+        atexit.register(leave_ranks)
     return Ranks(dist.get_rank(), dist.get_world_size())
 
 

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from docarray import Document, DocumentArray
 
+import finetuner
+from finetuner.callback import EvaluationCallback
 from finetuner.data.loading import build_dataset
 from finetuner.training.averaging import WeightAveraging
 from finetuner.training.callbacks import EvaluationOptions, RetrievalEvaluation
@@ -201,6 +203,25 @@ def gradients(loss_name: str, num_rows: int) -> dict[str, torch.Tensor]:
     return {name: parameter.grad for name, parameter in named}
 
 
+def fit_own() -> dict[str, torch.Tensor]:
+    """A model of one's own, by `finetuner.fit`, as a script that torchrun starts does it."""
+    model = network()
+    queries = EvaluationCallback(query_data=class_data(1))
+    finetuner.fit(
+        model,
+        class_data(0),
+        epochs=2,
+        batch_size=16,
+        loss='NTXentLoss',
+        configure_optimizer=lambda module: torch.optim.SGD(module.parameters(), lr=0.05),
+        eval_data=class_data(1),
+        callbacks=[queries],
+        freeze_batch_norm=True,
+        preprocess_fn=tensor_of,
+    )
+    return model.state_dict()
+
+
 GRADIENTS = [
     (name, num_rows)
     for name in ('TripletMarginLoss', 'SupConLoss', 'NTXentLoss', 'ProxyAnchorLoss', 'ArcFaceLoss')
@@ -217,4 +238,7 @@ if __name__ == '__main__':
         done = train(training)
         if join_ranks('cpu').is_first:
             torch.save(done, Path(sys.argv[1]) / f'{name}.pt')
+    own = fit_own()
+    if join_ranks('cpu').is_first:
+        torch.save(own, Path(sys.argv[1]) / 'own.pt')
     leave_ranks()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.integration.rank_trainings import GRADIENTS, TRAININGS, gradients, train
+from tests.integration.rank_trainings import GRADIENTS, TRAININGS, fit_own, gradients, train
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -72,3 +72,9 @@ def test_gradients_are_those_of_one_process(name, num_rows, trained):
     found = trained[f'gradients {name} {num_rows}']
     for key, expected in gradients(name, num_rows).items():
         torch.testing.assert_close(found[key], expected, atol=1e-13, rtol=1e-11)
+
+
+def test_a_script_of_ones_own_trains_in_several_processes(trained):
+    expected = fit_own()
+    for key, value in expected.items():
+        torch.testing.assert_close(trained['own'][key], value, atol=1e-5, rtol=0)

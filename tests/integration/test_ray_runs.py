@@ -1,5 +1,6 @@
 """Runs on a Ray cluster of several nodes: started, followed, cancelled, and their nodes killed."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -124,9 +125,11 @@ def test_two_nodes_train_to_the_weights_of_one_process_and_go_on_when_one_is_kil
     client, cluster
 ):
     nodes = [cluster.add(1), cluster.add(1)]
-    start(client, 'one-process', **EVALUATED)
+    # errors of rounding grow with the rate and the steps
+    gently = {**EVALUATED, 'learning_rate': 0.0005}
+    start(client, 'one-process', **gently)
     expected, _ = outcome(client, finished(client, 'one-process'))
-    start(client, 'two-nodes', **EVALUATED, num_processes=2, num_nodes=2)
+    start(client, 'two-nodes', **gently, num_processes=2, num_nodes=2)
     wait_for(client, 'two-nodes', in_training)
     nodes.append(cluster.add(1))
     cluster.kill(nodes[1])
@@ -162,12 +165,13 @@ def test_a_run_is_cancelled_and_gone_with_its_processes(client, cluster):
 def workers_of(client, name):
     run_id = str(record(client, name).id)
     home = client.settings.home
-    return [
-        each
-        for each in psutil.process_iter()
-        if each.cmdline()[-2:] == ['finetuner.runs.worker', run_id]
-        and each.environ().get('FINETUNER_HOME') == str(home)
-    ]
+    found = []
+    for each in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            ours = each.environ().get('FINETUNER_HOME') == str(home)
+            if ours and each.cmdline()[-2:] == ['finetuner.runs.worker', run_id]:
+                found.append(each)
+    return found
 
 
 def test_a_queue_sends_its_runs_to_the_cluster_and_the_next_server_finds_them(client, cluster):

@@ -13,6 +13,7 @@ from finetuner.models.tailor import build_embedding_model
 from finetuner.runs import probing, worker
 from finetuner.runs.feeding import build_feed
 from finetuner.runs.findings import FindingsFile, NoFindings
+from finetuner.runs.followers import Followers
 from finetuner.runs.plan import make_plan
 from finetuner.runs.probing import probe_run
 from finetuner.training import step_cost
@@ -176,7 +177,8 @@ def test_findings_survive_damage_and_stay_out_of_the_way(tmp_path, caplog):
 
 
 def test_workers_remember_in_the_home(finetuner_home):
-    execute = worker._runner(Settings.from_environment())
+    settings = Settings.from_environment()
+    execute = worker._runner(settings, Followers(settings, 1))
     findings = execute.keywords['findings']
     findings.remember('a', {'x': 1})
     assert json.loads((finetuner_home / 'measured.json').read_text()) == {'a': {'x': 1}}
