@@ -250,7 +250,10 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def load_in_order(
-    dataset: LabelledDataset[Any], batch_size: int, on_broken: OnBroken = 'stop'
+    dataset: LabelledDataset[Any],
+    batch_size: int,
+    on_broken: OnBroken = 'stop',
+    part: Part | None = None,
 ) -> Iterator[tuple[list[int], list[Any], dict[int, str]]]:
     """Read all contents of a dataset once, with threads, those of the next batch ahead.
 
@@ -258,6 +261,7 @@ def load_in_order(
         dataset: of any kind.
         batch_size: items that are read at a time.
         on_broken: `'stop'` at a Document that cannot be loaded, or `'skip'` it.
+        part: of several processes, which of the batches this one reads; None for all.
 
     Yields:
         Of each batch the items that were read, their contents, and by item why others were not.
@@ -270,6 +274,8 @@ def load_in_order(
         range(start, min(start + batch_size, len(dataset)))
         for start in range(0, len(dataset), batch_size)
     ]
+    if part is not None:
+        batches = batches[part.rank :: part.size]
     with ThreadPoolExecutor() as pool:
         ahead = pool.map(items.__getitem__, batches[0] if batches else ())
         for following in [*batches[1:], range(0)][: len(batches)]:

@@ -207,7 +207,8 @@ def _class_loader(pipeline: Pipeline, read: PreprocessFn, dataset: ClassDataset)
     """Batches of items in order, as they are in training but not varied."""
     sampler = SequentialSampler(len(dataset), _EMBED_BATCH_SIZE)
     workers = pipeline.num_workers if len(dataset) > _LEAST_ITEMS_FOR_WORKERS else 0
-    return pipeline.loader(dataset, sampler, workers, pipeline.on_broken, read)
+    part = pipeline.ranks.part(whole_batches=True)
+    return pipeline.loader(dataset, sampler, workers, pipeline.on_broken, read, part=part)
 
 
 def freezes_batch_norm(config: RunConfig) -> bool:

@@ -38,18 +38,16 @@ class EvaluationSet:
         labels: one for each Document.
         ids: of the Documents, to leave a query out of its own results.
         names: what to call each Document in example results.
-        ranks: the processes that embed it together.
     """
 
     loader: Iterable[Any]
     labels: Sequence[Label]
     ids: Sequence[str]
     names: Sequence[str]
-    ranks: Ranks = ALONE
 
     def embed(self, trainer: Trainer) -> np.ndarray:
         """Embed all Documents with the current weights: float32 `[n, dimension]`."""
-        return embed_all(trainer.model, self.loader, trainer.device, self.ranks)
+        return embed_all(trainer.model, self.loader, trainer.device, trainer.ranks)
 
 
 @dataclass(frozen=True)

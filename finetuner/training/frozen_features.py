@@ -20,6 +20,7 @@ from finetuner.data.labelled import LabelledDataset, PreprocessFn
 from finetuner.data.loading import LoadingError, load_in_order
 from finetuner.data.memory import available_memory
 from finetuner.training.division import DividedModel, DivisionError, TrainedPart, divide_model
+from finetuner.training.ranks import Ranks
 from finetuner.training.setup import Pipeline
 from finetuner.training.step import to_device
 
@@ -104,10 +105,14 @@ class FrozenFeatures:
     def _compute(self, dataset: LabelledDataset[Any]) -> _Values:
         values, began = _Values(self._names), time.perf_counter()
         fresh, on_broken = self._fresh(dataset), self._pipeline.on_broken
-        for indices, contents, broken in load_in_order(fresh, _BATCH_SIZE, on_broken):
+        ranks = self._pipeline.ranks
+        part = ranks.part(whole_batches=True)
+        for indices, contents, broken in load_in_order(fresh, _BATCH_SIZE, on_broken, part):
             values.broken.update(broken)
             if indices:
                 values.fill(len(dataset), indices, self._run(contents))
+        if ranks.size > 1:
+            values.share(len(dataset), ranks, self._device)
         logger.info(
             'The frozen part of the model was computed for %d items, once for all epochs: %.1f s',
             len(dataset),
@@ -141,9 +146,20 @@ class _Values:
 
     def fill(self, num_items: int, indices: list[int], rows: list[torch.Tensor]) -> None:
         if not self._tensors:
-            self._tensors = [torch.empty((num_items, *r.shape[1:]), dtype=r.dtype) for r in rows]
+            self._tensors = [torch.zeros((num_items, *r.shape[1:]), dtype=r.dtype) for r in rows]
         for tensor, row in zip(self._tensors, rows, strict=True):
             tensor[indices] = row.cpu()
+
+    def share(self, num_items: int, ranks: Ranks, device: torch.device) -> None:
+        """Fill in what other processes have computed."""
+        for broken in ranks.collect(self.broken):
+            self.broken |= broken
+        shapes = ranks.collect([(t.shape[1:], t.dtype) for t in self._tensors])
+        if not self._tensors:
+            found = max(shapes, key=len)
+            self._tensors = [torch.zeros((num_items, *shape), dtype=kind) for shape, kind in found]
+        for tensor in self._tensors:
+            ranks.add_rows(tensor, device)
 
     def row(self, index: int) -> Any:
         """What the frozen part gave for an item: a tensor, or a tuple of several."""

@@ -54,7 +54,8 @@ class HardNegatives(BaseCallback):
         Args:
             sampler: of the training data.
             dataset: the training data.
-            build_loader: yields (inputs, labels) of some of it, as the model gets them.
+            build_loader: yields (inputs, labels) of some of it, as the model gets them; where
+                several processes train, every so-manieth batch.
             seed: of the draw, where not all are looked at.
         """
         self._sampler = sampler
@@ -81,10 +82,10 @@ class HardNegatives(BaseCallback):
                 yield inputs, labels
 
         try:
-            embeddings = embed_all(trainer.model, noting_labels(), trainer.device)
+            embeddings = embed_all(trainer.model, noting_labels(), trainer.device, trainer.ranks)
         finally:
             loader.close()
-        labels = np.concatenate(batches)
+        labels = np.concatenate(trainer.ranks.interleave(batches))
         # a subset counts its classes from 0 in order of appearance
         _, first = np.unique(np.asarray(self._dataset.labels)[chosen], return_index=True)
         appeared = np.asarray(self._dataset.labels)[chosen][np.sort(first)]

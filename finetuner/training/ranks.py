@@ -35,6 +35,7 @@ logger = logging.getLogger('finetuner.training')
 _PATIENCE = timedelta(minutes=30)
 # gradients that are added up in one message
 _BUCKET_BYTES = 64 << 20
+_ROWS_AT_ONCE = 4096
 # parts the random numbers of losses from those of batches, which begin with (seed, epoch, number)
 _LOSS_KEY = 1_000_003
 _T = TypeVar('_T')
@@ -144,6 +145,16 @@ class Ranks:
                 bucket, flat.split([g.numel() for g in bucket]), strict=True
             ):
                 gradient.copy_(total.view_as(gradient))
+
+    @_together
+    def add_rows(self, rows: Tensor, device: torch.device) -> None:
+        """Add up what ranks have in a tensor on the CPU, `[n, ...]`, where only one has a row."""
+        for some in rows.split(_ROWS_AT_ONCE):
+            # gloo adds no truth values
+            moved = some.to(self._device(device), torch.uint8 if some.dtype == torch.bool else None)
+            moved = moved.clone()
+            dist.all_reduce(moved)
+            some.copy_(moved)
 
     @_together
     def copy_first(self, modules: Iterable[torch.nn.Module]) -> None:

@@ -189,7 +189,6 @@ class Pipeline:
                 preprocess_fn=preprocess_fn,
                 part=self.ranks.part(whole_batches=True),
             ),
-            ranks=self.ranks,
             labels=[dataset.classes[label] for label in dataset.labels],
             ids=ids,
             names=names,

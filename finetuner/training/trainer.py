@@ -132,6 +132,7 @@ class Trainer:
         model: the model being trained, unwrapped.
         state: where training stands.
         device: where the model is.
+        ranks: the processes that train together, this one among them.
     """
 
     def __init__(
@@ -181,7 +182,7 @@ class Trainer:
             needs_closure=isinstance(optimizers[0], torch.optim.LBFGS),
             ranks=ranks,
         )
-        self._ranks = ranks
+        self.ranks = ranks
         self._schedule = schedule
         self._callbacks = list(callbacks)
         self._freeze_batch_norm = freeze_batch_norm
@@ -232,7 +233,7 @@ class Trainer:
                 self.state.metrics['val_loss'] = self.state.val_loss
                 self._emit('on_val_end')
             self._emit('on_epoch_end')
-            self.state.should_stop = self._ranks.any(self.state.should_stop, self.device)
+            self.state.should_stop = self.ranks.any(self.state.should_stop, self.device)
             self._num_epochs_done, self._sums = epoch + 1, _EpochSums()
             if checkpoints is not None:
                 checkpoints.after_epoch(self)
@@ -250,21 +251,21 @@ class Trainer:
             saved = checkpoints.begin(
                 each for each in (train_loader, val_loader) if each is not None
             )
-        self._ranks.copy_first((self.model, self._objective))
-        if len(set(self._ranks.collect(-1 if saved is None else saved['state']['step']))) > 1:
+        self.ranks.copy_first((self.model, self._objective))
+        if len(set(self.ranks.collect(-1 if saved is None else saved['state']['step']))) > 1:
             raise CheckpointError(
                 'the processes of this training do not see the same checkpoint: its directory has '
                 'to be the same on all machines'
             )
         if saved is None:
             self._emit('on_fit_begin')
-            self._ranks.draw_apart(0)
+            self.ranks.draw_apart(0)
             return
         self.load_state_dict(saved)
         self._emit('on_fit_resume')
         # last, since who heard of it may have drawn some
         set_random_state(saved['random'])
-        self._ranks.draw_apart(self.state.step)
+        self.ranks.draw_apart(self.state.step)
 
     def state_dict(self) -> dict[str, Any]:
         """All that the rest of the training depends on, loaders aside: tensors and plain values."""
@@ -300,7 +301,7 @@ class Trainer:
             None if self._schedule is None else self._schedule.scheduler,
             self._callbacks,
             self.device,
-            self._ranks.is_first,
+            self.ranks.is_first,
         )
 
     def _emit(self, event: str) -> None:
