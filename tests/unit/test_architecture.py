@@ -27,7 +27,7 @@ LAYERS = (
      'precision_record'),
     ('model_spec', 'artifact_files', 'artifact_check', 'artifact', 'engines', 'openvino_engine',
      'inference', 'encoding'),
-    ('runs', 'collections', 'columns', 'logins', 'transport'),
+    ('runs', 'collections', 'columns', 'bulk', 'logins', 'transport'),
     ('protocol', 'remote', 'local_artifacts', 'client', 'run', 'experiment'),
     ('fitting', 'account', 'api', 'cli', 'runs_cli', 'server_cli', 'data_cli', 'alias_cli',
      'export_cli', 'columns_cli', 'server', '__init__'),
