@@ -24,7 +24,7 @@ LAYERS = (
     ('config', 'excepts', 'names', 'vector_index', 'callback', 'data', 'models', 'images', 'uris',
      'cores', 'ray_cluster', 'fetching', 'search', 'evaluation', 'significance', 'storage', 'training', 'runs.states',
      'console', 'augmentation', 'inputs', 'onnx_check', 'onnx_export', 'quantization',
-     'precision_record'),
+     'precision_record', 'process_pool'),
     ('model_spec', 'artifact_files', 'artifact_check', 'artifact', 'engines', 'openvino_engine',
      'inference', 'encoding'),
     ('runs', 'collections', 'columns', 'bulk', 'logins', 'transport'),
