@@ -89,6 +89,11 @@ class ShardManifest:
     engine: str
     precision: str
 
+    @property
+    def made_by(self) -> str:
+        """What is the same for all shards of an output."""
+        return f'{self.engine} {self.precision} of {self.dimension} numbers'
+
 
 @dataclass(frozen=True)
 class ShardRecord:
@@ -155,44 +160,40 @@ class Manifest:
     version: int = VERSION
 
 
-_PARTS: dict[str, type] = {
-    'files': OutputFile,
-    'failed': FailedRow,
-    'shards': ShardRecord,
-    'missing': MissingInput,
-}
-
-
 def as_json(described: Any) -> bytes:
     """A description as the bytes of its file: the same for the same, in every process."""
     plain = dataclasses.asdict(described)
     return (json.dumps(plain, indent=1, sort_keys=True, ensure_ascii=False) + '\n').encode()
 
 
-def from_json(kind: type[_T], path: Path) -> _T:
+def from_json(kind: type[_T], path: Path, parts: Mapping[str, type] | None = None) -> _T:
     """Read a description back.
 
     Args:
-        kind: one of the dataclasses above.
+        kind: a dataclass.
         path: of its file.
+        parts: dataclasses of which fields are lists; None for those of the manifests above.
 
     Raises:
         DataError: the file is no such description.
         OSError: it cannot be read.
     """
     try:
-        return _built(kind, json.loads(path.read_bytes()))
+        return _built(kind, json.loads(path.read_bytes()), _PARTS if parts is None else parts)
     except (ValueError, TypeError, AttributeError) as error:
         raise DataError(
             f'{str(path)!r} is no description of encoded data, or a damaged one: {error}'
         ) from error
 
 
-def _built(kind: type[_T], values: Mapping[str, Any]) -> _T:
+_PARTS = {'files': OutputFile, 'failed': FailedRow, 'shards': ShardRecord, 'missing': MissingInput}
+
+
+def _built(kind: type[_T], values: Mapping[str, Any], parts: Mapping[str, type]) -> _T:
     named = dict(values)
     if named.get('version', VERSION) != VERSION:
         raise ValueError(f'it is of version {named["version"]}, and this Finetuner reads {VERSION}')
-    for name, part in _PARTS.items():
+    for name, part in parts.items():
         if isinstance(named.get(name), list):
-            named[name] = tuple(_built(part, each) for each in named[name])
+            named[name] = tuple(_built(part, each, parts) for each in named[name])
     return kind(**named)

@@ -29,8 +29,8 @@ LAYERS = (
      'inference', 'encoding'),
     ('runs', 'collections', 'columns', 'bulk', 'logins', 'transport'),
     ('protocol', 'remote', 'local_artifacts', 'client', 'run', 'experiment'),
-    ('fitting', 'account', 'api', 'cli', 'runs_cli', 'server_cli', 'data_cli', 'alias_cli',
-     'export_cli', 'columns_cli', 'server', '__init__'),
+    ('fitting', 'dataset_encoding', 'account', 'api', 'cli', 'runs_cli', 'server_cli', 'data_cli', 'alias_cli',
+     'export_cli', 'columns_cli', 'encode_cli', 'server', '__init__'),
 )  # fmt: skip
 SQL = ('finetuner.storage', 'finetuner.runs', 'finetuner.collections', 'finetuner.columns')
 # what training may know beside itself
