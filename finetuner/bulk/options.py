@@ -149,13 +149,18 @@ class BulkOptions:
         }
 
     def model_sha256(self) -> str:
-        """Of the artifact's `artifact.json`, which has the hashes of all its files; or of the name.
+        """Of the artifact's `artifact.json`, which has the hashes of all its files.
+
+        Of a pretrained model: of its name and its options.
 
         Raises:
             ArtifactError: there is no such artifact.
         """
         if self.artifact is None:
-            named = json.dumps([self.model, self.model_options or {}], sort_keys=True)
+            named = json.dumps(
+                [self.model, self.model_options or {}, _state_of_files(str(self.model))],
+                sort_keys=True,
+            )
             return hashlib.sha256(named.encode()).hexdigest()
         path = self.artifact
         try:
@@ -170,6 +175,14 @@ class BulkOptions:
             raise ArtifactError(
                 f'{str(path)!r} is no artifact: there is no {MANIFEST} in it'
             ) from error
+
+
+def _state_of_files(name: str) -> list[list[Any]]:
+    """Sizes and times of the files of a model that is given by its folder; of others nothing."""
+    folder = Path(name).expanduser()
+    files = sorted(path for path in folder.rglob('*') if path.is_file()) if folder.is_dir() else []
+    states = [(path, path.stat()) for path in files]
+    return [[p.relative_to(folder).as_posix(), s.st_size, s.st_mtime_ns] for p, s in states]
 
 
 def _require_count(name: str, value: Any) -> None:

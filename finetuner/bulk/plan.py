@@ -163,9 +163,12 @@ def _looked_at(path: Path, columns: Columns, old: Source | None) -> Source:
 def _check_same(known: Plan, paths: Sequence[Path], job: dict[str, Any]) -> None:
     for name in job:
         if known.job.get(name) != job[name]:
-            what = 'the model is another' if name == 'model_sha256' else f'{name} was'
-            values = f'{known.job.get(name)!r}, now {job[name]!r}'
-            raise ConflictError(f'the output was begun otherwise: {what} ({values}): {_MEND}')
+            what = (
+                'the model is another'
+                if name == 'model_sha256'
+                else f'{name} was {known.job.get(name)!r}, now {job[name]!r}'
+            )
+            raise ConflictError(f'the output was begun otherwise: {what}: {_MEND}')
     now, then = [str(path) for path in paths], [source.path for source in known.sources]
     for text, others, kind in ((now, then, 'is new'), (then, now, 'is missing')):
         for path in text:
