@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import traceback
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -14,6 +15,8 @@ from finetuner.bulk.shard_encoding import ShardEncoder, ShardResult
 from finetuner.cores import num_cores
 from finetuner.excepts import ServerError
 from finetuner.process_pool import ProcessPool
+
+logger = logging.getLogger('finetuner.bulk')
 
 # processes that may die of a shard before it is given up
 _MOST_DEATHS = 3
@@ -90,8 +93,41 @@ def _on_ray(
 
     threads = options.num_threads or 1
     encoder = ShardEncoder(options, job, threads, elsewhere=True)
-    with driver(str(options.ray_address)) as ray:
-        yield from _ray_results(ray, shards, encoder, options, threads)
+    left = {shard.shard: shard for shard in shards}
+    with driver(str(options.ray_address)) as ray, _quiet_ray_data():
+        # Ray itself tries again without end, or not often enough while it looks for a dead node's actors
+        for _ in range(_MOST_DEATHS):
+            for result in _ray_results(ray, list(left.values()), encoder, options, threads):
+                del left[result.shard]
+                yield result
+            if not left:
+                return
+            logger.warning('%d shards are done again: the actors that had them are gone', len(left))
+    for shard in left.values():
+        yield _given_up(shard, 'actors of Ray')
+
+
+@contextmanager
+def _quiet_ray_data() -> Iterator[None]:
+    """Keep Ray Data from telling each step, and of what is said or mended here."""
+    import ray.data  # noqa: F401 - it sets its own level when it comes in
+
+    levels = {
+        'ray.data': logging.WARNING,
+        # tracebacks of actors that are gone
+        'ray.data._internal.execution.streaming_executor_state': logging.CRITICAL,
+        # how large the object store is, which has nothing to hold
+        'ray.data._internal.execution.resource_manager': logging.ERROR,
+        'ray.data._internal.progress': logging.ERROR,
+    }
+    before = {name: logging.getLogger(name).level for name in levels}
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+    try:
+        yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def _ray_results(
@@ -117,24 +153,19 @@ def _ray_results(
         num_gpus=1 if options.device == 'cuda' else None,
         scheduling_strategy='SPREAD',
         max_restarts=-1,
-        max_task_retries=_MOST_DEATHS - 1,
+        max_task_retries=0,
     )
-    # a row of its own says what came of a shard, so a block that fails is one whose actors died of it
+    # a row says what came of a shard; a block that fails is one whose actor is gone
     dataset.context.max_errored_blocks = -1
     dataset.context.enable_progress_bars = False
-    left = {shard.shard: shard for shard in shards}
     try:
         for row in dataset.iter_rows():
-            result = _result_of(row)
-            left.pop(result.shard, None)
-            yield result
+            yield _result_of(row)
     except ray.exceptions.RayError as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ServerError(
             f'the Ray cluster failed: {lines[-1]}; give the same call again'
         ) from error
-    for shard in left.values():
-        yield _given_up(shard, 'actors of Ray')
 
 
 def _result_of(row: Mapping[str, Any]) -> ShardResult:
