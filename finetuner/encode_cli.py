@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -91,28 +93,30 @@ def encode(
         raise ConfigError('--onnx is of one file: with --input say --engine onnx')
     import finetuner
 
-    summary = finetuner.encode_dataset(
-        inputs,
-        output,
-        artifact,
-        model=pretrained,
-        content=content,
-        id=ids,
-        keep=keep or (),
-        format=format_name,  # type: ignore[arg-type]
-        rows_per_shard=rows_per_shard,
-        batch_size=batch_size,
-        select_model=select_model,
-        device=device,
-        engine=engine,
-        precision=precision,
-        num_workers=workers,
-        num_threads=threads,
-        max_failed=_share(max_failed),
-        restart=restart,
-        ray_address=ray,
-        show_progress=not as_json,
-    )
+    # Ray, too, prints there
+    with redirect_stdout(sys.stderr if as_json else sys.stdout):
+        summary = finetuner.encode_dataset(
+            inputs,
+            output,
+            artifact,
+            model=pretrained,
+            content=content,
+            id=ids,
+            keep=keep or (),
+            format=format_name,  # type: ignore[arg-type]
+            rows_per_shard=rows_per_shard,
+            batch_size=batch_size,
+            select_model=select_model,
+            device=device,
+            engine=engine,
+            precision=precision,
+            num_workers=workers,
+            num_threads=threads,
+            max_failed=_share(max_failed),
+            restart=restart,
+            ray_address=ray,
+            show_progress=not as_json,
+        )
     _tell_summary(summary, as_json)
 
 

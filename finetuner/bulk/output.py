@@ -102,13 +102,19 @@ def claimed(folder: Path) -> Iterator[None]:
         ) from error
     try:
         with FileLock(folder / _LOCK, timeout=0):
-            for path in folder.glob(f'{_UNFINISHED}*'):
-                path.unlink(missing_ok=True)
+            _clear_unfinished(folder)
             yield
+            # those of workers that were killed
+            _clear_unfinished(folder)
     except Timeout as error:
         raise ConflictError(
             f'another process is encoding to {str(folder)!r}: wait for it, or give another output'
         ) from error
+
+
+def _clear_unfinished(folder: Path) -> None:
+    for path in folder.glob(f'{_UNFINISHED}*'):
+        path.unlink(missing_ok=True)
 
 
 def _sync(folder: Path) -> None:

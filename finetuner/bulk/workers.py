@@ -94,7 +94,8 @@ def _on_ray(
     threads = options.num_threads or 1
     encoder = ShardEncoder(options, job, threads, elsewhere=True)
     left = {shard.shard: shard for shard in shards}
-    with driver(str(options.ray_address)) as ray, _quiet_ray_data():
+    # what actors print is none of the command's output
+    with driver(str(options.ray_address), show_logs=False) as ray, _quiet_ray_data():
         # Ray itself tries again without end, or not often enough while it looks for a dead node's actors
         for _ in range(_MOST_DEATHS):
             for result in _ray_results(ray, list(left.values()), encoder, options, threads):

@@ -35,7 +35,7 @@ def main(source: str, output: str, artifact: str) -> int:
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         node = cluster.add_node(num_cpus=1, **SMALL)
-        options = ('--rows-per-shard', 5, '--workers', 2, '--ray', cluster.address, '--json')
+        options = ('--rows-per-shard', 10, '--workers', 2, '--ray', cluster.address, '--json')
         begun = subprocess.Popen(
             command('-i', source, '-o', output, '--artifact', artifact, *options)
         )

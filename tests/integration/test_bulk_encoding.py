@@ -46,7 +46,7 @@ def source(tmp_path_factory):
 def whole(artifact, source, tmp_path_factory):
     """What is written where nobody is killed."""
     out = tmp_path_factory.mktemp('whole') / 'out'
-    finetuner.encode_dataset(source, out, artifact, rows_per_shard=5)
+    finetuner.encode_dataset(source, out, artifact, rows_per_shard=10)
     return files_of(out)
 
 
@@ -80,7 +80,7 @@ def killed(process):
 
 def test_killed_at_random_it_goes_on_to_the_same_bytes(artifact, source, whole, tmp_path):
     out = tmp_path / 'out'
-    given = ('-i', source, '-o', out, '--artifact', artifact, '--rows-per-shard', 5, '--json')
+    given = ('-i', source, '-o', out, '--artifact', artifact, '--rows-per-shard', 10, '--json')
     moments, stood = random.Random(0), [0]
     for _ in range(3):
         process = begin(*given)
@@ -93,7 +93,7 @@ def test_killed_at_random_it_goes_on_to_the_same_bytes(artifact, source, whole, 
     done = run(*given)
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
-    assert 3 <= stood[-1] < 300
+    assert 3 <= stood[-1] < 150
     assert summary['num_reused'] in (stood[-1], stood[-1] - 1)
     assert (summary['num_rows'], summary['num_failed']) == (1500, 1)
     assert files_of(out) == whole
@@ -103,7 +103,7 @@ def test_workers_that_are_killed_are_replaced_and_end_with_their_parent(
     artifact, source, whole, tmp_path
 ):
     out = tmp_path / 'out'
-    given = ('-i', source, '-o', out, '--artifact', artifact, '--rows-per-shard', 5)
+    given = ('-i', source, '-o', out, '--artifact', artifact, '--rows-per-shard', 10)
     process = begin(*given, '--workers', 2)
     wait_for(process, out, 5)
     killed(process)
