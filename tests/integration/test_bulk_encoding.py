@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -13,12 +14,14 @@ import time
 import numpy as np
 import psutil
 import pytest
+from typer.main import get_command
 
 import finetuner
 from finetuner.bulk import open_encoded
 from finetuner.inference import load_engine
 from tests.integration.bulk_on_ray import command
 from tests.integration.serving import REPOSITORY
+from tests.integration.test_documented import blocks
 from tests.unit.bulk_cases import (
     files_of,
     some_texts,
@@ -169,6 +172,40 @@ def test_what_the_command_does_not_take(arguments, said, tmp_path, capsys, monke
         cli.main()
     assert ended.value.code == 2
     assert said in capsys.readouterr().err
+
+
+def test_the_guide_runs_as_it_is_written(artifact, tmp_path, monkeypatch, capsys):
+    from finetuner import cli
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'data').mkdir()
+    (tmp_path / 'articles').mkdir()
+    write_parquet(tmp_path / 'data' / 'a.parquet', text=TEXTS[:5])
+    more = {'title': ['one', 'two'], 'year': [1999, 2000]}
+    write_parquet(tmp_path / 'articles' / 'a.parquet', url=['x', 'y'], body=TEXTS[:2], **more)
+    record = {'url': 'z', 'body': 'red', 'title': 'three', 'year': 2001}
+    (tmp_path / 'more.jsonl').write_text(json.dumps(record))
+    commands = [
+        shlex.split(line.replace('emoji@latest', str(artifact)))
+        for block in blocks('docs/encoding.md', 'bash')
+        for line in block.replace('\\\n', ' ').splitlines()
+    ]
+    on_ray = [arguments for arguments in commands if '--ray' in arguments]
+    assert (len(commands), len(on_ray)) == (4, 1)
+    for arguments in commands:
+        if arguments in on_ray:
+            # a cluster is what another test has: here, that these are its options
+            get_command(cli.app).commands['encode'].make_context('encode', arguments[2:])
+            continue
+        shutil.rmtree('out', ignore_errors=True)
+        monkeypatch.setattr(sys, 'argv', arguments)
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert not ended.value.code
+        assert json.loads((tmp_path / 'out' / 'manifest.json').read_text())['num_failed'] == 0
+    (code,) = blocks('docs/encoding.md', 'python')
+    exec(compile(code.replace('emoji@latest', str(artifact)), 'docs/encoding.md', 'exec'), {})
+    assert capsys.readouterr().out.splitlines()[-1] == '5 (5, 16)'
 
 
 def test_a_ray_cluster_of_which_a_node_is_killed_writes_the_same_bytes(

@@ -151,3 +151,32 @@ def test_a_damaged_plan_is_an_error_that_names_it(artifact, begun):
     with pytest.raises(DataError, match=r"plan\.json' is no description"):
         encode(source, out, artifact)
     assert encode(source, out, artifact, restart=True).num_shards == 3
+
+
+def test_what_is_not_on_a_node_is_one_error_that_names_it(artifact, begun, tmp_path):
+    from dataclasses import replace
+
+    from finetuner.bulk.options import BulkOptions
+    from finetuner.bulk.plan import load_plan
+    from finetuner.bulk.shard_encoding import ShardEncoder
+    from finetuner.excepts import ConfigError
+
+    _, out = begun
+    plan = load_plan(out / 'plan.json')
+    options = BulkOptions(out, artifact, rows_per_shard=40)
+
+    def result(shard=plan.shards[0], **changed):
+        return ShardEncoder(replace(options, **changed), plan.job, 1, elsewhere=True)(shard)
+
+    assert result().num_rows == 40
+    for found, what in (
+        (result(output=tmp_path / 'none'), 'output'),
+        (result(artifact=tmp_path / 'none'), 'artifact'),
+        (result(replace(plan.shards[0], source=str(tmp_path / 'none'))), 'input'),
+    ):
+        with pytest.raises(ConfigError, match=f"the {what} '.*none' is not there on the node"):
+            found.check()
+    other = shutil.copytree(artifact, tmp_path / 'other')
+    (other / 'artifact.json').write_text((other / 'artifact.json').read_text() + '\n')
+    with pytest.raises(ValueError, match='was changed since encoding began'):
+        result(artifact=other).check()
