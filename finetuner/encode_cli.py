@@ -71,11 +71,11 @@ def encode(
 ) -> None:
     """Embed one file, or a whole data set in shards.
 
-    `finetuner encode MODEL DATA OUTPUT` embeds what a file or folder holds, in its order, in memory.
+    finetuner encode MODEL DATA OUTPUT: what a file or folder holds, in its order, in memory.
 
-    `finetuner encode --input 'data/*.parquet' --output out/ --artifact A` embeds data of any size. The
-    same command again goes on where it was killed. Rows that fail are listed in out/part-*.json. Exit
-    code 1 when an input could not be read, 2 when it cannot be done at all.
+    finetuner encode --input 'data/*.parquet' --output out/ --artifact A: data of any size, in shards.
+    The same command again goes on where it was killed. Rows that fail are listed in
+    out/part-*.json. The exit code is 1 when an input could not be read, 2 when nothing can be done.
     """
     if inputs is None:
         if model is None or data is None or file is None:
