@@ -38,6 +38,7 @@ from finetuner.api import (
     list_runs,
     save,
 )
+from finetuner.dataset_encoding import encode_dataset
 
 __version__ = '1.0.0.dev0'
 __default_tag_key__ = 'finetuner_label'
@@ -60,6 +61,7 @@ __all__ = [
     'display',
     'embed',
     'encode',
+    'encode_dataset',
     'fit',
     'get_experiment',
     'get_model',

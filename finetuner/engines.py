@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import abc
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,39 +103,60 @@ class InferenceEngine(abc.ABC):
             ConfigError: `batch_size` is no whole number of at least 1.
         """
         failures: list[tuple[int, FinetunerError]] = []
+        results = chain.from_iterable(self.embed_documents(docs, batch_size))
+        for position, result in enumerate(results):
+            if isinstance(result, ContentError):
+                docs[position].embedding = None
+                failures.append((position, result))
+            else:
+                docs[position].embedding = result
+        return failures
+
+    def embed_documents(
+        self,
+        docs: Iterable[Document],
+        batch_size: int | None = None,
+        positions: Iterable[int] | None = None,
+    ) -> Iterator[list[np.ndarray | ContentError]]:
+        """Embed Documents as they come, holding few of them: what `encode_documents` fills in.
+
+        Args:
+            docs: as for `encode_documents`, in any number.
+            batch_size: as there.
+            positions: by which errors call the Documents; None counts them from 0.
+
+        Yields:
+            Lots of results, one for each Document in order: its embedding, float32 `[dimension]`, or
+            why it has none.
+
+        Raises:
+            ConfigError: `batch_size` is no whole number of at least 1.
+        """
         size = self.batch_size if batch_size is None else at_least_one('batch_size', batch_size)
-        for start, results in self._read_ahead(docs, size):
-            good = []
-            for position, result in enumerate(results, start):
-                if isinstance(result, ContentError):
-                    docs[position].embedding = None
-                    failures.append((position, result))
-                else:
-                    good.append(position)
-            items = [results[position - start] for position in good]
+        for results in self._read_ahead(docs, size, positions or count()):
+            good = [p for p, result in enumerate(results) if not isinstance(result, ContentError)]
+            items = [results[place] for place in good]
             for chosen in self.reader.batches(items, size):
                 embeddings = self.embed(self.reader.batch([items[place] for place in chosen]))
                 for place, embedding in zip(chosen, embeddings, strict=True):
-                    docs[good[place]].embedding = embedding
-        return failures
+                    results[good[place]] = embedding
+            yield results
 
     def _read_ahead(
-        self, docs: DocumentArray, batch_size: int
-    ) -> Iterator[tuple[int, list[Any | ContentError]]]:
+        self, docs: Iterable[Document], batch_size: int, positions: Iterable[int]
+    ) -> Iterator[list[Any | ContentError]]:
         """Inputs of so many Documents, the next always being read while one lot is used."""
         lot = batch_size * self.reader.batches_at_once
-        starts = range(0, len(docs), lot)
+        numbered = zip(docs, positions, strict=False)
         with ThreadPoolExecutor(min(_MAX_DECODERS, num_cores(), lot)) as pool:
 
-            def submit(start: int) -> list[Future[Any | ContentError]]:
-                positions = range(start, min(start + lot, len(docs)))
-                return [pool.submit(self._read, docs[i], i) for i in positions]
+            def submit() -> list[Future[Any | ContentError]]:
+                return [pool.submit(self._read, *each) for each in islice(numbered, lot)]
 
-            pending = submit(0) if len(docs) else []
-            for start in starts:
-                current, following = pending, start + lot
-                pending = submit(following) if following < len(docs) else []
-                yield start, [future.result() for future in current]
+            pending = submit()
+            while pending:
+                current, pending = pending, submit()
+                yield [future.result() for future in current]
 
     def _read(self, doc: Any, position: int) -> Any | ContentError:
         try:
@@ -322,27 +344,33 @@ class TextImageEngine(InferenceEngine):
         for tower in self.towers.values():
             tower.warm_up()
 
-    def encode_documents(
-        self, docs: DocumentArray, batch_size: int | None = None
-    ) -> list[tuple[int, FinetunerError]]:
-        """Fill the embeddings of Documents, each by the tower that its content is for.
+    def embed_documents(
+        self,
+        docs: Iterable[Document],
+        batch_size: int | None = None,
+        positions: Iterable[int] | None = None,
+    ) -> Iterator[list[np.ndarray | ContentError]]:
+        """Embed Documents as they come, each by the tower that its content is for.
 
         A Document with a text is embedded as a text, unless its `modality` is `image`. See
-        `InferenceEngine.encode_documents`.
+        `InferenceEngine.embed_documents`.
         """
-        failures = []
-        of_towers: dict[str, list[int]] = {name: [] for name in TOWERS}
-        for position, doc in enumerate(docs):
-            of_towers[TEXT_TOWER if is_text(doc) else VISION_TOWER].append(position)
-        for name, positions in of_towers.items():
-            # the same Documents: what is filled in there is filled in here
-            chosen = DocumentArray([docs[position] for position in positions])
-            for place, error in self.towers[name].encode_documents(chosen, batch_size):
-                docs[positions[place]].embedding = None
-                failures.append((positions[place], error))
-            for place, position in enumerate(positions):
-                docs[position].embedding = chosen[place].embedding
-        return sorted(failures, key=lambda failure: failure[0])
+        size = self.batch_size if batch_size is None else at_least_one('batch_size', batch_size)
+        lot = size * self.towers[TEXT_TOWER].reader.batches_at_once
+        numbered = zip(docs, positions or count(), strict=False)
+        while chosen := list(islice(numbered, lot)):
+            is_of_text = [is_text(doc) for doc, _ in chosen]
+            results: list[Any] = [None] * len(chosen)
+            for name, of_text in ((TEXT_TOWER, True), (VISION_TOWER, False)):
+                places = [place for place, is_one in enumerate(is_of_text) if is_one is of_text]
+                found = self.towers[name].embed_documents(
+                    [chosen[place][0] for place in places],
+                    size,
+                    [chosen[place][1] for place in places],
+                )
+                for place, result in zip(places, chain.from_iterable(found), strict=True):
+                    results[place] = result
+            yield results
 
 
 def at_least_one(name: str, number: Any) -> int:

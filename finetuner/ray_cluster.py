@@ -68,7 +68,9 @@ def check_driver_address(address: str) -> str:
 
 
 @contextmanager
-def driver(address: str = AUTO, num_cpus: int | None = None) -> Iterator[Any]:
+def driver(
+    address: str = AUTO, num_cpus: int | None = None, show_logs: bool = True
+) -> Iterator[Any]:
     """Connect this process to a cluster, and let go of it at the end.
 
     What is connected already stays connected.
@@ -77,6 +79,7 @@ def driver(address: str = AUTO, num_cpus: int | None = None) -> Iterator[Any]:
         address: `auto` for the cluster that this machine belongs to, `host:port` of a head, or
             `local` for a cluster of this process's own, which ends with it.
         num_cpus: of a `local` cluster; None for those of the machine.
+        show_logs: print what workers print, and what becomes of nodes, to this process's stdout.
 
     Yields:
         The module `ray`.
@@ -95,14 +98,14 @@ def driver(address: str = AUTO, num_cpus: int | None = None) -> Iterator[Any]:
         host, _, port = address.rpartition(':')
         _probe(host.strip('[]'), int(port), address)
     with _own_signals():
-        _connect(ray, address, num_cpus)
+        _connect(ray, address, num_cpus, show_logs)
     try:
         yield ray
     finally:
         ray.shutdown()
 
 
-def _connect(ray: Any, address: str, num_cpus: int | None) -> None:
+def _connect(ray: Any, address: str, num_cpus: int | None, show_logs: bool) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', 'Pydantic v1 is deprecated', FutureWarning)
         try:
@@ -112,6 +115,7 @@ def _connect(ray: Any, address: str, num_cpus: int | None) -> None:
                 num_cpus=num_cpus if address == LOCAL else None,
                 include_dashboard=False if address == LOCAL else None,
                 logging_level='WARNING',
+                log_to_driver=show_logs,
             )
         except (ConnectionError, ray.exceptions.AuthenticationError) as error:
             raise ServerError(

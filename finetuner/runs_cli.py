@@ -1,4 +1,4 @@
-"""The commands about runs: fit, runs, show, logs, metrics, cancel, resume, delete, artifact, encode."""
+"""The commands about runs: fit, runs, show, logs, metrics, cancel, resume, delete, artifact."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Json = Annotated[bool, typer.Option('--json', help='As JSON, for programs.')]
 
 def add_commands(app: typer.Typer) -> None:
     """Put the commands into the app, in this order."""
-    for command in (fit, runs, show, logs, metrics, cancel, resume, delete, artifact, encode):
+    for command in (fit, runs, show, logs, metrics, cancel, resume, delete, artifact):
         app.command()(command)
 
 
@@ -201,51 +201,6 @@ def artifact(
     handle = finetuner.get_run(run, experiment)
     path = handle.save_artifact(str(directory))
     tell({'path': path, 'artifact_id': handle.artifact_id}, as_json, path)
-
-
-def encode(
-    model: Annotated[str, typer.Argument(help='artifact id, alias, directory or zip, or a model.')],
-    data: Annotated[Path, typer.Argument(exists=True, help='A .txt of lines, or as for fit.')],
-    output: Annotated[Path, typer.Argument(help='.npy: embeddings; .docs: Documents.')],
-    batch_size: Annotated[int, typer.Option(min=1)] = 32,
-    onnx: Annotated[bool, typer.Option('--onnx', help='Run the ONNX graph.')] = False,
-    select_model: Annotated[str | None, typer.Option(help='clip-text or clip-vision.')] = None,
-    as_json: Json = False,
-) -> None:
-    """Embed what a file or folder holds, in its order."""
-    import numpy as np
-    from docarray import Document, DocumentArray
-
-    import finetuner
-    from finetuner.data.sources import open_documents
-    from finetuner.data.stored.storing import save_documents
-    from finetuner.models.zoo import ALIASES, BACKBONES
-
-    if output.suffix not in ('.npy', '.docs'):
-        raise ConfigError(f'{output} cannot be written: allowed endings are .npy and .docs')
-    if model in BACKBONES or model in ALIASES:
-        engine = finetuner.build_model(
-            model, batch_size=batch_size, is_onnx=onnx, select_model=select_model
-        )
-    else:
-        engine = finetuner.get_model(
-            model, batch_size=batch_size, is_onnx=onnx, select_model=select_model
-        )
-    if data.suffix == '.txt':
-        lines = data.read_text(encoding='utf-8').splitlines()
-        docs = DocumentArray(Document(text=line) for line in lines if line.strip())
-    else:
-        docs = DocumentArray(open_documents(data, None))
-    finetuner.encode(engine, docs, batch_size)
-    if output.suffix == '.docs':
-        save_documents(docs, output)
-    else:
-        unfinished = output.with_name(f'.{output.name}.part.npy')
-        np.save(unfinished, np.asarray(docs.embeddings, np.float32))
-        unfinished.replace(output)
-    found = {'path': str(output), 'num_documents': len(docs), 'dimension': engine.dimension}
-    text = f'{output}: {len(docs)} embeddings of {engine.dimension} numbers'
-    tell(found, as_json, text)
 
 
 def _options(given: list[str] | tuple[()]) -> dict[str, Any]:

@@ -95,12 +95,21 @@ def _json_records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
                 if number == 1:
                     line = line.removeprefix(b'\xef\xbb\xbf')
                 if line.strip():
-                    yield where, _json_object(line, where)
+                    yield where, json_object(line, where)
     except OSError as error:
         raise DataError(f'{str(path)!r} cannot be read: {error.strerror or error}') from error
 
 
-def _json_object(line: bytes, where: str) -> Mapping[str, Any]:
+def json_object(line: bytes, where: str) -> Mapping[str, Any]:
+    """Parse a line of JSON Lines.
+
+    Args:
+        line: in UTF-8.
+        where: its place, for messages.
+
+    Raises:
+        DataError: it is no JSON object.
+    """
     try:
         record = json.loads(line.decode('utf-8'), parse_constant=_refuse_constant)
         if b'\\ud' in line.lower():

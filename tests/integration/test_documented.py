@@ -17,6 +17,7 @@ from PIL import Image
 from typer.main import get_command
 
 import finetuner
+import finetuner.bulk
 from finetuner import callback, cli, collections, columns, excepts
 from finetuner.config import RunConfig
 from finetuner.data import CSVOptions
@@ -199,7 +200,8 @@ def test_parameters_named_in_the_text_exist(name):
         *inspect.signature(fit_backbone).parameters,
         *inspect.signature(fit_own_model).parameters,
     }
-    for function in (finetuner.build_model, finetuner.get_model, finetuner.encode, finetuner.login):
+    functions = (finetuner.build_model, finetuner.get_model, finetuner.encode, finetuner.login)
+    for function in (*functions, finetuner.encode_dataset, finetuner.bulk.open_encoded):
         known |= set(inspect.signature(function).parameters)
     known |= set(inspect.signature(FinetunerExecutor.__init__).parameters)
     known |= {

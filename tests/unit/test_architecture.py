@@ -24,13 +24,13 @@ LAYERS = (
     ('config', 'excepts', 'names', 'vector_index', 'callback', 'data', 'models', 'images', 'uris',
      'cores', 'ray_cluster', 'fetching', 'search', 'evaluation', 'significance', 'storage', 'training', 'runs.states',
      'console', 'augmentation', 'inputs', 'onnx_check', 'onnx_export', 'quantization',
-     'precision_record'),
+     'precision_record', 'process_pool'),
     ('model_spec', 'artifact_files', 'artifact_check', 'artifact', 'engines', 'openvino_engine',
      'inference', 'encoding'),
-    ('runs', 'collections', 'columns', 'logins', 'transport'),
+    ('runs', 'collections', 'columns', 'bulk', 'logins', 'transport'),
     ('protocol', 'remote', 'local_artifacts', 'client', 'run', 'experiment'),
-    ('fitting', 'account', 'api', 'cli', 'runs_cli', 'server_cli', 'data_cli', 'alias_cli',
-     'export_cli', 'columns_cli', 'server', '__init__'),
+    ('fitting', 'dataset_encoding', 'account', 'api', 'cli', 'runs_cli', 'server_cli', 'data_cli', 'alias_cli',
+     'export_cli', 'columns_cli', 'encode_cli', 'server', '__init__'),
 )  # fmt: skip
 SQL = ('finetuner.storage', 'finetuner.runs', 'finetuner.collections', 'finetuner.columns')
 # what training may know beside itself
