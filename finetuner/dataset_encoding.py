@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -62,7 +63,8 @@ def encode_dataset(
         num_threads: of each; None divides the cores of this machine, and is 1 with a Ray cluster.
         max_failed: so many rows may fail: a number, or a share of all below 1; None: all may.
         restart: throw away what the output holds.
-        ray_address: of a Ray cluster that does the work: `auto`, `host:port` or `local`.
+        ray_address: of a Ray cluster that does the work: `auto`, `host:port` or `local`; or of its
+            jobs API, such as `http://127.0.0.1:8265`, to which this is submitted.
         show_progress: a bar, where there is a terminal.
 
     Returns:
@@ -106,4 +108,15 @@ def encode_dataset(
     )
     inputs = [input] if isinstance(input, str | Path) else list(input)
     with progress_bar(show_progress) as show:
+        if options.by_job:
+            from finetuner.bulk.ray_job import encode_by_job
+
+            names = {field.name: getattr(options, field.name) for field in fields(options)}
+            address = str(names.pop('ray_address'))
+            return encode_by_job(address, _as_nodes_see(inputs), names, show)
         return encode_files([str(each) for each in inputs], options, show)
+
+
+def _as_nodes_see(inputs: Sequence[str | Path]) -> list[str]:
+    """Paths that do not depend on where this process works."""
+    return [str(Path(each).expanduser().absolute()) for each in inputs]

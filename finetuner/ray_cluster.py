@@ -7,13 +7,19 @@ authentication is on unless `RAY_AUTH_MODE` says otherwise; Ray looks for the to
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
+import shlex
 import signal
 import socket
+import sys
 import threading
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -25,6 +31,7 @@ NAMESPACE = 'finetuner'
 
 _EXTRA = "it is not installed: pip install 'finetuner[ray]'"
 _PROBE_SECONDS = 5.0
+_FOLLOW_SECONDS = 1.0
 # what Ray sets for the entrypoint of a job, which connects as the cluster does
 _WITHIN_JOB = 'RAY_JOB_CONFIG_JSON_ENV_VAR'
 
@@ -193,3 +200,60 @@ def _probe(host: str, port: int, address: str) -> None:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def job_command(module: str, *arguments: str) -> str:
+    """The entrypoint of a job that runs a module of this package, by this process's Python."""
+    return shlex.join([sys.executable, '-m', module, *arguments])
+
+
+def job_environment() -> dict[str, str]:
+    """Of a job's process: no secrets, since Ray shows it."""
+    environment = {'PYTHONSAFEPATH': '1', 'PYTHONUNBUFFERED': '1'}
+    root = Path(__file__).parents[1]
+    if root.name not in ('site-packages', 'dist-packages'):
+        # run from its sources, the package is found only where this process found it
+        environment['PYTHONPATH'] = str(root)
+    return environment
+
+
+def follow_job(address: str, command: str, name: str) -> Generator[str, None, None]:
+    """Submit a job, and wait for its end; whoever leaves earlier ends it.
+
+    Args:
+        address: of the cluster's jobs API.
+        command: its entrypoint, as `job_command` gives it.
+        name: what its id begins with.
+
+    Yields:
+        The lines that it prints.
+
+    Raises:
+        ConfigError: Ray is not installed, or the address is none.
+        ServerError: the cluster does not answer, or the job could not begin.
+    """
+    client = jobs_client(address)
+    job = f'{name}-{secrets.token_hex(4)}'
+    try:
+        client.submit_job(
+            entrypoint=command, submission_id=job, runtime_env={'env_vars': job_environment()}
+        )
+        num_lines = 0
+        while True:
+            ended = client.get_job_status(job).is_terminal()
+            lines = client.get_job_logs(job).splitlines()
+            # the last one may be half a line
+            whole = lines if ended else lines[:-1]
+            yield from whole[num_lines:]
+            num_lines = max(num_lines, len(whole))
+            if ended:
+                return
+            time.sleep(_FOLLOW_SECONDS)
+    except (RuntimeError, OSError) as error:
+        raise ServerError(
+            f'the Ray cluster at {address} does not answer: {_first_line(error)}'
+        ) from error
+    finally:
+        with contextlib.suppress(RuntimeError, OSError):
+            if not client.get_job_status(job).is_terminal():
+                client.stop_job(job)

@@ -20,6 +20,8 @@ _QUICK = {
     'RAY_health_check_period_ms': '500',
     'RAY_health_check_timeout_ms': '1000',
     'RAY_health_check_failure_threshold': '3',
+    # as quick as what the tests compare with
+    'RAY_worker_niceness': '0',
 }
 
 

@@ -113,14 +113,17 @@ class BulkOptions:
     def _check_address(self) -> None:
         if self.ray_address is None:
             return
-        if self.ray_address.startswith(('http:', 'https:')):
-            raise ConfigError(
-                f'{self.ray_address!r} takes jobs, and encoding connects to the cluster itself: run '
-                'the command there, as in ray job submit -- finetuner encode ... --ray auto'
-            )
-        from finetuner.ray_cluster import check_driver_address
+        from finetuner.ray_cluster import check_driver_address, check_jobs_address
 
-        check_driver_address(self.ray_address)
+        if self.by_job:
+            check_jobs_address(self.ray_address)
+        else:
+            check_driver_address(self.ray_address)
+
+    @property
+    def by_job(self) -> bool:
+        """Whether the address is one that takes jobs."""
+        return (self.ray_address or '').startswith(('http:', 'https:'))
 
     def most_failed(self, num_rows: int) -> float:
         """How many of so many rows may fail."""

@@ -10,8 +10,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import shlex
-import sys
 import time
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -20,7 +18,12 @@ from typing import Any
 
 from finetuner.config import RaySettings, RunConfig, Settings
 from finetuner.excepts import ConfigError, ServerError
-from finetuner.ray_cluster import check_jobs_address, jobs_client
+from finetuner.ray_cluster import (
+    check_jobs_address,
+    job_command,
+    job_environment,
+    jobs_client,
+)
 from finetuner.runs import processes
 from finetuner.runs.launching import WorkerLimits
 from finetuner.runs.records import ProcessMark
@@ -151,13 +154,12 @@ class RayLauncher:
             self.limits,
         )
         launch.write()
-        command = [sys.executable, '-m', 'finetuner.runs.ray_job', str(launch.directory)]
         self._ask(
             'submit_job',
-            entrypoint=shlex.join(command),
+            entrypoint=job_command('finetuner.runs.ray_job', str(launch.directory)),
             submission_id=submission,
             metadata={'run': str(run_id)},
-            runtime_env={'env_vars': _environment()},
+            runtime_env={'env_vars': job_environment()},
         )
         return launch.mark(0)
 
@@ -237,13 +239,3 @@ class RayLauncher:
 
 def _submission(worker: ProcessMark) -> str | None:
     return worker.mark.removeprefix(_MARK) if worker.mark.startswith(_MARK) else None
-
-
-def _environment() -> dict[str, str]:
-    """Of the job's process: no secrets, since Ray shows it."""
-    environment = {'PYTHONSAFEPATH': '1', 'PYTHONUNBUFFERED': '1'}
-    root = Path(__file__).parents[2]
-    if root.name not in ('site-packages', 'dist-packages'):
-        # run from its sources, the package is found only where this process found it
-        environment['PYTHONPATH'] = str(root)
-    return environment

@@ -5,20 +5,23 @@ import os
 import subprocess
 import sys
 import time
+from functools import partial
 
 import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import finetuner
 from finetuner.client import LocalClient
 from finetuner.config import Settings
-from finetuner.excepts import ConfigError, ServerError
+from finetuner.excepts import ConfigError, DataError, ServerError
 from finetuner.runs.dispatcher import Dispatcher
 from finetuner.runs.workspace import Workspace
 from tests.conftest import make_picture_docs
 from tests.integration.test_parallel_runs import PICTURES
 from tests.ray_nodes import RayNodes
+from tests.unit.bulk_cases import write_text_artifact
 
 KILLS = int(os.environ.get('RAY_KILLS', '2'))
 PARAMETERS = {
@@ -224,3 +227,19 @@ def test_a_wrong_token_is_refused(cluster):
         [sys.executable, '-c', program], env=environment, capture_output=True, text=True
     )
     assert 'RAY_AUTH_TOKEN' in done.stdout, done.stderr
+
+
+def test_a_data_set_is_encoded_by_a_job_submitted_from_outside(client, cluster, tmp_path):
+    node = cluster.add(2)
+    artifact = write_text_artifact(tmp_path)
+    texts = tmp_path / 'texts.jsonl'
+    texts.write_text(''.join(f'{{"text": "red shoe {n}"}}\n' for n in range(50)))
+    encode = partial(finetuner.encode_dataset, rows_per_shard=10, artifact=artifact)
+    seen = encode(texts, tmp_path / 'out', num_workers=2, ray_address=cluster.jobs_address)
+    assert (seen.num_rows, seen.num_shards, seen.missing) == (50, 5, ())
+    encode(texts, tmp_path / 'here')
+    for path in (tmp_path / 'here').glob('part-*.parquet'):
+        assert path.read_bytes() == (tmp_path / 'out' / path.name).read_bytes()
+    with pytest.raises(DataError, match='nothing'):
+        encode(tmp_path / 'nothing.jsonl', tmp_path / 'no', ray_address=cluster.jobs_address)
+    cluster.kill(node)

@@ -309,7 +309,7 @@ def test_the_reader_notices_what_was_changed(texts_model, source, tmp_path):
         ({'artifact': 'nowhere'}, ArtifactError, "'.*nowhere' is no artifact"),
         ({'source': 'none-*.parquet'}, DataError, "no file or folder 'none-"),
         ({'source': []}, DataError, 'there is no input'),
-        ({'ray_address': 'http://head:8265'}, ConfigError, 'ray job submit'),
+        ({'ray_address': 'http://:8265'}, ConfigError, 'no address of the jobs API'),
         ({'ray_address': 'head'}, ConfigError, 'no address of a Ray cluster'),
     ],
 )  # fmt: skip
