@@ -162,7 +162,7 @@ def fit_backbone(
         label: of the same, the column of the labels; None trains without.
         num_processes: that train together, on all nodes: each embeds a part of every batch, and all
             see the whole of it as negatives. One for each GPU, or for some cores; see
-            docs/scale.md.
+            docs/clusters.md.
         num_nodes: machines that they are spread over, evenly; more than one needs
             `FINETUNER_LAUNCHER=ray`.
 

@@ -32,6 +32,7 @@ NAMESPACE = 'finetuner'
 _EXTRA = "it is not installed: pip install 'finetuner[ray]'"
 _PROBE_SECONDS = 5.0
 _FOLLOW_SECONDS = 1.0
+_SUBMIT_SECONDS = 30.0
 # what Ray sets for the entrypoint of a job, which connects as the cluster does
 _WITHIN_JOB = 'RAY_JOB_CONFIG_JSON_ENV_VAR'
 
@@ -217,6 +218,37 @@ def job_environment() -> dict[str, str]:
     return environment
 
 
+def submit_job(client: Any, command: str, job: str, metadata: dict[str, str] | None = None) -> None:
+    """Submit a job; a cluster that is just starting, or has lost a node, is given some time.
+
+    Args:
+        client: as `jobs_client` gives it.
+        command: its entrypoint, as `job_command` gives it.
+        job: its id.
+        metadata: shown beside it.
+
+    Raises:
+        ServerError: the cluster does not take it.
+    """
+    deadline = time.monotonic() + _SUBMIT_SECONDS
+    while True:
+        try:
+            client.submit_job(
+                entrypoint=command,
+                submission_id=job,
+                metadata=metadata,
+                runtime_env={'env_vars': job_environment()},
+            )
+            return
+        except (RuntimeError, OSError) as error:
+            later = 'try again later' in str(error) and time.monotonic() < deadline
+            if not later:
+                raise ServerError(
+                    f'the Ray cluster does not take the job {job}: {_first_line(error)}'
+                ) from error
+        time.sleep(_FOLLOW_SECONDS)
+
+
 def follow_job(address: str, command: str, name: str) -> Generator[str, None, None]:
     """Submit a job, and wait for its end; whoever leaves earlier ends it.
 
@@ -234,11 +266,9 @@ def follow_job(address: str, command: str, name: str) -> Generator[str, None, No
     """
     client = jobs_client(address)
     job = f'{name}-{secrets.token_hex(4)}'
+    submit_job(client, command, job)
+    num_lines = 0
     try:
-        client.submit_job(
-            entrypoint=command, submission_id=job, runtime_env={'env_vars': job_environment()}
-        )
-        num_lines = 0
         while True:
             ended = client.get_job_status(job).is_terminal()
             lines = client.get_job_logs(job).splitlines()

@@ -121,7 +121,7 @@ class ProcessLauncher:
             raise ConfigError(
                 f'num_nodes={config.num_nodes}: runs are processes of one machine here; several '
                 'machines need a Ray cluster, FINETUNER_LAUNCHER=ray, and its address in '
-                'FINETUNER_RAY_ADDRESS; see docs/scale.md'
+                'FINETUNER_RAY_ADDRESS; see docs/clusters.md'
             )
         if config.num_processes == 1:
             return

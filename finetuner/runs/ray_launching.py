@@ -21,8 +21,8 @@ from finetuner.excepts import ConfigError, ServerError
 from finetuner.ray_cluster import (
     check_jobs_address,
     job_command,
-    job_environment,
     jobs_client,
+    submit_job,
 )
 from finetuner.runs import processes
 from finetuner.runs.launching import WorkerLimits
@@ -154,13 +154,8 @@ class RayLauncher:
             self.limits,
         )
         launch.write()
-        self._ask(
-            'submit_job',
-            entrypoint=job_command('finetuner.runs.ray_job', str(launch.directory)),
-            submission_id=submission,
-            metadata={'run': str(run_id)},
-            runtime_env={'env_vars': job_environment()},
-        )
+        command = job_command('finetuner.runs.ray_job', str(launch.directory))
+        submit_job(self._client, command, submission, {'run': str(run_id)})
         return launch.mark(0)
 
     def is_alive(self, worker: ProcessMark) -> bool:
