@@ -236,21 +236,21 @@ class ParquetShard(_RecordShard):
     def rows(
         self, group: int | None = None, chosen: Chosen | None = None
     ) -> Iterator[tuple[str, Any]]:
-        """Read rows in batches; one of which no row is chosen is decoded and no more."""
+        """Read rows in batches; those not chosen are decoded and no more."""
         groups = None if group is None else [group]
         with self._opened() as file:
             first = sum(file.metadata.row_group(g).num_rows for g in range(group or 0))
             place = 0
             for batch in file.iter_batches(_ROWS_READ_AT_ONCE, row_groups=groups):
-                places = range(place, place + batch.num_rows)
-                place = places.stop
-                wanted = [chosen is None or chosen(each) for each in places]
-                if any(wanted):
-                    for each, row, is_wanted in zip(
-                        places, _rows_of(batch, self.path), wanted, strict=True
-                    ):
-                        if is_wanted:
-                            yield f'row {first + each + 1} of {self.path.name!r}', row
+                places = list(range(place, place + batch.num_rows))
+                place += batch.num_rows
+                if chosen is not None:
+                    wanted = [each for each in places if chosen(each)]
+                    batch = batch.take([each - places[0] for each in wanted]) if wanted else None
+                    places = wanted
+                if batch is not None:
+                    for each, row in zip(places, _rows_of(batch, self.path), strict=True):
+                        yield f'row {first + each + 1} of {self.path.name!r}', row
 
     def num_rows(self, group: int | None = None) -> int:
         """Look the number up in the file's own account of itself."""

@@ -189,3 +189,16 @@ def test_shards_are_not_held_in_memory():
     assert len(docs) == 1600
     # of 32 MB
     assert peak < 8_000_000
+
+
+def test_the_command_takes_patterns(capsys):
+    from typer.testing import CliRunner
+
+    from finetuner.data_cli import app
+
+    for number in range(2):
+        write(f'x-{number}.parquet', range(number * 10, number * 10 + 10))
+    done = CliRunner().invoke(app, ['check', 'x-*.parquet'])
+    assert '20' in done.stdout
+    assert CliRunner().invoke(app, ['check', 'y.parquet']).exit_code == 2
+    assert CliRunner().invoke(app, ['check', 'y-*.parquet']).exit_code == 1
