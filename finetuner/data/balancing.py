@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from typing import TypeVar
 
 Item = TypeVar('Item')
@@ -15,7 +15,7 @@ def balanced_batches(
     num_items: int,
     size: int,
     draw: Callable[[], float],
-) -> Iterator[list[Item]]:
+) -> Generator[list[Item], None, int]:
     """Draw batches of as many items of each of so many different classes.
 
     Rows wait until there are `size` of them. Then a batch is drawn, of classes of which enough wait:
@@ -32,6 +32,9 @@ def balanced_batches(
 
     Yields:
         Items, those of a class beside each other.
+
+    Returns:
+        How many rows were dropped at the end.
 
     Raises:
         TooFewClassesError: `size` rows wait, of fewer classes than stand in a batch.
@@ -61,6 +64,7 @@ def balanced_batches(
             yield batch(is_last=False)
     while len(waiting) >= num_classes:
         yield batch(is_last=True)
+    return num_waiting
 
 
 class TooFewClassesError(Exception):

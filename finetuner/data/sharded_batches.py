@@ -274,14 +274,22 @@ class ShardedBatches(IterableDataset[Any]):
     ) -> Iterator[list[Streamed]]:
         num_classes, size = self._batch_size // num_items, self.documents.shuffle_buffer
         labelled = ((each.items[0][1], each) for each in streamed)
+        num_batches = 0
+        drawn = balanced_batches(labelled, num_classes, num_items, size, draw)
         try:
-            yield from balanced_batches(labelled, num_classes, num_items, size, draw)
+            while True:
+                yield next(drawn)
+                num_batches += 1
         except TooFewClassesError as error:
-            raise DataError(
-                f'{size} rows hold {error.num_classes} classes, and a batch takes {num_classes}: '
-                'make shuffle_buffer larger, batch_size smaller, or shuffle rows before they are '
-                'written into shards'
-            ) from error
+            found = f'{size} rows hold {error.num_classes} classes'
+        except StopIteration as end:
+            if num_batches:
+                return
+            found = f'all {end.value} rows of this process hold fewer classes'
+        raise DataError(
+            f'{found}, and a batch takes {num_classes}: make shuffle_buffer larger, batch_size smaller, '
+            'or shuffle rows before they are written into shards'
+        )
 
     def _loaded(self, batch: list[Streamed]) -> tuple[Any, torch.Tensor] | None:
         """Inputs and labels; None where broken Documents leave nothing to learn from."""

@@ -21,11 +21,12 @@ from finetuner.excepts import ConfigError, DataError
 Row = tuple[str, Document]
 # shards, or parts of them, for each reader at least: with one each, whoever has the longest is last
 _LEAST_EACH = 2
+_64_BITS = (1 << 64) - 1
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """Part of a shard that one reader reads: every `num_parts`-th row, from `part`, of a group."""
+    """Part of a shard that one reader reads: of the rows of a group one in `num_parts`."""
 
     shard: int
     group: int | None = None
@@ -33,7 +34,9 @@ class _Piece:
     num_parts: int = 1
 
     def has(self, row: int) -> bool:
-        return row % self.num_parts == self.part
+        # rows in turn would go with labels in turn, and leave each reader some of the classes
+        place = (self.shard << 20 | (self.group or 0)) << 40 | row
+        return _mixed(place) % self.num_parts == self.part
 
 
 class ShardedDocuments:
@@ -41,8 +44,8 @@ class ShardedDocuments:
 
     Each epoch the shards are put into an order drawn from `(seed, epoch)` and dealt to the ranks in
     turn, so that each row comes to one rank, once. Where there are fewer than two shards a rank, the
-    row groups of Parquet files are dealt instead, and where these are too few, the rows of each in
-    turn. Rows then go through a buffer of `shuffle_buffer`, from which they leave at random, drawn
+    row groups of Parquet files are dealt instead, and where these are too few, the rows of each.
+    Rows then go through a buffer of `shuffle_buffer`, from which they leave at random, drawn
     from `(seed, epoch, rank)`.
 
     Each iteration is the next epoch, as with samplers. Memory holds the buffer and little else.
@@ -236,7 +239,9 @@ class ShardedDocuments:
         while left and num_skipped:
             piece = left[0]
             num_rows = self._shards[piece.shard].num_rows(piece.group)
-            rows = range(piece.part, num_rows, piece.num_parts)
+            rows = (
+                range(num_rows) if piece.num_parts == 1 else [*filter(piece.has, range(num_rows))]
+            )
             num_leaving = max(0, len(places) + len(rows) - size)
             if num_leaving > num_skipped:
                 break
@@ -280,6 +285,14 @@ def uniform(key: Sequence[int]) -> Callable[[], float]:
     words = np.random.SeedSequence(key).generate_state(4)
     # for single numbers it is many times as fast as NumPy's
     return random.Random(int.from_bytes(words.tobytes(), 'little')).random
+
+
+def _mixed(number: int) -> int:
+    """Another number of 64 bits, with no pattern of the first: the step of SplitMix64."""
+    mixed = (number + 1 & _64_BITS) * 0x9E3779B97F4A7C15 & _64_BITS
+    mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9 & _64_BITS
+    mixed = (mixed ^ mixed >> 27) * 0x94D049BB133111EB & _64_BITS
+    return mixed ^ mixed >> 31
 
 
 def _ranks(rank: int | None, num_ranks: int | None) -> tuple[int, int]:

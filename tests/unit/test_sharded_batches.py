@@ -211,6 +211,18 @@ def test_classes_that_are_too_few_for_a_batch(tmp_path):
     batches = batches_of(tmp_path / 'x.jsonl', batch_size=8, num_items_per_class=2)
     with pytest.raises(DataError, match='40 rows hold 1 classes, and a batch takes 4'):
         list(batches)
+    batches = batches_of(
+        tmp_path / 'x.jsonl', batch_size=10, num_items_per_class=2, shuffle_buffer=500
+    )
+    with pytest.raises(DataError, match='all 400 rows of this process hold fewer classes'):
+        list(batches)
+
+
+def test_labels_in_turn_come_to_all_readers(tmp_path):
+    """Each of the two processes gets rows of all classes, though there is one shard."""
+    pattern = write(tmp_path, [{'text': str(n), 'label': n % 12} for n in range(600)], 1)
+    batches = batches_of(pattern, batch_size=24, num_items_per_class=2, shuffle_buffer=300)
+    assert len(plain(batches.loader(2))) >= 16
 
 
 OPTIONS = {
