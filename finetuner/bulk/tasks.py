@@ -78,6 +78,11 @@ class _Told:
             return None, type(error).__name__, str(error)
 
 
+def _told_of(told: _Told, task: Any) -> tuple[Any, str, str]:
+    # what Ray runs is a function
+    return told(task)
+
+
 def _result(told: tuple[Any, str, str]) -> Any:
     result, kind, message = told
     if kind:
@@ -116,17 +121,18 @@ def _on_ray(
 
     with driver(address, show_logs=False) as ray:
         # a task whose node dies is given to another by Ray itself
-        remote = ray.remote(_Told(compute, 1).__call__).options(
+        told = _Told(compute, 1)
+        remote = ray.remote(_told_of).options(
             num_cpus=1, max_retries=_MOST_DEATHS, scheduling_strategy='SPREAD'
         )
         left = iter(tasks)
-        waiting = [remote.remote(task) for task in islice(left, num_workers)]
+        waiting = [remote.remote(told, task) for task in islice(left, num_workers)]
         try:
             while waiting:
                 (done,), waiting = ray.wait(waiting, num_returns=1)
-                told = ray.get(done)
-                waiting += [remote.remote(task) for task in islice(left, 1)]
-                yield _result(told)
+                result = _result(ray.get(done))
+                waiting += [remote.remote(told, task) for task in islice(left, 1)]
+                yield result
         except ray.exceptions.RayTaskError as error:
             raise RuntimeError(f'a task of Ray failed:\n{error}') from error
         except ray.exceptions.RayError as error:
