@@ -318,7 +318,7 @@ def all_metrics(relevant: Tensor, num_relevant: Tensor) -> dict[str, Tensor]:
 
     Args:
         relevant: `[num_queries, num_found]` bool.
-        num_relevant: `[num_queries]` int, relevant items in the whole index.
+        num_relevant: `[num_queries]` int, in the whole index.
     """
     return {
         'precision_at_k': precision_at_k(relevant),
@@ -336,20 +336,12 @@ def all_metrics(relevant: Tensor, num_relevant: Tensor) -> dict[str, Tensor]:
 def plain_labels(side: str, labels: Any, first: int = 0) -> list[Hashable]:
     """Labels as Python values, so that 1, 1.0 and a NumPy 1 are one label and '1' another.
 
-    Args:
-        side: `'query'` or `'index'`, for messages.
-        labels: one each.
-        first: position of the first, for messages.
-
-    Raises:
-        DataError: one is None.
+    One that is None is a DataError, which names the side and the position, counted from `first`.
     """
     found = labels.tolist() if hasattr(labels, 'tolist') else list(labels)
-    for position, label in enumerate(found):
+    for position, label in enumerate(found, first):
         if label is None:
-            raise DataError(
-                f'{side} Document {first + position} has no label: evaluation needs one'
-            )
+            raise DataError(f'{side} Document {position} has no label: evaluation needs one')
     return found
 
 
@@ -375,27 +367,21 @@ def own_positions(query_ids: Sequence[str], index_ids: Sequence[str]) -> list[in
 def _count_relevant(
     wanted: Sequence[Hashable], there: Sequence[Hashable], own: Sequence[int] | None
 ) -> Tensor:
-    own = own if own is not None else [-1] * len(wanted)
-    is_own = [
-        position >= 0 and there[position] == label
-        for label, position in zip(wanted, own, strict=True)
-    ]
+    pairs = zip(wanted, own or [-1] * len(wanted), strict=True)
+    is_own = [position >= 0 and there[position] == label for label, position in pairs]
     return count_relevant(wanted, Counter(there), is_own)
 
 
 def count_relevant(
     wanted: Sequence[Hashable], count: Mapping[Any, int], is_own: Sequence[bool], first: int = 0
 ) -> Tensor:
-    """Count what each query could find.
+    """Count what each query could find, `[num_queries]` int64.
 
     Args:
         wanted: labels of the queries.
         count: how many items of the index have each label; 0 where a label is not in it.
         is_own: of each query, whether one of those that have its label is itself.
         first: position of the first query, for messages.
-
-    Returns:
-        `[num_queries]` int64.
 
     Raises:
         DataError: a query has nothing to find.

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections import Counter
@@ -282,6 +283,28 @@ def test_columns_at_some_rows(tmp_path, format_name):
     found = take_column(dataset, positions, 'label')
     assert found.tolist() == [[there[p] for p in row] for row in positions]
     assert take_column(dataset, [96, 0], 'id').tolist() == ['row 98', 'row 1']
+
+
+def test_the_guide_runs_as_it_is_written(data, tmp_path, monkeypatch):
+    from finetuner.cli import app
+
+    folder, _, _, _ = data
+    (tmp_path / 'queries').symlink_to(folder / 'query')
+    (tmp_path / 'out').symlink_to(folder / 'index')
+    monkeypatch.chdir(tmp_path)
+    guide = (Path(__file__).parents[2] / 'docs' / 'evaluation.md').read_text(encoding='utf-8')
+    section = guide[guide.index('## Over encoded data sets') :]
+    (python,) = re.findall('```python\n(.*?)```', section, re.DOTALL)
+    namespace = {}
+    exec(python, namespace)
+    assert namespace['ids'].shape == (150, 10)
+    assert namespace['mined'].num_anchors == 150
+    Path('negatives.parquet').unlink()
+    (bash,) = re.findall('```bash\n(.*?)```', section, re.DOTALL)
+    for line in bash.splitlines():
+        done = CliRunner().invoke(app, shlex.split(line)[1:])
+        assert done.exit_code == 0, done.output
+    assert Path('negatives.parquet').exists()
 
 
 SCRIPT = """
