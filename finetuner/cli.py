@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from finetuner import alias_cli, columns_cli, data_cli, encode_cli, export_cli, runs_cli, server_cli
+from finetuner import (
+    alias_cli,
+    columns_cli,
+    data_cli,
+    encode_cli,
+    export_cli,
+    runs_cli,
+    search_cli,
+    server_cli,
+)
 from finetuner.excepts import ConfigError, FinetunerError
 
 app = typer.Typer(
@@ -19,6 +28,7 @@ app = typer.Typer(
 
 runs_cli.add_commands(app)
 app.command()(encode_cli.encode)
+search_cli.add_commands(app)
 server_cli.add_commands(app)
 app.add_typer(data_cli.app, name='data')
 app.add_typer(columns_cli.app, name='columns')

@@ -21,12 +21,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+
+def _existing(file: Path) -> Path:
+    from finetuner.data.patterns import is_pattern
+
+    if not file.exists() and not is_pattern(str(file)):
+        raise typer.BadParameter(f"Path '{file}' does not exist.")
+    return file
+
+
 _File = Annotated[
     Path,
     typer.Argument(
-        exists=True,
-        help='.csv, .tsv, .jsonl, .ndjson, .parquet, .docs, .db, .sqlite, .sqlite3, or a folder '
-        'of pictures.',
+        callback=_existing,
+        help='.csv, .tsv, .jsonl, .ndjson, .parquet, .tar, .docs, .db, .sqlite, .sqlite3, a folder of '
+        "pictures, or a pattern of shards such as 'train-*.parquet'.",
     ),
 ]
 _Labeled = Annotated[

@@ -295,8 +295,8 @@ def evaluate_queries(
     if index_embeddings is None:
         index_embeddings, index_labels = query_embeddings, query_labels
         query_ids = index_ids = [str(position) for position in range(len(query_embeddings))]
-    wanted = _labels('query', query_labels)
-    there = _labels('index', () if index_labels is None else index_labels)
+    wanted = plain_labels('query', query_labels)
+    there = plain_labels('index', () if index_labels is None else index_labels)
     _check_count('query labels', wanted, query_embeddings)
     _check_count('index labels', there, index_embeddings)
     own: list[int] | None = None
@@ -310,10 +310,16 @@ def evaluate_queries(
     index_codes = torch.tensor([codes[label] for label in there])
     query_codes = torch.tensor([codes[label] for label in wanted])
     relevant = index_codes[positions.cpu()] == query_codes[:, None]
-    return _all_metrics(relevant, num_relevant)
+    return all_metrics(relevant, num_relevant)
 
 
-def _all_metrics(relevant: Tensor, num_relevant: Tensor) -> dict[str, Tensor]:
+def all_metrics(relevant: Tensor, num_relevant: Tensor) -> dict[str, Tensor]:
+    """What `evaluate_queries` returns, of what was found.
+
+    Args:
+        relevant: `[num_queries, num_found]` bool.
+        num_relevant: `[num_queries]` int, in the whole index.
+    """
     return {
         'precision_at_k': precision_at_k(relevant),
         'recall_at_k': recall_at_k(relevant, num_relevant),
@@ -327,10 +333,13 @@ def _all_metrics(relevant: Tensor, num_relevant: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _labels(side: str, labels: Any) -> list[Hashable]:
-    """Labels as Python values, so that 1, 1.0 and a NumPy 1 are one label and '1' another."""
+def plain_labels(side: str, labels: Any, first: int = 0) -> list[Hashable]:
+    """Labels as Python values, so that 1, 1.0 and a NumPy 1 are one label and '1' another.
+
+    One that is None is a DataError, which names the side and the position, counted from `first`.
+    """
     found = labels.tolist() if hasattr(labels, 'tolist') else list(labels)
-    for position, label in enumerate(found):
+    for position, label in enumerate(found, first):
         if label is None:
             raise DataError(f'{side} Document {position} has no label: evaluation needs one')
     return found
@@ -358,17 +367,31 @@ def own_positions(query_ids: Sequence[str], index_ids: Sequence[str]) -> list[in
 def _count_relevant(
     wanted: Sequence[Hashable], there: Sequence[Hashable], own: Sequence[int] | None
 ) -> Tensor:
-    count = Counter(there)
-    own = own if own is not None else [-1] * len(wanted)
-    left = [
-        count[label] - (position >= 0 and there[position] == label)
-        for label, position in zip(wanted, own, strict=True)
-    ]
+    pairs = zip(wanted, own or [-1] * len(wanted), strict=True)
+    is_own = [position >= 0 and there[position] == label for label, position in pairs]
+    return count_relevant(wanted, Counter(there), is_own)
+
+
+def count_relevant(
+    wanted: Sequence[Hashable], count: Mapping[Any, int], is_own: Sequence[bool], first: int = 0
+) -> Tensor:
+    """Count what each query could find, `[num_queries]` int64.
+
+    Args:
+        wanted: labels of the queries.
+        count: how many items of the index have each label; 0 where a label is not in it.
+        is_own: of each query, whether one of those that have its label is itself.
+        first: position of the first query, for messages.
+
+    Raises:
+        DataError: a query has nothing to find.
+    """
+    left = [count[label] - own for label, own in zip(wanted, is_own, strict=True)]
     if 0 in left:
         query = left.index(0)
         besides = ' besides the query itself' if count[wanted[query]] else ''
         raise DataError(
-            f'label {wanted[query]!r} of query Document {query} is not in the index{besides} '
+            f'label {wanted[query]!r} of query Document {first + query} is not in the index{besides} '
             f'({left.count(0)} of {len(left)} queries have nothing to find): add such Documents '
             'to the index data or leave these queries out'
         )

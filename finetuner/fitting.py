@@ -86,8 +86,8 @@ def fit_backbone(
     Args:
         model: name of the backbone; see `list_models()`.
         train_data: Documents, the name of pushed ones, or what `finetuner.data.open_documents`
-            opens: a CSV, JSON Lines, Parquet, `.docs` or SQLite file, a folder of pictures, an
-            iterator, a declared dataset or rows of it. Its kind decides how it is trained on; see
+            opens: a CSV, JSON Lines, Parquet, WebDataset, `.docs` or SQLite file, a pattern or list of
+            such, a folder of pictures, an iterator, a declared dataset or rows of it. Its kind decides how it is trained on; see
             docs/data.md.
         eval_data: the same, for the validation loss.
         val_split: share of `train_data` (of its classes, where it has classes) held out for the
@@ -158,7 +158,7 @@ def fit_backbone(
         max_recall_loss: share of fp32's `recall_at_k` that may be lost: 0.01 lets 0.800 become
             0.792.
         content: of declared datasets given as data, those of callbacks too, the column of the
-            contents; None where only one can be meant.
+            contents; None where only one can be meant. Of WebDataset shards see docs/data.md.
         label: of the same, the column of the labels; None trains without.
         num_processes: that train together, on all nodes: each embeds a part of every batch, and all
             see the whole of it as negatives. One for each GPU, or for some cores; see
@@ -255,7 +255,7 @@ def fit_own_model(
             `skip` it.
         seed: of everything drawn at random.
         content: of declared datasets given as data, those of callbacks too, the column of the
-            contents; None where only one can be meant.
+            contents; None where only one can be meant. Of WebDataset shards see docs/data.md.
         label: of the same, the column of the labels; None trains without.
 
     Returns:

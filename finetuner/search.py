@@ -46,34 +46,122 @@ def search(
         ConfigError: unknown distance, or k or block_size less than 1.
         DataError: an embedding holds nan or infinity, or the shapes do not go together.
     """
-    if distance not in DISTANCES:
-        raise ConfigError(unknown_name('distance', distance, DISTANCES))
-    if k < 1 or block_size < 1:
-        raise ConfigError(f'k={k} and block_size={block_size} must both be 1 or more')
-    queries, index = _embeddings('query', query_embeddings), _embeddings('index', index_embeddings)
-    if queries.shape[1] != index.shape[1]:
-        raise DataError(
-            f'query embeddings have {queries.shape[1]} dimensions, index embeddings '
-            f'{index.shape[1]}: both must come from the same model'
-        )
-    index = index.to(queries.device)
-    if exclude is not None:
-        exclude = torch.as_tensor(exclude, dtype=torch.int64, device=queries.device)
-    k = min(k, len(index) - (exclude is not None))
-    if k < 1:
+    nearest = Nearest(query_embeddings, k, distance, block_size)
+    index = _embeddings('index', index_embeddings)
+    nearest.k = min(k, len(index) - (exclude is not None))
+    if nearest.k < 1:
         raise DataError('the index holds nothing but the query itself')
-    found = [
-        _search_block(
-            queries[start : start + block_size],
-            index,
-            k,
-            distance,
-            None if exclude is None else exclude[start : start + block_size],
-            block_size,
-        )
-        for start in range(0, len(queries), block_size)
-    ]
-    return torch.cat([each[0] for each in found]), torch.cat([each[1] for each in found])
+    nearest.add(index, exclude)
+    return nearest.found()
+
+
+class Nearest:
+    """Nearest neighbours among rows that come part by part; see `search`.
+
+    What is found does not depend on how the rows are parted.
+
+    Attributes:
+        k: how many neighbours are kept.
+        num_rows: that came.
+        squared: `[num_queries, up to k]` float64, the distances before the root is taken of euclidean
+            ones: those that the neighbours are ordered by.
+        positions: `[num_queries, up to k]` int64, among all rows that came.
+    """
+
+    def __init__(
+        self, query_embeddings: Any, k: int, distance: str = 'cosine', block_size: int = 1024
+    ) -> None:
+        """Take the queries.
+
+        Args:
+            query_embeddings: `[num_queries, dimension]`.
+            k: how many neighbours.
+            distance: as for `search`.
+            block_size: the same.
+
+        Raises:
+            ConfigError: unknown distance, or k or block_size less than 1.
+            DataError: an embedding holds nan or infinity.
+        """
+        if distance not in DISTANCES:
+            raise ConfigError(unknown_name('distance', distance, DISTANCES))
+        if k < 1 or block_size < 1:
+            raise ConfigError(f'k={k} and block_size={block_size} must both be 1 or more')
+        self.k = k
+        self.num_rows = 0
+        self._queries = _embeddings('query', query_embeddings)
+        self._distance, self._block_size = distance, block_size
+        empty = torch.empty(len(self._queries), 0, dtype=torch.float64, device=self._queries.device)
+        self.squared, self.positions = empty, empty.long()
+
+    def add(self, embeddings: Any, exclude: Any = None, unlike: Any = None) -> None:
+        """Look through more rows.
+
+        Args:
+            embeddings: `[num_rows, dimension]`.
+            exclude: `[num_queries]` int, the position, among all rows, that a query must not find;
+                -1 for none.
+            unlike: labels of the queries `[num_queries]` and of the rows `[num_rows]`, both int: a
+                query finds no row of its own label.
+
+        Raises:
+            DataError: an embedding holds nan or infinity, or is of another dimension.
+        """
+        queries, index = self._queries, _embeddings('index', embeddings)
+        if queries.shape[1] != index.shape[1]:
+            raise DataError(
+                f'query embeddings have {queries.shape[1]} dimensions, index embeddings '
+                f'{index.shape[1]}: both must come from the same model'
+            )
+        index = index.to(queries.device)
+        if exclude is not None:
+            exclude = torch.as_tensor(exclude, dtype=torch.int64, device=queries.device)
+        if unlike is not None:
+            unlike = [torch.as_tensor(each, device=queries.device) for each in unlike]
+        found = []
+        for start in range(0, len(queries), self._block_size):
+            part = slice(start, start + self._block_size)
+            found.append(
+                self._searched(
+                    part,
+                    index,
+                    None if exclude is None else exclude[part],
+                    None if unlike is None else (unlike[0][part], unlike[1]),
+                )
+            )
+        self.squared = torch.cat([each[0] for each in found])
+        self.positions = torch.cat([each[1] for each in found])
+        self.num_rows += len(index)
+
+    def found(self) -> tuple[Tensor, Tensor]:
+        """Distances and positions, as `search` returns them.
+
+        Where fewer than k rows could be found, what is missing has the distance infinity.
+        """
+        is_root = self._distance == 'euclidean'
+        return self.squared.sqrt() if is_root else self.squared, self.positions
+
+    def _searched(
+        self, part: slice, index: Tensor, exclude: Tensor | None, unlike: Any
+    ) -> tuple[Tensor, Tensor]:
+        distances, positions = self.squared[part], self.positions[part]
+        prepared = _prepare(self._queries[part], self._distance)
+        for start in range(0, len(index), self._block_size):
+            rows = slice(start, start + self._block_size)
+            block = _distances(prepared, _prepare(index[rows], self._distance))
+            first = self.num_rows + start
+            if exclude is not None:
+                own = ((exclude >= first) & (exclude < first + block.shape[1])).nonzero()[:, 0]
+                block[own, exclude[own] - first] = torch.inf
+            if unlike is not None:
+                block.masked_fill_(unlike[0][:, None] == unlike[1][rows][None, :], torch.inf)
+            here = torch.arange(first, first + block.shape[1], device=block.device)
+            distances, positions = k_smallest(
+                torch.cat([distances, block], dim=1),
+                torch.cat([positions, here.expand(len(block), -1)], dim=1),
+                self.k,
+            )
+        return distances, positions
 
 
 def _embeddings(side: str, values: Any) -> Tensor:
@@ -93,27 +181,6 @@ def _embeddings(side: str, values: Any) -> Tensor:
     if len(bad):
         raise DataError(f'the embedding of {side} Document {int(bad[0])} holds nan or infinity')
     return embeddings
-
-
-def _search_block(
-    queries: Tensor, index: Tensor, k: int, distance: str, exclude: Tensor | None, block_size: int
-) -> tuple[Tensor, Tensor]:
-    num_queries, device = len(queries), queries.device
-    prepared = _prepare(queries, distance)
-    distances = torch.empty(num_queries, 0, dtype=torch.float64, device=device)
-    positions = torch.empty(num_queries, 0, dtype=torch.int64, device=device)
-    for start in range(0, len(index), block_size):
-        block = _distances(prepared, _prepare(index[start : start + block_size], distance))
-        if exclude is not None:
-            rows = ((exclude >= start) & (exclude < start + block.shape[1])).nonzero()[:, 0]
-            block[rows, exclude[rows] - start] = torch.inf
-        here = torch.arange(start, start + block.shape[1], device=device)
-        distances, positions = _smallest(
-            torch.cat([distances, block], dim=1),
-            torch.cat([positions, here.expand(num_queries, -1)], dim=1),
-            k,
-        )
-    return distances.sqrt() if distance == 'euclidean' else distances, positions
 
 
 def _prepare(block: Tensor, distance: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -139,8 +206,17 @@ def _distances(queries: tuple[Tensor, Tensor, Tensor], index: tuple[Tensor, ...]
     return distances.add_(rounder).sub_(rounder).clamp_(min=0.0)
 
 
-def _smallest(distances: Tensor, positions: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The `k` smallest of each row in order, equal ones by position."""
+def k_smallest(distances: Tensor, positions: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The `k` smallest of each row in order, equal ones by position.
+
+    Args:
+        distances: `[n, m]` float64.
+        positions: `[n, m]` int64.
+        k: how many; where `m` is less, all.
+
+    Returns:
+        Both, `[n, up to k]`.
+    """
     if distances.shape[1] > k:
         smallest = distances.topk(k, largest=False)
         chosen, last = smallest.indices, smallest.values.amax(dim=1, keepdim=True)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from finetuner.data.report.contact_sheet import save_contact_sheet
     from finetuner.data.report.describing import describe
     from finetuner.data.samplers import ClassSampler
+    from finetuner.data.sharded_batches import ShardedBatches
+    from finetuner.data.shards import ShardedDocuments
     from finetuner.data.sources import open_documents
     from finetuner.data.stored.files import DocumentsView, StoredDocuments
     from finetuner.data.stored.sqlite import SQLiteDocuments
@@ -41,6 +43,8 @@ _HOMES = {
     'ScoredPairDataset': 'datasets',
     'SessionDataset': 'datasets',
     'SessionSampler': 'relation_samplers',
+    'ShardedBatches': 'sharded_batches',
+    'ShardedDocuments': 'shards',
     'StoredDocuments': 'stored.files',
     'TextCollate': 'collation',
     'TextImageDataset': 'datasets',
@@ -70,6 +74,8 @@ __all__ = [
     'ScoredPairDataset',
     'SessionDataset',
     'SessionSampler',
+    'ShardedBatches',
+    'ShardedDocuments',
     'StoredDocuments',
     'TextCollate',
     'TextImageDataset',

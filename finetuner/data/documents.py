@@ -55,6 +55,7 @@ __all__ = [
     'kind_of',
     'load_contents',
     'load_documents',
+    'problems_of',
     'read_label',
     'save_documents',
     'survey_documents',
@@ -159,7 +160,7 @@ def survey_documents(docs: Sequence[Document]) -> Survey:
         kind = kind_of(doc)
         positions.setdefault(kind, Positions()).add(position)
         ids.append(hash(doc.id))
-        found = dict.fromkeys(_problems_of(doc, kind))
+        found = dict.fromkeys(problems_of(doc, kind))
         for problem in found:
             if problem in problems or len(problems) < _MAX_PROBLEMS:
                 problems.setdefault(problem, Positions()).add(position)
@@ -209,7 +210,8 @@ def kind_of(doc: Document) -> DataKind:
     return 'class' if has_label(doc) else 'instance'
 
 
-def _problems_of(doc: Document, kind: DataKind) -> Iterator[str]:
+def problems_of(doc: Document, kind: DataKind) -> Iterator[str]:
+    """Say which rules of its kind a Document breaks."""
     if kind in ('scored_pair', 'text_image_pair'):
         yield from _pair_problems(doc, kind)
         return

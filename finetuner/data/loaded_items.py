@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from finetuner.excepts import DataError
 CollateFn = Callable[[list[Any]], Any]
 
 # what a broken file leads to; anything else is a mistake in preprocess_fn, and stops the run
-_BROKEN = (DataError, OSError)
+BROKEN = (DataError, OSError)
 # one item alone teaches nothing
 _LEAST_ITEMS = 2
 
@@ -74,11 +74,11 @@ class NamedItems:
         except Exception as error:
             # Whatever a user's preprocess_fn raises, and from wherever.
             name = self._dataset.position_of(index)
-            reason = f'{name} cannot be preprocessed: {_cause(error)}'
+            reason = f'{name} cannot be preprocessed: {cause(error)}'
             if isinstance(error, LoadingError):
                 # said before, where the item was read for all epochs
                 reason = str(error)
-            if self._skips and isinstance(error, _BROKEN):
+            if self._skips and isinstance(error, BROKEN):
                 return index, BrokenItem(reason)
             raise LoadingError(reason) from error
 
@@ -110,26 +110,38 @@ class LabelledCollate:
         values = self._dataset.label_values[np.asarray(indices, dtype=np.int64)]
         # Losses compare and index with labels, which torch does with 64 bits.
         labels = torch.from_numpy(values if values.dtype.kind == 'f' else values.astype(np.int64))
-        inputs = self._collate(indices, contents) if indices else None
+        names = [self._dataset.position_of(index) for index in indices]
+        inputs = collated(contents, names, self._collate_fn) if indices else None
         return (inputs, labels, reasons) if broken else (inputs, labels)
 
-    def _collate(self, indices: Sequence[int], contents: list[Any]) -> Any:
-        names = [self._dataset.position_of(index) for index in indices]
-        collate: Any = self._collate_fn or stack_contents
-        if collate in (stack_contents, pad_contents) or isinstance(collate, TextCollate):
-            # our own name the Document themselves
-            try:
-                return collate(contents, names)
-            except DataError as error:
-                raise LoadingError(str(error)) from error
+
+def collated(contents: list[Any], names: list[str], collate_fn: CollateFn | None) -> Any:
+    """Make a batch of contents, with errors that name what is in it.
+
+    Args:
+        contents: one each.
+        names: what to call them in messages.
+        collate_fn: None for `stack_contents`.
+
+    Raises:
+        LoadingError: they cannot be put together.
+    """
+    collate: Any = collate_fn or stack_contents
+    if collate in (stack_contents, pad_contents) or isinstance(collate, TextCollate):
+        # our own name the Document themselves
         try:
-            return collate(contents)
-        except Exception as error:
-            shown = ', '.join(names[:5]) + (', ...' if len(names) > 5 else '')
-            raise LoadingError(
-                f'collate_fn failed on a batch of {len(names)} ({shown}): {_cause(error)}'
-            ) from error
+            return collate(contents, names)
+        except DataError as error:
+            raise LoadingError(str(error)) from error
+    try:
+        return collate(contents)
+    except Exception as error:
+        shown = ', '.join(names[:5]) + (', ...' if len(names) > 5 else '')
+        raise LoadingError(
+            f'collate_fn failed on a batch of {len(names)} ({shown}): {cause(error)}'
+        ) from error
 
 
-def _cause(error: Exception) -> str:
+def cause(error: Exception) -> str:
+    """Say what went wrong in code that may be anybody's."""
     return str(error) if isinstance(error, DataError) else f'{type(error).__name__}: {error}'

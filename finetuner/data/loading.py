@@ -221,10 +221,10 @@ def build_loader(
         `[num_items]` or `[num_items, 2]`, int64, or float32 where they are scores. Iterating
         raises `LoadingError`, a DataError, when a Document cannot be preprocessed.
     """
-    num_workers = _cap_workers(num_workers)
+    num_workers = cap_workers(num_workers)
     workers: dict[str, Any] = {}
     if num_workers:
-        workers = {'worker_init_fn': _start_worker, 'persistent_workers': True}
+        workers = {'worker_init_fn': start_worker, 'persistent_workers': True}
         if sys.platform == 'linux':
             # A forked worker has the dataset already: a lambda for preprocess_fn need not pickle.
             workers['multiprocessing_context'] = 'fork'
@@ -287,7 +287,8 @@ def load_in_order(
             yield [index for index, _ in whole], [content for _, content in whole], broken
 
 
-def _cap_workers(num_workers: int) -> int:
+def cap_workers(num_workers: int) -> int:
+    """As many processes as asked for, and at most the cores there are."""
     most = num_cores()
     if num_workers > most:
         _LOGGER.info('num_workers=%d capped at the %d cores there are', num_workers, most)
@@ -295,7 +296,7 @@ def _cap_workers(num_workers: int) -> int:
     return num_workers
 
 
-def _start_worker(worker: int) -> None:
+def start_worker(worker: int) -> None:
     """Keep to one core, and leave the memory shared with other processes alone."""
     # What came with the fork stays as it is: a collection would write to every object of it, and so
     # copy what the processes share.

@@ -6,7 +6,9 @@ import functools
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -19,6 +21,8 @@ from finetuner.excepts import ConfigError, DataError
 
 _ROWS_READ_AT_ONCE = 64
 _BUFFER_BYTES = 1024 * 1024
+
+Chosen = Callable[[int], bool]
 
 
 def read_json_lines(
@@ -55,8 +59,7 @@ def read_json_lines(
         DataError: no such file, a line that is no JSON object, or one that fits no form; the line
             is named.
     """
-    file = _existing(path)
-    return _documents(_json_records(file), file, on_broken == 'stop')
+    return shard_documents([JsonLinesShard(existing_file(path), on_broken)])
 
 
 def read_parquet(
@@ -76,28 +79,118 @@ def read_parquet(
         ConfigError: pyarrow is not installed.
         DataError: no such file, no Parquet, or a row that fits no form; the row is named, from 1.
     """
-    file = _existing(path)
-    return _documents(_parquet_records(file), file, on_broken == 'stop')
+    return shard_documents([ParquetShard(existing_file(path), on_broken)])
 
 
-def _existing(path: str | os.PathLike[str]) -> Path:
+def shard_documents(shards: Sequence[Shard]) -> Iterator[Document]:
+    """Read the Documents of shards in order, as if they were one file.
+
+    Only query-document pairs are held in memory, to be joined over all shards.
+
+    Raises:
+        DataError: there are no rows, or one is none; it is named.
+    """
+    made = ((where, shard.document(where, row)) for shard in shards for where, row in shard.rows())
+    first = next(made, None)
+    if first is None:
+        more = f' and {len(shards) - 1} more' if len(shards) > 1 else ''
+        hold = 'hold' if more else 'holds'
+        raise DataError(f'{shards[0].path.name!r}{more} {hold} no records')
+    are_pairs = isinstance(first[1], tuple)
+    every = _alike(itertools.chain([first], made), are_pairs)
+    yield from join_pairs(every) if are_pairs else every
+
+
+def existing_file(path: str | os.PathLike[str]) -> Path:
+    """The path of a file that is there.
+
+    Raises:
+        DataError: there is none.
+    """
     file = Path(os.path.expanduser(path))
     if not os.path.isfile(file):
         raise DataError(f'there is no file {os.fspath(path)!r}')
     return file
 
 
-def _json_records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    try:
-        with path.open('rb') as file:
-            for number, line in enumerate(file, 1):
-                where = f'line {number} of {path.name!r}'
-                if number == 1:
-                    line = line.removeprefix(b'\xef\xbb\xbf')
-                if line.strip():
-                    yield where, json_object(line, where)
-    except OSError as error:
-        raise DataError(f'{str(path)!r} cannot be read: {error.strerror or error}') from error
+class Shard(ABC):
+    """A file of training data, read row by row; part of the rows can be left out unread.
+
+    Attributes:
+        path: of the file.
+        num_groups: parts that can each be read without the others: row groups of Parquet, else 1.
+    """
+
+    num_groups = 1
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @abstractmethod
+    def rows(
+        self, group: int | None = None, chosen: Chosen | None = None
+    ) -> Iterator[tuple[str, Any]]:
+        """Read rows in order, none of them longer held than it is used.
+
+        Args:
+            group: which of `num_groups`, from 0; None for all.
+            chosen: takes the place of a row, from 0 in the group, and says whether it is read; None
+                for all.
+
+        Yields:
+            What to call the row in a message, and what `document` makes a Document of.
+        """
+
+    @abstractmethod
+    def num_rows(self, group: int | None = None) -> int:
+        """Count the rows, as far as can be without reading them."""
+
+    @abstractmethod
+    def document(self, where: str, row: Any) -> Document | Pair:
+        """Make a Document of a row, or two of a query-document pair without a score."""
+
+
+class _RecordShard(Shard):
+    """Rows that are records: mappings with the keys of `read_json_lines`."""
+
+    def __init__(self, path: Path, on_broken: Literal['stop', 'skip'] = 'stop') -> None:
+        super().__init__(path)
+        self._locate = functools.partial(
+            picture_uri, folder=path.parent, must_exist=on_broken == 'stop'
+        )
+
+    def document(self, where: str, row: Any) -> Document | Pair:
+        return document_or_pair(row, self._locate, where)
+
+
+class JsonLinesShard(_RecordShard):
+    """A JSON Lines file."""
+
+    def rows(
+        self, group: int | None = None, chosen: Chosen | None = None
+    ) -> Iterator[tuple[str, Any]]:
+        """Read lines; those not chosen are not parsed."""
+        for number, (line_number, line) in enumerate(self._lines()):
+            if chosen is None or chosen(number):
+                where = f'line {line_number} of {self.path.name!r}'
+                yield where, json_object(line, where)
+
+    def num_rows(self, group: int | None = None) -> int:
+        """Count the lines that are not empty."""
+        return sum(1 for _ in self._lines())
+
+    def _lines(self) -> Iterator[tuple[int, bytes]]:
+        try:
+            with self.path.open('rb') as file:
+                for number, line in enumerate(file, 1):
+                    if number == 1:
+                        line = line.removeprefix(b'\xef\xbb\xbf')
+                    if line.strip():
+                        yield number, line
+        except OSError as error:
+            raise DataError(
+                f'{str(self.path)!r} cannot be read: {error.strerror or error}'
+            ) from error
 
 
 def json_object(line: bytes, where: str) -> Mapping[str, Any]:
@@ -131,25 +224,58 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f'{name} is no JSON number')
 
 
-def _parquet_records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise ConfigError(
-            f"reading {path.name!r} needs pyarrow: pip install 'finetuner[parquet]'"
-        ) from error
+class ParquetShard(_RecordShard):
+    """A Parquet file."""
 
-    numbers = itertools.count(1)
-    try:
-        # with a buffer, or pyarrow reads whole row groups, which may be the whole file
-        with parquet.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
-            for batch in file.iter_batches(_ROWS_READ_AT_ONCE):
-                for record in _rows_of(batch, path):
-                    yield f'row {next(numbers)} of {path.name!r}', record
-    except (pyarrow.ArrowException, OSError) as error:
-        reason = ' '.join(str(error).split())
-        raise DataError(f'{str(path)!r} cannot be read as Parquet: {reason}') from error
+    @functools.cached_property
+    def num_groups(self) -> int:  # type: ignore[override]
+        """Row groups of the file."""
+        with self._opened() as file:
+            return file.metadata.num_row_groups
+
+    def rows(
+        self, group: int | None = None, chosen: Chosen | None = None
+    ) -> Iterator[tuple[str, Any]]:
+        """Read rows in batches; those not chosen are decoded and no more."""
+        groups = None if group is None else [group]
+        with self._opened() as file:
+            first = sum(file.metadata.row_group(g).num_rows for g in range(group or 0))
+            place = 0
+            for batch in file.iter_batches(_ROWS_READ_AT_ONCE, row_groups=groups):
+                places = list(range(place, place + batch.num_rows))
+                place += batch.num_rows
+                if chosen is not None:
+                    wanted = [each for each in places if chosen(each)]
+                    batch = batch.take([each - places[0] for each in wanted]) if wanted else None
+                    places = wanted
+                if batch is not None:
+                    for each, row in zip(places, _rows_of(batch, self.path), strict=True):
+                        yield f'row {first + each + 1} of {self.path.name!r}', row
+
+    def num_rows(self, group: int | None = None) -> int:
+        """Look the number up in the file's own account of itself."""
+        with self._opened() as file:
+            metadata = file.metadata
+            return metadata.num_rows if group is None else metadata.row_group(group).num_rows
+
+    @contextmanager
+    def _opened(self) -> Iterator[Any]:
+        try:
+            import pyarrow
+            from pyarrow import parquet
+        except ImportError as error:
+            raise ConfigError(
+                f"reading {self.path.name!r} needs pyarrow: pip install 'finetuner[parquet]'"
+            ) from error
+        try:
+            # with a buffer, or pyarrow reads whole row groups, which may be the whole file
+            with parquet.ParquetFile(
+                self.path, buffer_size=_BUFFER_BYTES, pre_buffer=False
+            ) as file:
+                yield file
+        except (pyarrow.ArrowException, OSError) as error:
+            reason = ' '.join(str(error).split())
+            raise DataError(f'{str(self.path)!r} cannot be read as Parquet: {reason}') from error
 
 
 def _rows_of(batch: Any, path: Path) -> list[dict[str, Any]]:
@@ -158,19 +284,6 @@ def _rows_of(batch: Any, path: Path) -> list[dict[str, Any]]:
     except ValueError as error:
         # text that is no UTF-8, dates that Python does not have
         raise DataError(f'{str(path)!r} holds values that Python cannot read: {error}') from error
-
-
-def _documents(
-    records: Iterable[tuple[str, Mapping[str, Any]]], path: Path, must_exist: bool
-) -> Iterator[Document]:
-    locate = functools.partial(picture_uri, folder=path.parent, must_exist=must_exist)
-    made = ((where, document_or_pair(record, locate, where)) for where, record in records)
-    first = next(made, None)
-    if first is None:
-        raise DataError(f'{path.name!r} holds no records')
-    are_pairs = isinstance(first[1], tuple)
-    every = _alike(itertools.chain([first], made), are_pairs)
-    yield from join_pairs(every) if are_pairs else every
 
 
 def _alike(

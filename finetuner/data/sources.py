@@ -12,12 +12,21 @@ from docarray import Document, DocumentArray
 from finetuner.data.contents import shown_value, wrong_field
 from finetuner.data.csv import CSVOptions, read_csv
 from finetuner.data.folders import read_folder
+from finetuner.data.patterns import expand_patterns, is_pattern, names_files
 from finetuner.excepts import ConfigError, DataError, FinetunerError
 
 CSV_ENDINGS = ('.csv', '.tsv')
 JSON_LINES_ENDINGS = ('.jsonl', '.ndjson')
 SQLITE_ENDINGS = ('.db', '.sqlite', '.sqlite3')
-ENDINGS = (*CSV_ENDINGS, *JSON_LINES_ENDINGS, '.parquet', '.docs', *SQLITE_ENDINGS)
+TAR_ENDING = '.tar'
+ENDINGS = (
+    *CSV_ENDINGS,
+    *JSON_LINES_ENDINGS,
+    '.parquet',
+    TAR_ENDING,
+    '.docs',
+    *SQLITE_ENDINGS,
+)
 
 # of docarray's protobuf stream: a byte 1 and the number of Documents
 _HEADER_BYTES = 9
@@ -47,6 +56,7 @@ def open_documents(
     source: Iterable[Document]
     | HasTrainingDocuments
     | HasRowDocuments
+    | Sequence[str | os.PathLike[str]]
     | str
     | os.PathLike[str]
     | TextIO,
@@ -63,6 +73,8 @@ def open_documents(
     | list or tuple of Documents | a DocumentArray |
     | `.csv`, `.tsv`, an open text file | see `read_csv` |
     | `.jsonl`, `.ndjson`; `.parquet` | see `read_json_lines`, `read_parquet` |
+    | `.tar` | WebDataset: see `finetuner.data.webdataset.sample_document` |
+    | `'train-*.parquet'`, `'train-{000..099}.tar'`, a list of paths | these shards, one after another |
     | a folder | see `read_folder` |
     | `.docs`, or any file written by `save_documents` | `StoredDocuments`, read in place |
     | `.db`, `.sqlite`, `.sqlite3` | `SQLiteDocuments`, read in place |
@@ -79,13 +91,17 @@ def open_documents(
         on_broken: `'stop'` at a picture that a CSV, JSON Lines or Parquet file names and that is
             not there, or leave it to whoever opens the picture to `'skip'` it; of a dataset, `'stop'`
             at a row whose content or label cannot be computed, or `'skip'` it here.
-        content: of a dataset, the column of the contents; None where only one can be meant.
-        label: of a dataset, the column of the labels; None for none.
+        content: of a dataset, the column of the contents; of WebDataset shards `'image'`, `'text'` or
+            `'pair'`; None where only one can be meant.
+        label: of a dataset, the column of the labels, None for none; of WebDataset shards the ending
+            of a file or a key of the json, None for `cls`.
 
     Raises:
         ConfigError: `csv_options`, `content` or `label` with another source, or no such column.
         DataError: there is no such file, its ending is unknown, or it holds what cannot be read.
     """
+    from finetuner.data.records import shard_documents
+    from finetuner.data.shard_files import open_shards
     from finetuner.data.stored.files import LazyDocuments, spool_documents
 
     _check_options(source, csv_options)
@@ -96,10 +112,16 @@ def open_documents(
         return _opened_array(source)
     if isinstance(source, LazyDocuments):
         return source
+    if are_shards(source):
+        paths = expand_patterns(source)
+        if len(paths) > 1:
+            return spool_documents(shard_documents(open_shards(paths, on_broken, content, label)))
+        # may be of any form
+        source = paths[0]
     if isinstance(source, (list, tuple)):
         return DocumentArray(_checked(source))
     if isinstance(source, (str, os.PathLike)):
-        return _open_path(source, csv_options, on_broken)
+        return _open_path(source, csv_options, on_broken, content, label)
     if isinstance(source, HasTrainingDocuments):
         return spool_documents(_checked(source.training_documents()))
     if _is_open_file(source):
@@ -109,7 +131,7 @@ def open_documents(
     hint = ': put it into a DocumentArray' if isinstance(source, Document) else ''
     raise DataError(
         f'data is a {type(source).__name__}{hint}; allowed are Documents (a DocumentArray, a list, '
-        f'an iterator), a folder, and the path of a file that ends in {" ".join(ENDINGS)}'
+        f'an iterator), a folder, and the paths of files that end in {" ".join(ENDINGS)}'
     )
 
 
@@ -122,15 +144,39 @@ def check_columns(content: str | None, label: str | None, sources: Iterable[Any]
         sources: the data.
 
     Raises:
-        ConfigError: none of it is a declared dataset.
+        ConfigError: none of it is a declared dataset, or WebDataset shards.
     """
     given = {'content': content, 'label': label}
     named = [f'{name}={value!r}' for name, value in given.items() if value is not None]
-    if named and not any(isinstance(source, HasRowDocuments) for source in sources):
+    if named and not any(map(has_columns, sources)):
         raise ConfigError(
-            f'{" and ".join(named)}: columns of a dataset (finetuner.columns) or of rows of one, and '
-            'the data is none: leave them out'
+            f'{" and ".join(named)}: columns of a dataset (finetuner.columns), of rows of one, or of '
+            f'WebDataset shards ({TAR_ENDING}), and the data is none: leave them out'
         )
+
+
+def has_columns(source: Any) -> bool:
+    """Say whether `open_documents` takes `content` and `label` for the source."""
+    if isinstance(source, HasRowDocuments):
+        return True
+    if are_shards(source):
+        source = source if isinstance(source, (str, os.PathLike)) else source[0]
+    elif not isinstance(source, (str, os.PathLike)):
+        return False
+    return _ending(source) == TAR_ENDING and not os.path.isdir(source)
+
+
+def are_shards(source: Any) -> bool:
+    """Say whether `open_documents` would read the source as shards: a list of paths, or a pattern."""
+    if isinstance(source, (str, os.PathLike)):
+        return is_pattern(os.fspath(source))
+    if not isinstance(source, (list, tuple)) or not source:
+        return False
+    # a list of other texts is one of texts that should be Documents
+    return all(
+        isinstance(each, os.PathLike) or (isinstance(each, str) and is_source_path(each))
+        for each in source
+    )
 
 
 def is_source_path(text: str) -> bool:
@@ -143,7 +189,8 @@ def is_source_path(text: str) -> bool:
     # no name of pushed data begins like this, and a mistyped path should be called a path
     if text.startswith(('~', './', '../', os.sep)) or _ending(text) in ENDINGS:
         return True
-    return os.path.exists(text)
+    # data may be pushed under such a name as well
+    return os.path.exists(text) or names_files(text)
 
 
 def is_csv(source: Any) -> bool:
@@ -219,8 +266,14 @@ def _named_failures(elements: Iterable[Any]) -> Iterator[Any]:
 
 
 def _open_path(
-    source: str | os.PathLike[str], options: CSVOptions | None, on_broken: Literal['stop', 'skip']
+    source: str | os.PathLike[str],
+    options: CSVOptions | None,
+    on_broken: Literal['stop', 'skip'],
+    content: str | None,
+    label: str | None,
 ) -> Sequence[Document]:
+    from finetuner.data.records import shard_documents
+    from finetuner.data.shard_files import SHARD_ENDINGS, open_shards
     from finetuner.data.stored.files import SQLiteDocuments, StoredDocuments, spool_documents
 
     name = os.path.expanduser(source)
@@ -238,20 +291,10 @@ def _open_path(
             return StoredDocuments(path)
     except OSError as error:
         raise DataError(f'{str(source)!r} cannot be read: {error.strerror or error}') from error
-    return spool_documents(_stream(path, ending, options, on_broken))
-
-
-def _stream(
-    path: Path, ending: str, options: CSVOptions | None, on_broken: Literal['stop', 'skip']
-) -> Iterator[Document]:
-    from finetuner.data.records import read_json_lines, read_parquet
-
     if ending in CSV_ENDINGS:
-        return read_csv(path, options, on_broken)
-    if ending in JSON_LINES_ENDINGS:
-        return read_json_lines(path, on_broken)
-    if ending == '.parquet':
-        return read_parquet(path, on_broken)
+        return spool_documents(read_csv(path, options, on_broken))
+    if ending in SHARD_ENDINGS:
+        return spool_documents(shard_documents(open_shards(path, on_broken, content, label)))
     raise DataError(
         f'the ending {ending!r} of {path.name!r} is none that is known: allowed are '
         f'{" ".join(ENDINGS)}, folders, and files written with `save_documents` or '

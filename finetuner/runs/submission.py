@@ -40,7 +40,7 @@ def opened(
         data: a path, Documents, an iterator of them, a dataset, or the name of pushed data.
         csv_options: how CSV files are read; not looked at for anything else.
         on_broken: see `open_documents`.
-        content: column of a dataset; not looked at for anything else.
+        content: column of a dataset or of WebDataset shards; not looked at for anything else.
         label: the same.
 
     Returns:
@@ -49,9 +49,9 @@ def opened(
     Raises:
         DataError: there is nothing to be read, or it is no data.
     """
-    from finetuner.data.sources import HasRowDocuments, is_csv, is_source_path, open_documents
+    from finetuner.data.sources import has_columns, is_csv, is_source_path, open_documents
 
-    if isinstance(data, HasRowDocuments):
+    if has_columns(data):
         return open_documents(data, None, on_broken, content, label)
     if isinstance(data, str) and not is_source_path(data):
         return data

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any, NamedTuple
 
 from finetuner.excepts import ArtifactError, DataError
 
@@ -28,6 +28,9 @@ FREE_BYTES = 256 * 1024**2
 MAX_RATIO = 100
 # the others take memory that the zip chooses
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+# of a tar: long names, and what pax adds to them
+_MAX_HEADER_BYTES = 1 << 20
+_MOST_SHOWN = 200
 # folders in a folder: a tower's, and in it those of its modules
 MAX_DEPTH = 2
 # RuntimeError is an encrypted member (and, as NotImplementedError, an unknown compression),
@@ -176,37 +179,100 @@ def _of_zip(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo]) -> Members
 
 def _of_tar(path: Path, file: IO[bytes]) -> Members:
     places: dict[str, tuple[int, int]] = {}
-    end = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    with tarfile.open(fileobj=file, mode='r:') as archive:
-        position = -1
-        while (member := archive.next()) is not None:
-            # they are not needed again, and there may be a million of them
-            archive.members = []  # type: ignore[attr-defined]
-            if archive.offset <= position or member.size < 0:
-                raise DataError(f'{path.name} is damaged: {member.name!r} begins nowhere')
-            position = archive.offset
-            if member.isdir():
-                continue
-            _check_path(path.name, member.name)
-            if member.issym() or member.islnk():
-                raise DataError(f'{path.name} is refused: {member.name!r} is a link')
-            if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.sparse is not None:
-                raise DataError(f'{path.name} is refused: {member.name!r} is no plain file')
-            if member.offset_data + member.size > end:
-                raise DataError(f'{path.name} is incomplete: {member.name!r} ends behind its end')
-            name = '/'.join(_parts(member.name))
-            if name in places:
-                raise DataError(f'{path.name} is refused: {name!r} is in it more than once')
-            if len(places) >= MAX_DATA_FILES:
-                raise DataError(f'{path.name} holds more than {MAX_DATA_FILES:,} files')
-            places[name] = member.offset_data, member.size
+    for member in tar_members(path, file):
+        _check_path(path.name, member.name)
+        name = '/'.join(_parts(member.name))
+        if name in places:
+            raise DataError(f'{path.name} is refused: {name!r} is in it more than once')
+        places[name] = member.start, member.size
 
     def read(name: str, size: int) -> bytes:
         file.seek(places[name][0])
         return file.read(size)
 
     return Members({name: size for name, (_, size) in places.items()}, read)
+
+
+class TarMember(NamedTuple):
+    """A plain file in a tar: its name, where its bytes begin, and how many they are."""
+
+    name: str
+    start: int
+    size: int
+
+
+def tar_members(path: Path, file: IO[bytes]) -> Iterator[TarMember]:
+    """Yield the plain files of an open tar in order, refusing what could do harm; none is read.
+
+    Args:
+        path: of the tar, for messages.
+        file: the tar, seekable. It may be read elsewhere in between.
+
+    Raises:
+        DataError: it holds links or what is no plain file, too many files, or is cut short or
+            damaged. Names are not looked at.
+        tarfile.TarError: it is no tar.
+    """
+    end = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    headers: Any = _Headers(path.name, file)
+    with tarfile.open(fileobj=headers, mode='r:') as archive:
+        position, num_files = -1, 0
+        while (member := archive.next()) is not None:
+            # they are not needed again, and there may be a million of them
+            archive.members = []  # type: ignore[attr-defined]
+            name = shown_text(member.name)
+            if archive.offset <= position or member.size < 0:
+                raise DataError(f'{path.name} is damaged: {name} begins nowhere')
+            position = archive.offset
+            if member.isdir():
+                continue
+            if member.issym() or member.islnk():
+                raise DataError(f'{path.name} is refused: {name} is a link')
+            if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.sparse is not None:
+                raise DataError(f'{path.name} is refused: {name} is no plain file')
+            if member.offset_data + member.size > end:
+                raise DataError(f'{path.name} is incomplete: {name} ends behind its end')
+            num_files += 1
+            if num_files > MAX_DATA_FILES:
+                raise DataError(f'{path.name} holds more than {MAX_DATA_FILES:,} files')
+            yield TarMember(member.name, member.offset_data, member.size)
+        # where a header is damaged or missing tarfile stops as if this were the end
+        file.seek(archive.offset)
+        last = file.read(tarfile.BLOCKSIZE)
+    if len(last) < tarfile.BLOCKSIZE:
+        raise DataError(f'{path.name} is incomplete: it ends without the mark of its end')
+    if last.strip(b'\0'):
+        raise DataError(f'{path.name} is damaged: what follows its file {num_files} is no file')
+
+
+class _Headers:
+    """What tarfile reads of a tar, which is headers alone: none is larger than it must be."""
+
+    def __init__(self, name: str, file: IO[bytes]) -> None:
+        self._name = name
+        self._file = file
+        self._place = 0
+
+    def read(self, size: int) -> bytes:
+        if size > _MAX_HEADER_BYTES:
+            raise DataError(f'{self._name} is refused: a header of it has {size:,} bytes')
+        self._file.seek(self._place)
+        data = self._file.read(size)
+        self._place += len(data)
+        return data
+
+    def seek(self, place: int) -> int:
+        self._place = place
+        return place
+
+    def tell(self) -> int:
+        return self._place
+
+
+def shown_text(text: str) -> str:
+    """Show a name from outside in a message: cut where it is long."""
+    return repr(text if len(text) <= _MOST_SHOWN else f'{text[:_MOST_SHOWN]}...')
 
 
 def _gunzip(path: Path, target: IO[bytes]) -> None:

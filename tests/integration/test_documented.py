@@ -230,6 +230,9 @@ def write_shoes_csv() -> None:
     for path in rows:
         Path(path).parent.mkdir(exist_ok=True)
         Image.new('RGB', (8, 8)).save(path)
+    for shard in range(3):
+        texts = [f'{{"text": "row {number}", "label": {number % 20}}}\n' for number in range(100)]
+        Path(f'train-{shard}.jsonl').write_text(''.join(texts))
     Path('shoes.csv').write_text(''.join(f'{path},{label}\n' for path, label in rows.items()))
 
 
@@ -251,6 +254,8 @@ def test_the_blocks_of_the_chapter_on_data_run(tmp_path, monkeypatch):
             assert eval(compiled, namespace) == expected, line
             compared += 1
     assert compared >= 3
+    assert namespace['inputs'].shape == (64, 1)
+    assert namespace['loader'].epoch == 2
     assert len(load_documents(tmp_path / 'train.docs')) == 4
 
 

@@ -30,7 +30,7 @@ LAYERS = (
     ('runs', 'collections', 'columns', 'bulk', 'logins', 'transport'),
     ('protocol', 'remote', 'local_artifacts', 'client', 'run', 'experiment'),
     ('fitting', 'dataset_encoding', 'account', 'api', 'cli', 'runs_cli', 'server_cli', 'data_cli', 'alias_cli',
-     'export_cli', 'columns_cli', 'encode_cli', 'server', '__init__'),
+     'export_cli', 'columns_cli', 'encode_cli', 'search_cli', 'server', '__init__'),
 )  # fmt: skip
 SQL = ('finetuner.storage', 'finetuner.runs', 'finetuner.collections', 'finetuner.columns')
 # what training may know beside itself

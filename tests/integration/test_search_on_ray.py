@@ -1,0 +1,37 @@
+"""Mining on a Ray cluster that loses a node finds what is found on this machine."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from pyarrow import parquet
+
+from finetuner.bulk import mine_negatives
+from tests.integration.serving import REPOSITORY
+from tests.unit.encoded_cases import write_encoded
+
+
+def test_a_ray_cluster_of_which_a_node_is_killed_finds_the_same(tmp_path):
+    pytest.importorskip('ray')
+    random = np.random.default_rng(0)
+    query, index = tmp_path / 'query', tmp_path / 'index'
+    write_encoded(query, random.standard_normal((400, 32)), [n % 5 for n in range(400)])
+    write_encoded(
+        index, random.standard_normal((3000, 32)), [n % 7 for n in range(3000)], None, 100
+    )
+    (tmp_path / 'out').mkdir()
+    here, there = tmp_path / 'here.parquet', tmp_path / 'out' / 'there.parquet'
+    mine_negatives(query, index, here, k=7)
+    done = subprocess.run(
+        [sys.executable, '-m', 'tests.integration.search_on_ray', query, index, there],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    ours, theirs = parquet.read_table(here).to_pydict(), parquet.read_table(there).to_pydict()
+    assert theirs['anchor_id'] == ours['anchor_id']
+    assert theirs['negative_ids'] == ours['negative_ids']
+    np.testing.assert_allclose(theirs['distances'], ours['distances'], rtol=1e-9)
