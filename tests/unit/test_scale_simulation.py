@@ -311,7 +311,7 @@ def test_more_cores_help_no_more(model, costs, encode, name):
             plan_seconds=0.0,
             start_seconds=0.0,
         )
-        work = model.coarser(model.work_of(costs, 'texts', 5 * 10**6))
+        work = model.coarser(model.work_of(costs, 'texts', 2 * 10**7))
         seconds[factor] = encode(work, machines).seconds
     # where both are about as fast neither is quite busy
     assert seconds[0.5] > 1.4 * seconds[1.0]
