@@ -4,13 +4,14 @@ Rates are medians over some rounds, of one core that is alone unless it says oth
 `scale_simulation.py` needs goes to a file:
 
     python benchmarks/scale_costs.py                  # a table; four minutes on two cores
-    python benchmarks/scale_costs.py --json costs.json
+    python benchmarks/scale_costs.py --json benchmarks/scale_costs.json
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import statistics
@@ -33,7 +34,7 @@ _DISK_BYTES = 256 << 20
 _INDEX_ROWS = 200_000
 _MANY_SHARDS = 200
 # documents and rows a shard of what is encoded as a whole
-CASES = {'texts': (6000, 500), 'pictures': (600, 50)}
+CASES = {'texts': (4000, 400), 'pictures': (480, 48)}
 
 
 def median_seconds(step: Callable[[], Any], rounds: int = _ROUNDS) -> float:
@@ -288,51 +289,6 @@ def measure(folder: Path) -> UnitCosts:
     return UnitCosts(**found)
 
 
-def table(costs: UnitCosts) -> Iterator[tuple[str, str, str]]:
-    """What was measured, in words."""
-    for kind, unit in costs.kinds.items():
-        stages = {
-            name: getattr(unit, f'{name}_seconds') for name in ('read', 'decode', 'embed', 'write')
-        }
-        for name, seconds in stages.items():
-            yield f'{kind}: {name}', f'{seconds * 1e6:,.0f}', 'µs a document on a core'
-        rate = 1 / sum(stages.values())
-        yield f'{kind}: all of it', f'{rate:,.0f}', 'documents a second on a core that is alone'
-        yield (
-            f'{kind}: all cores busy',
-            f'{rate * unit.crowded_speed:,.0f}',
-            'documents a second on each core',
-        )
-        yield f'{kind}: a row of the input', f'{unit.bytes_in:,.0f}', 'bytes in Parquet'
-        yield f'{kind}: decoded', f'{unit.bytes_held:,.0f}', 'bytes of memory'
-        yield f'{kind}: a row of the output', f'{unit.bytes_out:,.0f}', 'bytes in Parquet'
-        yield f'{kind}: a row of an exact index', f'{unit.bytes_indexed:,.0f}', 'bytes of memory'
-        yield f'{kind}: an engine', f'{costs.load_seconds[kind]:.1f}', 's until it answers'
-        yield f'{kind}: a worker', f'{costs.worker_seconds[kind]:.1f}', 's until it answers'
-    yield 'a worker of pictures', f'{costs.worker_bytes / 1e6:,.0f}', 'MB of memory'
-    yield 'a Ray cluster of this machine', f'{costs.ray_seconds:.1f}', 's to start'
-    yield 'an actor of Ray', f'{costs.actor_seconds:.1f}', 's to start, without its engine'
-    yield 'a shard', f'{costs.shard_seconds * 1e3:.1f}', 'ms of its worker, beyond its rows'
-    yield 'a shard', f'{costs.plan_seconds * 1e3:.2f}', 'ms of the driver: plan, look, list'
-    for how, seconds in costs.dispatch_seconds.items():
-        yield 'a shard', f'{seconds * 1e3:.2f}', f'ms of the driver: hand it to {how}'
-    yield 'a shard', f'{costs.shard_bytes:,.0f}', 'bytes of plan and manifests'
-    yield 'the disk', f'{costs.disk_write / 1e6:,.0f}', 'MB/s written, with fsync'
-    yield 'the disk', f'{costs.disk_read / 1e6:,.0f}', 'MB/s read'
-    yield 'SHA-256', f'{costs.hash_bytes / 1e6:,.0f}', 'MB/s on a core'
-    yield 'an exact query', f'{costs.search_seconds:.2f}', 's of a core over 1 GB of embeddings'
-    yield 'a run that trains next to nothing', f'{costs.run_seconds:.1f}', 's'
-    yield 'a write to the run store', f'{costs.store_seconds * 1e3:.1f}', 'ms, in SQLite'
-    for case in costs.measured:
-        yield (
-            f'{case["documents"]:,} {case["kind"]}, {case["workers"]} worker(s), {case["how"]}',
-            f'{case["seconds"]:.1f}',
-            's as a whole',
-        )
-    for case in costs.queue:
-        yield f'{case["runs"]} runs, {case["slots"]} at a time', f'{case["seconds"]:.1f}', 's'
-
-
 def main() -> None:
     """Measure, print, and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -340,9 +296,10 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         costs = measure(Path(folder))
-    print(f'{"on " + str(costs.cores) + " cores":<44} {"":>12}')
-    for what, value, unit in table(costs):
-        print(f'{what:<44} {value:>12} {unit}')
+    from scale_tables import small_cases, unit_costs
+
+    for line in itertools.chain(unit_costs(costs), [''], small_cases(costs)):
+        print(line)
     if arguments.json:
         arguments.json.write_text(json.dumps(dataclasses.asdict(costs), indent=1) + '\n')
 

@@ -321,8 +321,8 @@ def shares_of(demand: Demand, site: Site) -> dict[str, float]:
         'storage': moved / (site.storage_bytes * seconds),
         'driver': demand.driver_seconds / seconds,
         'files': demand.num_files / site.files,
-        'memory of the index': demand.index_bytes / (site.num_nodes * site.memory),
-        'exact search': demand.search_core_seconds / (site.num_cores * site.query_seconds),
+        'index memory': demand.index_bytes / (site.num_nodes * site.memory),
+        'exact query': demand.search_core_seconds / (site.num_cores * site.query_seconds),
     }
 
 

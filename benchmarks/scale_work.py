@@ -89,9 +89,13 @@ def write_input(
         values = {'image': [photos[i % len(photos)] for i in range(num_documents)]}
     values['id'] = [str(i) for i in range(num_documents)]
     path = folder / f'{kind}-{name}.parquet'
-    # without a dictionary each row is as large as if there were no other like it
+    # each row is as large as if there were no other like it
     parquet.write_table(
-        pyarrow.table(values), path, row_group_size=rows_per_group, use_dictionary=False
+        pyarrow.table(values),
+        path,
+        row_group_size=rows_per_group,
+        use_dictionary=False,
+        compression='none',
     )
     return path
 
@@ -253,7 +257,7 @@ class _Asked:
 
 
 def time_queue() -> None:
-    """One run by itself, then three that share two slots."""
+    """One run by itself, then four that share two slots."""
     from docarray import Document, DocumentArray
 
     from finetuner.client import LocalClient
@@ -267,7 +271,7 @@ def time_queue() -> None:
         for i in range(4)
     )
     found = []
-    for num_runs, num_slots in ((1, 1), (3, 2)):
+    for num_runs, num_slots in ((1, 1), (4, 2)):
         with tempfile.TemporaryDirectory() as folder:
             settings = Settings.from_environment(Path(folder))
             client = LocalClient(settings, max_retries=0)

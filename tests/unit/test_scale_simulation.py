@@ -274,8 +274,8 @@ def costs(model):
         ({}, {'num_nodes': 1000, 'storage_bytes': 1e6}, 'storage'),
         ({'plan_seconds': 20.0}, {'num_nodes': 1000, 'memory': 1e13}, 'driver'),
         ({}, {'num_nodes': 1000, 'files': 100.0}, 'files'),
-        ({}, {'num_nodes': 1000, 'memory': 1e5}, 'memory of the index'),
-        ({'search_seconds': 1e6}, {'num_nodes': 1000}, 'exact search'),
+        ({}, {'num_nodes': 1000, 'memory': 1e5}, 'index memory'),
+        ({'search_seconds': 1e6}, {'num_nodes': 1000}, 'exact query'),
     ],
 )
 def test_the_first_bottleneck(model, costs, changed, there, first):
@@ -325,23 +325,51 @@ def test_costs_are_read_as_they_were_written(model, costs, tmp_path):
     assert model.load_costs(path) == costs
 
 
-def test_tables_are_printed(load, costs, tmp_path, monkeypatch, capsys):
-    simulation = load('scale_simulation')
-    monkeypatch.setattr(simulation, 'SIZES', ((10**5, 1), (10**6, 4)))
-    monkeypatch.setattr(simulation, '_NUM_RUNS', 200)
+@pytest.fixture(scope='module')
+def measured(costs):
     case = {'kind': 'texts', 'documents': 6000, 'rows_per_shard': 500, 'seconds': 20.0}
-    ways = [{'how': 'here', 'workers': 1}, {'how': 'processes', 'workers': 2}]
-    whole = dataclasses.replace(
+    ways = [('here', 1), ('processes', 2), ('ray', 2)]
+    return dataclasses.replace(
         costs,
-        measured=[{**case, **way} for way in ways],
+        measured=[{**case, 'how': how, 'workers': workers} for how, workers in ways],
         queue=[{'runs': 3, 'slots': 2, 'seconds': 40.0}],
     )
-    path = tmp_path / 'costs.json'
-    path.write_text(json.dumps(dataclasses.asdict(whole)))
-    monkeypatch.setattr(sys, 'argv', ['scale_simulation.py', str(path), '--hours', '1'])
-    simulation.main()
-    shown = capsys.readouterr().out
-    # by hand: 6,000 times 2.06 ms, twelve times 30 ms, 3 s to load
-    assert '6,000 texts, 1 by here' in shown
-    assert '3 runs in 2 slots' in shown
-    assert 'first: ' in shown
+
+
+def test_small_cases_are_simulated_as_they_are(load, measured):
+    _, here, processes, ray, runs = load('scale_tables').small_cases(measured)
+    # twelve shards, and a core beside the one that embeds and writes, which decodes; both together
+    # are slower than one: 0.9 of the way for most of the time
+    seconds = float(here.split()[-2])
+    assert 3 + 12 * (0.03 + 500 * 2.02e-3) < seconds < 3 + 12 * (0.03 + 500 * 2.06e-3) / 0.8
+    seconds = float(processes.split()[-2])
+    assert seconds == pytest.approx(6 + 6 * (0.03 + 500 * 2.06e-3) / 0.8, rel=0.05)
+    assert float(ray.split()[-2]) == pytest.approx(seconds - 6 + 4 + 1 + 3, rel=0.05)
+    # two rounds
+    assert float(runs.split()[-2]) == pytest.approx(2 * 15 / 0.8, abs=0.06)
+
+
+def test_tables_are_printed_and_put_into_documents(load, measured, tmp_path, monkeypatch, capsys):
+    simulation, tables = load('scale_simulation'), load('scale_tables')
+    monkeypatch.setattr(tables, 'SIZES', ((10**5, 1), (10**6, 4)))
+    monkeypatch.setattr(tables, '_NUM_RUNS', 200)
+    path, document = tmp_path / 'costs.json', tmp_path / 'document.md'
+    path.write_text(json.dumps(dataclasses.asdict(measured)))
+    document.write_text('before\n<!-- table: demands -->\n```text\nold\n```\nafter\n')
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, 'argv', ['scale_simulation.py', str(path), *arguments])
+        simulation.main()
+        return capsys.readouterr().out
+
+    shown = run('--hours', '1', '--storage-mb', '50')
+    assert all(f'\n{name}\n---' in shown for name in ('unit costs', 'simulations', 'queue'))
+    asked = run('--only', 'demands').partition('\n')[2].partition('\n')[2].partition('\n')[2]
+    assert '1e+06 texts' in asked
+    run('--only', 'demands', '--update', str(document))
+    expected = f'before\n<!-- table: demands -->\n```text\n{asked}```\nafter\n'
+    assert document.read_text() == expected
+    with pytest.raises(SystemExit, match='there is no block behind <!-- table: shares -->'):
+        run('--only', 'shares', '--update', str(document))
+    with pytest.raises(SystemExit, match='there is no table'):
+        run('--only', 'other')
