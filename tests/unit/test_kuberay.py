@@ -24,7 +24,10 @@ from tests.kubernetes_checks import refuse_loose_ends, refuse_unknown
 
 ROOT = Path(__file__).resolve().parents[2]
 FLOW = ROOT / 'flows/train-and-encode.yml'
-ENCODE = 'finetuner encode --input "/data/in/*.parquet" --output /data/out --artifact A --ray auto'
+ENCODE = (
+    'finetuner encode --input "/data/in/*.parquet" --output /data/out --artifact A --workers 8 '
+    '--ray auto'
+)
 GATEWAY = {
     'uses': 'finetuner.server.gateway.Gateway',
     'protocol': ['grpc', 'http'],
@@ -79,6 +82,32 @@ def test_kuberay_takes_a_cluster(ray, tmp_path):
         limits['nvidia.com/gpu'] = 1
     assert worker['resources']['limits'] == limits
     assert cluster['spec']['headGroupSpec']['rayStartParams']['num-cpus'] == '0'
+
+
+@pytest.mark.parametrize(
+    ('ray', 'said', 'cpus', 'gpus', 'num_workers'),
+    [
+        ({'workers': '1:4', 'cpu': '4'}, {}, '4', '0', 4),
+        ({'workers': '0:2', 'cpu': '16', 'gpus': '4'}, {}, '4', '1', 8),
+        ({'workers': '1:4'}, {'env': {'FINETUNER_RAY_CPUS': '2'}}, '2', '0', 4),
+        ({'workers': '1:4'}, {'uses_with': {'num_workers': 9}}, '4', '0', 9),
+    ],
+)
+def test_a_run_has_the_worker_it_is_sent_to(ray, said, cpus, gpus, num_workers, tmp_path):
+    flow = {'jtype': 'Flow', 'gateway': GATEWAY, 'executors': [{**TRAINER, **said}]}
+    (tmp_path / 'flow.yml').write_text(json.dumps(flow))
+    files = export(tmp_path, tmp_path / 'flow.yml', **ray)
+    checked(files)
+    objects = {each['kind']: each for each in files['trainer']}
+    (container,) = objects['Deployment']['spec']['template']['spec']['containers']
+    given = {each['name']: each.get('value') for each in container['env']}
+    if 'ConfigMap' in objects:
+        given.update(objects['ConfigMap']['data'])
+    assert (given['FINETUNER_RAY_CPUS'], given['FINETUNER_RAY_GPUS']) == (cpus, gpus)
+    arguments = container['args']
+    uses_with = json.loads(arguments[arguments.index('--uses-with') + 1])
+    # no num_threads: those would be of the trainer's own pod, which computes nothing
+    assert uses_with == {'num_workers': num_workers}
 
 
 def test_pods_of_ray_are_given_what_the_trainer_has(tmp_path):

@@ -56,6 +56,11 @@ class RayCluster:
     gpus: int
     job: str | None
 
+    @property
+    def per_worker(self) -> int:
+        """Processes of runs that have room in a worker."""
+        return max(1, self.gpus)
+
 
 @dataclass(frozen=True)
 class Cluster:

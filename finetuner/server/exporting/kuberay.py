@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from finetuner.excepts import ConfigError
@@ -83,13 +84,26 @@ def check_ray(plan: Plan, wishes: RayWishes, namespace: str, many_nodes: bool) -
     )
 
 
-def variables_of_launcher(cluster: Cluster) -> list[dict[str, Any]]:
+def sending_trainer(part: Part, ray: RayCluster) -> Part:
+    """A trainer that sends runs away: as many at a time as workers could have, on Ray's threads."""
+    return replace(part, uses_with={'num_workers': ray.most * ray.per_worker, **part.uses_with})
+
+
+def variables_of_launcher(plan: Plan, part: Part, cluster: Cluster) -> list[dict[str, Any]]:
     """What a trainer's container is told, so that its runs become jobs of the Ray cluster."""
     ray = cluster.ray
     if ray is None:
         return []
+    found = {
+        'FINETUNER_LAUNCHER': 'ray',
+        'FINETUNER_RAY_ADDRESS': ray.address,
+        # of each process of a run: a GPU with its share of the worker, or the whole worker
+        'FINETUNER_RAY_CPUS': f'{ray.cpu / ray.per_worker:g}',
+        'FINETUNER_RAY_GPUS': min(1, ray.gpus),
+    }
+    said = _said_of(plan, part).get('env') or {}
     return [
-        *from_values({'FINETUNER_LAUNCHER': 'ray', 'FINETUNER_RAY_ADDRESS': ray.address}),
+        *from_values({name: value for name, value in found.items() if name not in said}),
         {'name': 'RAY_AUTH_MODE', 'value': 'token'},
         # the operator makes this Secret; until it has, the pod waits
         from_secret('RAY_AUTH_TOKEN', ray.name, 'auth_token'),
@@ -207,9 +221,7 @@ def _probes() -> dict[str, dict[str, Any]]:
 def _environment(plan: Plan, cluster: Cluster) -> list[dict[str, Any]]:
     """What the trainer has, and a job needs: the home, the database, and what the Flow gives."""
     trainers = _trainers(plan)
-    said: Mapping[str, Any] = plan.flow['with']
-    if trainers:
-        said = next(each for each in plan.flow['executors'] if each['name'] == trainers[0].name)
+    said = _said_of(plan, trainers[0]) if trainers else plan.flow['with']
     taken = [
         from_secret(name, secret['name'], secret['key'])
         for name, secret in (said.get('env_from_secret') or {}).items()
@@ -292,6 +304,11 @@ def _command(text: str) -> str:
 
 def _trainers(plan: Plan) -> list[Part]:
     return [part for part in plan.parts.values() if part.is_trainer]
+
+
+def _said_of(plan: Plan, part: Part) -> Mapping[str, Any]:
+    """What the Flow says of an Executor, with what it says of all."""
+    return next(each for each in plan.flow['executors'] if each['name'] == part.name)
 
 
 def _image(plan: Plan) -> str:

@@ -19,7 +19,11 @@ from finetuner.server.exporting.cluster import (
     shared_memory,
 )
 from finetuner.server.exporting.jina_exporters import kubernetes_objects
-from finetuner.server.exporting.kuberay import ray_files, variables_of_launcher
+from finetuner.server.exporting.kuberay import (
+    ray_files,
+    sending_trainer,
+    variables_of_launcher,
+)
 from finetuner.server.exporting.leaks import DATABASE, KEY, TOKEN
 from finetuner.server.exporting.plan import GATEWAY, HOME, PORT_OF_METRICS, Part, Plan
 
@@ -186,10 +190,12 @@ class _Finisher:
         self, container: dict[str, Any], part: Part, config: dict[str, Any] | None
     ) -> None:
         cpu, memory = part.cpu or part.default_cpu, part.memory or part.default_memory
+        own = part.arguments(cpu)
+        if part.is_trainer and self._cluster.ray is not None:
+            own = sending_trainer(part, self._cluster.ray).arguments(None)
         # Kubernetes would put a variable in place of $(NAME), and one $ in place of two
         container['args'] = [
-            argument.replace('$', '$$')
-            for argument in with_code(container['args'], part, part.arguments(cpu))
+            argument.replace('$', '$$') for argument in with_code(container['args'], part, own)
         ]
         container['ports'] = [
             {'name': name, 'containerPort': each['containerPort']}
@@ -228,7 +234,9 @@ class _Finisher:
             from_secret(name, self._cluster.secret, name, required)
             for name, required in names.items()
         ]
-        launcher = variables_of_launcher(self._cluster) if part.is_trainer else []
+        launcher = []
+        if part.is_trainer:
+            launcher = variables_of_launcher(self._plan, part, self._cluster)
         return [{'name': 'FINETUNER_HOME', 'value': HOME}, *taken, *launcher]
 
     def _probes(
