@@ -51,6 +51,7 @@ def median_seconds(step: Callable[[], Any], rounds: int = _ROUNDS) -> float:
 def kind_costs(kind: str, folder: Path, crowded_speed: float) -> KindCosts:
     """Each stage of a lot of documents, by the code that encodes data sets."""
     import numpy as np
+
     from finetuner.bulk.inputs import open_input
     from finetuner.bulk.rows import Columns
     from finetuner.bulk.writing import open_writer
@@ -118,11 +119,10 @@ def answer_of(*arguments: object) -> dict[str, Any]:
 
 def shard_costs(folder: Path) -> tuple[float, float, float]:
     """Seconds of a worker and of the driver, and bytes, a shard; of shards of one row."""
+    import finetuner
     from finetuner.bulk.options import BulkOptions
     from finetuner.bulk.plan import load_plan
     from finetuner.bulk.shard_encoding import ShardEncoder
-
-    import finetuner
 
     source = write_input('texts', folder, _MANY_SHARDS, 'shards')
     output = folder / 'shards'
@@ -296,12 +296,12 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         costs = measure(Path(folder))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(dataclasses.asdict(costs), indent=1) + '\n')
     from scale_tables import small_cases, unit_costs
 
     for line in itertools.chain(unit_costs(costs), [''], small_cases(costs)):
         print(line)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(dataclasses.asdict(costs), indent=1) + '\n')
 
 
 if __name__ == '__main__':
