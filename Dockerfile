@@ -11,7 +11,7 @@ ARG PYTHON_IMAGE=python:3.11-slim
 FROM ${PYTHON_IMAGE} AS dependencies
 # empty for the package registry's own torch, which is the one with CUDA
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-# also wanted: wandb, tensorboard ...
+# also wanted: wandb, tensorboard, ray ...
 ARG EXTRAS=serve,postgresql,parquet,lora
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_COMPILE=1
 WORKDIR /build

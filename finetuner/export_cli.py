@@ -10,7 +10,7 @@ import typer
 from finetuner.console import tell
 
 if TYPE_CHECKING:
-    from finetuner.server.exporting import Wishes
+    from finetuner.server.exporting import RayWishes, Wishes
 
 app = typer.Typer(
     help='Write a Flow as files for Kubernetes or Docker Compose.', no_args_is_help=True
@@ -60,14 +60,49 @@ def kubernetes(
             help='Spread pods; needs a class of volumes that is ReadWriteMany, and a database.',
         ),
     ] = False,
+    ray: Annotated[
+        bool,
+        typer.Option('--ray', help='With a Ray cluster for runs, of KubeRay; needs --many-nodes.'),
+    ] = False,
+    ray_workers: Annotated[
+        str | None, typer.Option(show_default='1:4', help='Fewest and most workers.')
+    ] = None,
+    ray_cpu: Annotated[
+        str | None, typer.Option(show_default='4', help='Cores of a worker.')
+    ] = None,
+    ray_memory: Annotated[
+        str | None, typer.Option(show_default='16Gi', help='Memory of a worker.')
+    ] = None,
+    ray_gpus: Annotated[
+        str | None, typer.Option(show_default='none', help='GPUs of a worker, of NVIDIA.')
+    ] = None,
+    ray_job: Annotated[
+        str | None,
+        typer.Option(show_default='none', help="To run once on it: 'finetuner encode ...'."),
+    ] = None,
     as_json: _Json = False,
 ) -> None:
     """Write a Flow as Kubernetes objects, for `kubectl apply -f`."""
     from finetuner.server.exporting import export_kubernetes
 
     wishes = _wishes(image, executor_image, replicas, autoscale, gpus, cpu, memory)
+    asked = {
+        'workers': ray_workers,
+        'cpu': ray_cpu,
+        'memory': ray_memory,
+        'gpus': ray_gpus,
+        'job': ray_job,
+    }
     told = export_kubernetes(
-        flow, output, wishes, namespace, secret, storage, storage_class, many_nodes
+        flow,
+        output,
+        wishes,
+        namespace,
+        secret,
+        storage,
+        storage_class,
+        many_nodes,
+        _ray_wishes(ray, asked),
     )
     place, name = told['namespace'], told['secret']
     words = (
@@ -77,6 +112,11 @@ def kubernetes(
         f'  kubectl -n {place} create secret generic {name} --from-env-file=secrets.env\n'
         f'  kubectl apply -f {output}'
     )
+    if ray:
+        words += (
+            f'\nKubeRay 1.5.1 or later has to run there, and the image needs the extra `ray`. '
+            f'Jobs: {told["ray"]}'
+        )
     tell(told, as_json, words)
 
 
@@ -107,6 +147,16 @@ def compose(
         f'  docker compose --project-directory {output} up --detach'
     )
     tell(told, as_json, words)
+
+
+def _ray_wishes(ray: bool, asked: dict[str, str | None]) -> RayWishes | None:
+    from finetuner.excepts import ConfigError
+    from finetuner.server.exporting import RayWishes
+
+    given = {name: value for name, value in asked.items() if value is not None}
+    if not ray and given:
+        raise ConfigError(f'--ray-{next(iter(given))} speaks of a Ray cluster: add --ray')
+    return RayWishes(**given) if ray else None
 
 
 def _wishes(

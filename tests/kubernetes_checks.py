@@ -13,7 +13,12 @@ def refuse_unknown(objects):
     """Validate strictly: a field that there is not is a mistake."""
     for each in objects:
         for version in VERSIONS:
-            kubernetes_validate.validate(each, version, strict=True)
+            validate(each, version)
+
+
+def validate(each, version):
+    """Hold an object of Kubernetes' own against the schemas of a version."""
+    kubernetes_validate.validate(each, version, strict=True)
 
 
 def refuse_loose_ends(objects):

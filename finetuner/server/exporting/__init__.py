@@ -10,9 +10,10 @@ from typing import Any
 
 from finetuner.excepts import ConfigError
 from finetuner.server.exporting import values
+from finetuner.server.exporting.cluster import RayWishes
 from finetuner.server.exporting.plan import Plan, Wishes, make_plan
 
-__all__ = ['Wishes', 'export_compose', 'export_kubernetes']
+__all__ = ['RayWishes', 'Wishes', 'export_compose', 'export_kubernetes']
 
 
 def export_kubernetes(
@@ -24,6 +25,7 @@ def export_kubernetes(
     storage: str = '10Gi',
     storage_class: str | None = None,
     many_nodes: bool = False,
+    ray: RayWishes | None = None,
 ) -> dict[str, Any]:
     """Write a Flow as Kubernetes objects.
 
@@ -37,23 +39,29 @@ def export_kubernetes(
         storage_class: of the volumes; None for the cluster's default.
         many_nodes: whether pods may run on several nodes; the Secret then has to hold
             FINETUNER_DATABASE_URL, and the class of the volumes to allow ReadWriteMany.
+        ray: a Ray cluster for KubeRay's operator, which the trainer sends its runs to; None for
+            runs in the trainer's own pod.
 
     Returns:
-        `files`, `namespace`, `secret` and its `secret_keys`.
+        `files`, `namespace`, `secret`, its `secret_keys`, and `ray`: the address of the jobs API.
 
     Raises:
         ConfigError: the Flow cannot run there, an argument is unusable, or `output` holds files.
     """
-    from finetuner.server.exporting.kubernetes import Cluster, kubernetes_files
+    from finetuner.server.exporting.cluster import Cluster
+    from finetuner.server.exporting.kuberay import check_ray
+    from finetuner.server.exporting.kubernetes import kubernetes_files
 
     _refuse_full(output)
     plan = _plan_of(flow, wishes)
+    namespace = values.host_name('--namespace', namespace or plan.name)
     cluster = Cluster(
-        namespace=values.host_name('--namespace', namespace or plan.name),
+        namespace=namespace,
         secret=values.host_name('--secret', secret or f'{plan.name}-secrets'),
         storage=values.byte_quantity('--storage', storage),
         storage_class=storage_class and values.host_name('--storage-class', storage_class),
         many_nodes=many_nodes,
+        ray=check_ray(plan, ray, namespace, many_nodes) if ray else None,
     )
     texts = {
         f'{name}.yml': _yaml_of(objects)
@@ -67,6 +75,7 @@ def export_kubernetes(
         'namespace': cluster.namespace,
         'secret': cluster.secret,
         'secret_keys': [*keys, 'FINETUNER_DATABASE_URL'] if many_nodes else keys,
+        'ray': cluster.ray and cluster.ray.address,
     }
 
 

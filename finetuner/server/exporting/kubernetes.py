@@ -3,43 +3,36 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 from typing import Any
 
 from finetuner.excepts import ConfigError
 from finetuner.server.exporting import values
+from finetuner.server.exporting.cluster import (
+    COMPONENT,
+    PART_OF,
+    Cluster,
+    from_secret,
+    home_volume,
+    resources,
+    security_of_container,
+    security_of_pod,
+    shared_memory,
+)
 from finetuner.server.exporting.jina_exporters import kubernetes_objects
+from finetuner.server.exporting.kuberay import (
+    ray_files,
+    sending_trainer,
+    variables_of_launcher,
+)
 from finetuner.server.exporting.leaks import DATABASE, KEY, TOKEN
 from finetuner.server.exporting.plan import GATEWAY, HOME, PORT_OF_METRICS, Part, Plan
 
 _WORKLOADS = ('Deployment', 'StatefulSet')
-_PART_OF = 'app.kubernetes.io/part-of'
 _SHARED = 'shared'
-_USER = 1000
 _HEAD = Part('head', '', '', default_cpu='500m', default_memory='512Mi')
 _PERIOD_SECONDS = 5
 # for a worker to write its checkpoint, and for requests to end
 _GRACE_SECONDS = {True: 90, False: 30}
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """What there is in the cluster.
-
-    Attributes:
-        namespace: that everything goes to.
-        secret: name of the Secret that holds FINETUNER_TOKEN and FINETUNER_GATEWAY_KEY.
-        storage: size of the home, and of each volume of an Executor.
-        storage_class: of both; None for the cluster's default.
-        many_nodes: whether pods on several nodes share the home. It then has to be of a class
-            that they can all write to, and runs are kept in a database outside of it.
-    """
-
-    namespace: str
-    secret: str
-    storage: str = '10Gi'
-    storage_class: str | None = None
-    many_nodes: bool = False
 
 
 def kubernetes_files(plan: Plan, cluster: Cluster) -> dict[str, list[dict[str, Any]]]:
@@ -54,13 +47,14 @@ def kubernetes_files(plan: Plan, cluster: Cluster) -> dict[str, list[dict[str, A
         name: _Finisher(plan, cluster).finished(objects)
         for name, objects in kubernetes_objects(plan, cluster.namespace).items()
     }
-    if _SHARED in files:
+    shared = [_home_claim(plan, cluster), _executors_policy(plan, cluster)]
+    ours = {_SHARED: shared, **ray_files(plan, cluster)}
+    for taken in sorted(set(ours) & set(files)):
         raise ConfigError(
-            f'an Executor is called {_SHARED!r}, as is the file of what all of them share: give it '
+            f'an Executor is called {taken!r}, as is a file of what all of them share: give it '
             'another name'
         )
-    shared = [_home_claim(plan, cluster), _executors_policy(plan, cluster)]
-    return {_SHARED: shared, **files}
+    return {**ours, **files}
 
 
 class _Finisher:
@@ -91,8 +85,8 @@ class _Finisher:
     def _labels(self, executor: str) -> dict[str, str]:
         return {
             'app.kubernetes.io/name': 'finetuner',
-            'app.kubernetes.io/component': values.host_name('Executor', executor),
-            _PART_OF: self._plan.name,
+            COMPONENT: values.host_name('Executor', executor),
+            PART_OF: self._plan.name,
         }
 
     def _config_map(self, objects: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -168,25 +162,16 @@ class _Finisher:
             automountServiceAccountToken=False,
             enableServiceLinks=False,
             terminationGracePeriodSeconds=_GRACE_SECONDS[part.is_trainer],
-            securityContext={
-                'runAsNonRoot': True,
-                'runAsUser': _USER,
-                'runAsGroup': _USER,
-                'fsGroup': _USER,
-                'fsGroupChangePolicy': 'OnRootMismatch',
-                'seccompProfile': {'type': 'RuntimeDefault'},
-            },
+            securityContext=security_of_pod(),
         )
         if part is _HEAD:
             return
-        pod['volumes'] = [
-            {'name': 'home', 'persistentVolumeClaim': {'claimName': f'{self._plan.name}-home'}}
-        ]
+        pod['volumes'] = [home_volume(self._plan)]
         if part.is_trainer:
-            # workers that load data hand it over there, and a container has 64 MB of it
-            memory = {'medium': 'Memory', 'sizeLimit': '1Gi'}
-            pod['volumes'].append({'name': 'shared-memory', 'emptyDir': memory})
-            container['volumeMounts'].append({'name': 'shared-memory', 'mountPath': '/dev/shm'})
+            # workers that load data hand it over there
+            volume, mount = shared_memory('1Gi')
+            pod['volumes'].append(volume)
+            container['volumeMounts'].append(mount)
         if not self._cluster.many_nodes:
             pod['affinity'] = {'podAffinity': self._one_node()}
 
@@ -195,7 +180,7 @@ class _Finisher:
         return {
             'requiredDuringSchedulingIgnoredDuringExecution': [
                 {
-                    'labelSelector': {'matchLabels': {_PART_OF: self._plan.name}},
+                    'labelSelector': {'matchLabels': {PART_OF: self._plan.name}},
                     'topologyKey': 'kubernetes.io/hostname',
                 }
             ]
@@ -205,10 +190,12 @@ class _Finisher:
         self, container: dict[str, Any], part: Part, config: dict[str, Any] | None
     ) -> None:
         cpu, memory = part.cpu or part.default_cpu, part.memory or part.default_memory
+        own = part.arguments(cpu)
+        if part.is_trainer and self._cluster.ray is not None:
+            own = sending_trainer(part, self._cluster.ray).arguments(None)
         # Kubernetes would put a variable in place of $(NAME), and one $ in place of two
         container['args'] = [
-            argument.replace('$', '$$')
-            for argument in with_code(container['args'], part, part.arguments(cpu))
+            argument.replace('$', '$$') for argument in with_code(container['args'], part, own)
         ]
         container['ports'] = [
             {'name': name, 'containerPort': each['containerPort']}
@@ -221,13 +208,8 @@ class _Finisher:
         failures = container['startupProbe']['failureThreshold']
         container.update(self._probes(part, container['ports'], failures))
         container['ports'].append({'name': 'metrics', 'containerPort': PORT_OF_METRICS})
-        amounts = {'cpu': cpu, 'memory': memory}
-        limits = {**amounts, 'nvidia.com/gpu': int(part.gpus)} if part.gpus else amounts
-        container['resources'] = {'requests': amounts, 'limits': limits}
-        container['securityContext'] = {
-            'allowPrivilegeEscalation': False,
-            'capabilities': {'drop': ['ALL']},
-        }
+        container['resources'] = resources(cpu, memory, int(part.gpus or 0))
+        container['securityContext'] = security_of_container()
         container.pop('envFrom')
         if config is not None:
             container['envFrom'] = [{'configMapRef': {'name': config['metadata']['name']}}]
@@ -249,19 +231,13 @@ class _Finisher:
         if part.name == GATEWAY:
             names = {TOKEN: True, **names}
         taken = [
-            {
-                'name': name,
-                'valueFrom': {
-                    'secretKeyRef': {
-                        'name': self._cluster.secret,
-                        'key': name,
-                        **({} if required else {'optional': True}),
-                    }
-                },
-            }
+            from_secret(name, self._cluster.secret, name, required)
             for name, required in names.items()
         ]
-        return [{'name': 'FINETUNER_HOME', 'value': HOME}, *taken]
+        launcher = []
+        if part.is_trainer:
+            launcher = variables_of_launcher(self._plan, part, self._cluster)
+        return [{'name': 'FINETUNER_HOME', 'value': HOME}, *taken, *launcher]
 
     def _probes(
         self, part: Part, ports: list[dict[str, Any]], failures: int
@@ -362,7 +338,7 @@ def _home_claim(plan: Plan, cluster: Cluster) -> dict[str, Any]:
         'metadata': {
             'name': f'{plan.name}-home',
             'namespace': cluster.namespace,
-            'labels': {'app.kubernetes.io/name': 'finetuner', _PART_OF: plan.name},
+            'labels': {'app.kubernetes.io/name': 'finetuner', PART_OF: plan.name},
         },
         'spec': _claim_spec(cluster, cluster.many_nodes),
     }
@@ -370,7 +346,7 @@ def _home_claim(plan: Plan, cluster: Cluster) -> dict[str, Any]:
 
 def _executors_policy(plan: Plan, cluster: Cluster) -> dict[str, Any]:
     """Executors trust whoever reaches them: pods of this Flow, and for metrics all others."""
-    of_flow = {_PART_OF: plan.name}
+    of_flow = {PART_OF: plan.name}
     from_flow = {'from': [{'podSelector': {'matchLabels': dict(of_flow)}}]}
     return {
         'apiVersion': 'networking.k8s.io/v1',

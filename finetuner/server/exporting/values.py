@@ -63,6 +63,17 @@ def span(option: str, text: str) -> tuple[int, int]:
     return fewest, most
 
 
+def range_of(option: str, text: str) -> tuple[int, int]:
+    """Read `1:4`, fewest and most, from `0:1` on, or raise a ConfigError that names the option."""
+    low, colon, high = text.partition(':')
+    if not colon:
+        raise ConfigError(f'{option} {text!r} is not FEWEST:MOST, such as 1:4 or 2:2')
+    fewest, most = whole_number(option, low, least=0), whole_number(option, high)
+    if most < fewest:
+        raise ConfigError(f'{option} {text!r}: the second number must not be the smaller one')
+    return fewest, most
+
+
 def cpu_quantity(option: str, text: str) -> str:
     """Check an amount of CPU as Kubernetes writes it, such as `2`, `0.5` or `500m`."""
     if not _CPU.fullmatch(text) or num_cores(text) <= 0:
