@@ -33,6 +33,8 @@ from pyarrow import parquet
 
 EMOJI = Path(__file__).resolve().parents[1] / 'examples' / 'emoji'
 MODELS = {'texts': 'all-MiniLM-L6-v2', 'pictures': 'efficientnet-lite0'}
+# the pictures are of 96 pixels themselves
+OPTIONS = {'texts': None, 'pictures': {'input_size': 96}}
 # rows of an input file, which is a shard
 ROWS = {'texts': 10_000, 'pictures': 1_000}
 CONTESTANTS = ('finetuner', 'finetuner on ray', 'ray by hand')
@@ -80,7 +82,7 @@ def write_artifact(folder: Path, kind: str) -> None:
     from finetuner.artifact import save_artifact
     from finetuner.inference import build_engine
 
-    engine = build_engine(MODELS[kind], device='cpu')
+    engine = build_engine(MODELS[kind], OPTIONS[kind], device='cpu')
     save_artifact(folder, engine.model, engine.spec, onnx_inputs=engine.reader.example())  # type: ignore[attr-defined]
 
 
