@@ -19,6 +19,7 @@ from finetuner.precision_record import PrecisionRecord
 from finetuner.storage.archives import MAX_DEPTH
 
 SCHEMA_VERSION = 1
+_CHUNK_BYTES = 1 << 20
 WEIGHTS = 'model.safetensors'
 _PACKAGES = (
     'finetuner',
@@ -165,8 +166,11 @@ def archive_name(run_name: str, artifact_id: str) -> str:
 
 def hash_file(path: Path) -> str:
     """SHA-256 of a file, in hex."""
-    with path.open('rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()
+    digest = hashlib.sha256()
+    with path.open('rb', buffering=0) as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _versions() -> dict[str, str]:

@@ -80,6 +80,10 @@ class TrainingPausedError(TrainingError):
     """Training was asked to stop at a checkpoint, from which it can go on."""
 
 
+# what such an error begins with, in the output of a process too
+RANK_LOST = 'another process of this training has ended or does not answer'
+
+
 class RankLostError(TrainingError):
     """Another process of the same training has ended, so this one cannot go on."""
 

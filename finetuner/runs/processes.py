@@ -230,6 +230,8 @@ def worker_environment(
         'FINETUNER_HOME': str(settings.home),
         'FINETUNER_DATABASE_URL': settings.database_url,
         'FINETUNER_ARTIFACTS_URL': settings.artifacts_url,
+        # a run is not to start runs of its own
+        'FINETUNER_LAUNCHER': 'process',
         # A script in the working directory must not stand in for a module of the same name.
         'PYTHONSAFEPATH': '1',
     }

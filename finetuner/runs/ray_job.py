@@ -78,37 +78,38 @@ class Job:
         """Do the run, again where nodes are lost; whether it ended as it should."""
         attempt = 0
         while True:
-            lost = self._attempt(attempt)
+            end = self._attempt(attempt)
             run = self._runs.read_run(self._launch.run_id)
-            if lost is None or not run.is_going or run.queue == WAITING:
+            if end.spoke or not run.is_going or run.queue == WAITING:
                 return run.status == FINISHED
             if run.worker != self._launch.mark(attempt):
                 print('another worker has the run by now')
                 return False
-            if attempt >= self._max_retries:
-                self._runs.mark_failed(run.id, f'{lost}; so did {attempt} before it', seen=run)
+            if attempt >= self._max_retries or not end.is_lost:
+                before = f'; so did {attempt} before it' if attempt else ''
+                self._runs.mark_failed(run.id, f'{end.failure}{before}', seen=run)
                 return False
             attempt += 1
             count = f'retry {attempt} of {self._max_retries}'
-            message = f'{lost}; the run goes on from its last checkpoint, {count}'
+            message = f'{end.failure}; the run goes on from its last checkpoint, {count}'
             if not self._runs.hand_on(run, self._launch.mark(attempt), message):
                 return False
 
-    def _attempt(self, attempt: int) -> str | None:
-        """Have the run's processes do it once; why they were lost, None when they ended."""
+    def _attempt(self, attempt: int) -> RankEnd:
+        """Have the run's processes do it once; how that ended."""
         group = self._reserve()
         pending: list[Any] = []
         try:
             pending = self._start(group, attempt)
             return self._watch(pending)
         except self._ray.exceptions.RayError as error:
-            return f'a node of the run was lost ({_one_line(error)})'
+            return _node_lost(error)
         finally:
             self._stop(pending)
             self._ray.util.remove_placement_group(group)
 
     def _reserve(self) -> Any:
-        """Wait for places on nodes, saying in the run's log what is waited for."""
+        """Wait for places on nodes, saying in the job's log what is waited for."""
         shape, ray = self._shape, self._launch.ray
         bundle = {'CPU': ray.num_cpus * shape.per_node}
         if ray.num_gpus:
@@ -156,45 +157,45 @@ class Job:
             pending.append(place.remote(directory, attempt, {} if alone else environment))
         return pending
 
-    def _watch(self, pending: list[Any]) -> str | None:
-        """Wait for the processes; why they were lost, None where the first one has said it all."""
-        first, left, failure = pending[0], list(pending), None
+    def _watch(self, pending: list[Any]) -> RankEnd:
+        """Wait for the processes: the first one says all of it, or one of them has been lost."""
+        first, left = pending[0], list(pending)
+        failure = RankEnd(False, 'the worker ended without a word', is_lost=True)
         deadline: float | None = None
-        while left:
+        while left and (deadline is None or time.monotonic() < deadline):
             done, left = self._ray.wait(left, num_returns=1, timeout=_LOOK_SECONDS)
             for each in done:
                 end = self._end_of(each)
                 if each == first and end.spoke:
-                    return None
-                if end.failure is not None and (failure is None or end.is_cause):
-                    failure = end.failure
-            if failure is not None:
+                    return end
+                if end.failure is None:
+                    continue
+                if deadline is None or (end.is_cause and not failure.is_cause):
+                    failure = end
                 deadline = deadline or time.monotonic() + _SETTLE_SECONDS
-                if time.monotonic() > deadline:
-                    break
-        return failure or 'the worker ended without a word'
+        return failure
 
     def _end_of(self, reference: Any) -> RankEnd:
         try:
             return self._ray.get(reference)
         except self._ray.exceptions.RayError as error:
-            return RankEnd(False, f'a node of the run was lost ({_one_line(error)})', True)
+            return _node_lost(error)
 
     def _stop(self, pending: list[Any]) -> None:
         """End what is still there: in peace first."""
         for each in pending:
             self._ray.cancel(each, force=False)
-        _, left = (
-            self._ray.wait(pending, num_returns=len(pending), timeout=_STOP_SECONDS)
-            if (pending)
-            else ([], [])
-        )
+        if not pending:
+            return
+        _, left = self._ray.wait(pending, num_returns=len(pending), timeout=_STOP_SECONDS)
         for each in left:
             self._ray.cancel(each, force=True)
 
 
-def _one_line(error: BaseException) -> str:
-    return ' '.join((str(error).strip() or type(error).__name__).splitlines()[0].split())[:300]
+def _node_lost(error: Exception) -> RankEnd:
+    said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    reason = ' '.join(said.split())[:300]
+    return RankEnd(False, f'a node of the run was lost ({reason})', is_cause=True, is_lost=True)
 
 
 def _stop(*_: object) -> None:

@@ -11,8 +11,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetuner.excepts import RANK_LOST, ConfigError
 from finetuner.runs import processes
-from finetuner.runs.followers import LEADER
+from finetuner.runs.followers import LEADER, output_file
 from finetuner.runs.ray_launching import Launch
 from finetuner.runs.records import ProcessMark
 
@@ -33,11 +34,13 @@ class RankEnd:
         spoke: whether the run store says what became of the run: it finished, failed or waits.
         failure: why it ended, where it does not.
         is_cause: whether that is the reason, and not what follows from another process's end.
+        is_lost: whether it may go better elsewhere: the process was killed, or its node is gone.
     """
 
     spoke: bool
     failure: str | None = None
     is_cause: bool = False
+    is_lost: bool = False
 
 
 def node_address() -> tuple[str, int]:
@@ -58,10 +61,11 @@ def run_rank(directory: str, attempt: int, ranks: dict[str, str]) -> RankEnd:
         attempt: which of the job's, from 0.
         ranks: its environment among the others; empty where it is alone.
 
-    Raises:
-        ConfigError: this node does not see the directory.
     """
-    launch = Launch.read(Path(directory))
+    try:
+        launch = Launch.read(Path(directory))
+    except ConfigError as error:
+        return RankEnd(False, str(error), is_cause=True)
     mark = launch.mark(attempt)
     rank = int(ranks.get('RANK', '0'))
     environment = processes.worker_environment(
@@ -69,25 +73,33 @@ def run_rank(directory: str, attempt: int, ranks: dict[str, str]) -> RankEnd:
     )
     environment |= ranks
     environment |= {WORKER: f'{mark.pid}:{mark.mark}', LEADER: str(os.getpid())}
-    # a run is not to start runs of its own
-    environment['FINETUNER_LAUNCHER'] = 'process'
-    worker = subprocess.Popen(
-        [sys.executable, '-m', 'finetuner.runs.worker', str(launch.run_id)],
-        stdin=subprocess.DEVNULL,
-        env=environment,
-        start_new_session=True,
-    )
+    said = Path(directory) / output_file(rank)
+    with said.open('wb') as output:
+        worker = subprocess.Popen(
+            [sys.executable, '-m', 'finetuner.runs.worker', str(launch.run_id)],
+            stdin=subprocess.DEVNULL,
+            # what the first one prints is for Ray's log
+            stdout=output if rank else None,
+            stderr=subprocess.STDOUT if rank else None,
+            env=environment,
+            start_new_session=True,
+        )
     own = ProcessMark(worker.pid, processes.process_mark(worker.pid) or 'gone')
     try:
         too_large = _wait(worker, own, launch.limits.memory_mb)
     finally:
         _end(worker)
     code = worker.returncode
-    if rank == 0 and code in (0, 1) and too_large is None:
-        return RankEnd(True)
+    if code == 0 or (rank == 0 and code == 1 and too_large is None):
+        # of the others, the first one tells
+        return RankEnd(rank == 0)
+    if too_large:
+        return RankEnd(False, too_large, is_cause=True)
     how = f'signal {-code}' if code < 0 else f'exit code {code}'
-    failure = too_large or f'process {rank} of the run ended on {processes.this_host()} ({how})'
-    return RankEnd(False, failure, code != LOST)
+    tail = processes.output_tail(said)
+    failure = f'process {rank} of the run ended on {processes.this_host()} ({how}): {tail}'
+    is_cause = code != LOST and RANK_LOST not in tail
+    return RankEnd(False, failure, is_cause, is_lost=code < 0 or not is_cause)
 
 
 def _wait(worker: subprocess.Popen[bytes], own: ProcessMark, memory_mb: int | None) -> str | None:

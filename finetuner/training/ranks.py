@@ -28,7 +28,7 @@ from torch import Tensor
 from finetuner.cores import num_cores
 from finetuner.data.numbering import Part
 from finetuner.data.randomness import drawing_from
-from finetuner.excepts import RankLostError
+from finetuner.excepts import RANK_LOST, RankLostError
 
 logger = logging.getLogger('finetuner.training')
 
@@ -53,9 +53,7 @@ def _together(method: _Method) -> _Method:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             reason = ' '.join(str(error).split())[:300]
-            raise RankLostError(
-                f'another process of this training has ended or does not answer ({reason})'
-            ) from error
+            raise RankLostError(f'{RANK_LOST} ({reason})') from error
 
     return call  # type: ignore[return-value]
 

@@ -147,6 +147,16 @@ def test_two_nodes_train_to_the_weights_of_one_process_and_go_on_when_one_is_kil
         cluster.kill(node)
 
 
+def test_a_run_that_fails_in_one_of_its_processes_says_so_and_is_not_tried_again(client, cluster):
+    nodes = [cluster.add(1), cluster.add(1)]
+    name = start(client, 'too-fast', learning_rate=1e30, num_processes=2, num_nodes=2)
+    run = wait_for(client, name, lambda run: not run.is_going)
+    assert (run.status, run.retries) == ('FAILED', 0)
+    assert 'the loss became' in run.details
+    for node in nodes:
+        cluster.kill(node)
+
+
 def test_a_run_is_cancelled_and_gone_with_its_processes(client, cluster):
     node = cluster.add(1)
     name = start(client, 'cancelled', epochs=5000)
