@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from finetuner.callback import CallbackDescription
     from finetuner.data.csv import CSVOptions
+    from finetuner.data.sharded_batches import ShardedBatches
     from finetuner.data.sources import HasRowDocuments, HasTrainingDocuments
 
     TrainingData = (
@@ -190,7 +191,7 @@ def fit_backbone(
 
 def fit_own_model(
     model: torch.nn.Module,
-    train_data: TrainingData,
+    train_data: TrainingData | ShardedBatches,
     eval_data: TrainingData | None = None,
     epochs: int = 10,
     batch_size: int = 256,
@@ -223,7 +224,10 @@ def fit_own_model(
 
     Args:
         model: maps a batch to embeddings; or any model, with `to_embedding_model`.
-        train_data: Documents, or what `finetuner.data.open_documents` opens; see docs/data.md.
+        train_data: Documents, or what `finetuner.data.open_documents` opens; see docs/data.md. Or
+            `finetuner.data.ShardedBatches`, which stream; they have a `batch_size`, `preprocess_fn`,
+            `collate_fn`, `num_items_per_class` and `views_per_instance` of their own, where several
+            processes train they need `num_batches`, and for losses with weights of classes `classes`.
         eval_data: the same, for the validation loss.
         epochs: times the data is gone through.
         batch_size: Documents in a batch; the default is made smaller for data that is less.
@@ -266,8 +270,10 @@ def fit_own_model(
         DataError: the Documents cannot be trained on; says which and why.
         TrainingError: the loss became infinite or not a number.
     """
+    from finetuner.data.sharded_batches import ShardedBatches
     from finetuner.models import tailor
-    from finetuner.training.module_fit import DEFAULT_BATCH_SIZE, ModuleFitOptions, fit_module
+    from finetuner.training.module_fit import ModuleFitOptions, fit_module
+    from finetuner.training.module_sources import DEFAULT_BATCH_SIZE
 
     given = list(callbacks or ())
     _check_columns(content, label, train_data, eval_data, given)
@@ -300,7 +306,9 @@ def fit_own_model(
         seed=seed,
     )
     reading = (csv_options, on_broken, content, label)
-    train_docs = _own_documents('train_data', train_data, *reading)
+    train_docs: Any = train_data
+    if not isinstance(train_data, ShardedBatches):
+        train_docs = _own_documents('train_data', train_data, *reading)
     eval_docs = None
     if eval_data is not None:
         eval_docs = _own_documents('eval_data', eval_data, *reading)
@@ -354,7 +362,7 @@ def _with_documents(
 def fit(model: str, train_data: TrainingData, *args: Any, **kwargs: Any) -> Run: ...
 @overload
 def fit(
-    model: torch.nn.Module, train_data: TrainingData, *args: Any, **kwargs: Any
+    model: torch.nn.Module, train_data: TrainingData | ShardedBatches, *args: Any, **kwargs: Any
 ) -> torch.nn.Module: ...
 
 

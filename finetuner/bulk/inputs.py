@@ -20,11 +20,11 @@ from finetuner.data.csv import CSVOptions
 from finetuner.data.csv_rows import RowReader, open_csv
 from finetuner.data.folders import files_below
 from finetuner.data.records import json_object
-from finetuner.data.sources import CSV_ENDINGS, JSON_LINES_ENDINGS, open_documents
+from finetuner.data.sources import CSV_ENDINGS, JSON_LINES_ENDINGS, TAR_ENDING, open_documents
 from finetuner.excepts import ConfigError, DataError, unknown_name
 
 # files that make a folder one of data, and not of pictures
-_DATA_ENDINGS = (*CSV_ENDINGS, *JSON_LINES_ENDINGS, '.parquet', '.docs')
+_DATA_ENDINGS = (*CSV_ENDINGS, *JSON_LINES_ENDINGS, '.parquet', TAR_ENDING, '.docs')
 _ROWS_READ_AT_ONCE = 64
 _BUFFER_BYTES = 1 << 20
 _RECORDS_LOOKED_AT = 1000
@@ -313,6 +313,10 @@ def open_input(path: Path, columns: Columns) -> InputFile:
             return ParquetInput(path)
         if ending in JSON_LINES_ENDINGS:
             return JsonLinesInput(path)
+        if ending == TAR_ENDING:
+            from finetuner.bulk.tar_input import TarInput
+
+            return TarInput(path)
         if ending in CSV_ENDINGS and columns.content is not None:
             return CSVInput(path)
     return DocumentsInput(path)

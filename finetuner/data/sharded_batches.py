@@ -14,7 +14,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from finetuner.data.balancing import TooFewClassesError, balanced_batches
 from finetuner.data.contents import content_of, copy_document
-from finetuner.data.documents import kind_of
+from finetuner.data.documents import DataKind, kind_of
 from finetuner.data.labelled import PreprocessFn
 from finetuner.data.loaded_items import BROKEN, CollateFn, LoadingError, cause, collated
 from finetuner.data.loading import cap_workers
@@ -58,6 +58,9 @@ class ShardedBatches(IterableDataset[Any]):
         epoch: number of the epoch that the next iteration yields, from 0; setting it goes on with the
             beginning of that epoch.
         documents: whose Documents they are.
+        num_classes: how many `classes` were given, None for none.
+        batch_size, preprocess_fn, collate_fn, num_items_per_class, num_batches, views_per_instance: as
+            they were given.
     """
 
     def __init__(
@@ -98,23 +101,24 @@ class ShardedBatches(IterableDataset[Any]):
             ConfigError: arguments do not go together.
         """
         self.documents = documents
-        self._batch_size = whole_number('batch_size', batch_size)
-        self._num_batches = num_batches and whole_number('num_batches', num_batches)
-        self._preprocess_fn, self._collate_fn = preprocess_fn, collate_fn
-        self._views = whole_number('views_per_instance', views_per_instance)
-        self._labeller = Labeller(classes, self._views)
+        self.batch_size = whole_number('batch_size', batch_size)
+        self.num_batches = num_batches and whole_number('num_batches', num_batches)
+        self.preprocess_fn, self.collate_fn = preprocess_fn, collate_fn
+        self.views_per_instance = whole_number('views_per_instance', views_per_instance)
+        self._labeller = Labeller(classes, self.views_per_instance)
         self._drop_last = drop_last
         if on_broken not in ('stop', 'skip'):
             raise ConfigError(f'on_broken={on_broken!r} is not stop or skip')
         self._skips = on_broken == 'skip'
-        self._num_items = None
+        self.num_classes = None if classes is None else len(classes)
+        self.num_items_per_class: int | None = None
         if num_items_per_class is not None:
-            self._num_items = whole_number('num_items_per_class', num_items_per_class)
-            if self._num_items > self._batch_size:
+            self.num_items_per_class = whole_number('num_items_per_class', num_items_per_class)
+            if self.num_items_per_class > self.batch_size:
                 raise ConfigError(
                     f'num_items_per_class={num_items_per_class} is more than batch_size={batch_size}'
                 )
-            if documents.shuffle_buffer < self._batch_size:
+            if documents.shuffle_buffer < self.batch_size:
                 raise ConfigError(
                     f'shuffle_buffer={documents.shuffle_buffer} holds less than a batch of '
                     f'{batch_size}, and classes are drawn from it: make it larger'
@@ -138,9 +142,9 @@ class ShardedBatches(IterableDataset[Any]):
         Raises:
             TypeError: it shows only at the end of one.
         """
-        if self._num_batches is None:
+        if self.num_batches is None:
             raise TypeError('how many batches these are shows at their end: give num_batches')
-        return self._num_batches
+        return self.num_batches
 
     def state_dict(self) -> dict[str, Any]:
         """The epoch and how far it was read in this process, as plain values."""
@@ -176,6 +180,33 @@ class ShardedBatches(IterableDataset[Any]):
 
         return ShardLoader(self, cap_workers(num_workers), pin_memory)
 
+    def first_inputs(self) -> tuple[DataKind, Any]:
+        """Read a Document or two past the buffer, to see of what kind they are and what is made of them.
+
+        Returns:
+            The kind of the data, and a batch of inputs of at least one Document.
+
+        Raises:
+            LoadingError: a Document cannot be preprocessed; shard and row are named.
+            DataError: a shard cannot be read, or there is no row to be had.
+        """
+        kind: DataKind | None = None
+        batch: list[Streamed] = []
+        for where, doc in self.documents.read_epoch(self._epoch, buffer=1):
+            batch.append(self._labeller.streamed(where, doc, 0, kind))
+            kind = batch[0].kind
+            if sum(len(each.items) for each in batch) > 1:
+                with drawing_from(self._key(_Rows(self._epoch, 0, 1))):
+                    loaded = self._loaded(batch)
+                if loaded is not None:
+                    return kind, loaded[0]
+                batch = []
+        docs = self.documents
+        raise DataError(
+            f'rank {docs.rank} of {docs.num_ranks} has not two items that can be loaded: give more '
+            'shards, or train in fewer processes'
+        )
+
     def read_epoch(
         self, epoch: int, reader: int, num_readers: int, place: Place
     ) -> Iterator[tuple[Place, tuple[Any, torch.Tensor]]]:
@@ -191,8 +222,8 @@ class ShardedBatches(IterableDataset[Any]):
             The place after a batch, and the batch.
         """
         most = None
-        if self._num_batches is not None:
-            most = self._num_batches // num_readers + (reader < self._num_batches % num_readers)
+        if self.num_batches is not None:
+            most = self.num_batches // num_readers + (reader < self.num_batches % num_readers)
         again, first, num_given = place
         while num_given != most:
             number, num_before = first, num_given
@@ -210,7 +241,7 @@ class ShardedBatches(IterableDataset[Any]):
             if not first and num_given == num_before:
                 raise DataError(
                     f'rank {self.documents.rank} of {self.documents.num_ranks}, process {reader} of '
-                    f'{num_readers}: its rows give no batch, and num_batches={self._num_batches} are '
+                    f'{num_readers}: its rows give no batch, and num_batches={self.num_batches} are '
                     'asked for: have more shards, or fewer processes'
                 )
             again, first = again + 1, 0
@@ -226,17 +257,17 @@ class ShardedBatches(IterableDataset[Any]):
         if first is None:
             return
         kind = kind_of(first[1])
-        if self._num_items is not None and kind != 'class':
+        if self.num_items_per_class is not None and kind != 'class':
             raise ConfigError(
-                f'num_items_per_class={self._num_items} is for class data, and this is of kind '
+                f'num_items_per_class={self.num_items_per_class} is for class data, and this is of kind '
                 f'{kind}: leave it out'
             )
         per_document = self._labeller.items_per_document(kind)
         num_taken = 0
         # rows are drawn where they wait for their class
-        buffer = None if self._num_items is None else 1
-        if self._num_items is None and per_document is not None:
-            num_taken = num_skipped * (self._batch_size // per_document)
+        buffer = None if self.num_items_per_class is None else 1
+        if self.num_items_per_class is None and per_document is not None:
+            num_taken = num_skipped * (self.batch_size // per_document)
             num_skipped = 0
         step, start = docs.num_ranks * rows.num_readers, docs.rank * rows.num_readers + rows.reader
         streamed = (
@@ -245,9 +276,9 @@ class ShardedBatches(IterableDataset[Any]):
                 docs.read_epoch(*rows, num_taken, buffer), num_taken
             )
         )
-        batches = self._in_turn(streamed, self._batch_size % (per_document or self._batch_size))
-        if self._num_items is not None:
-            batches = self._balanced(streamed, self._num_items, uniform(self._key(rows)))
+        batches = self._in_turn(streamed, self.batch_size % (per_document or self.batch_size))
+        if self.num_items_per_class is not None:
+            batches = self._balanced(streamed, self.num_items_per_class, uniform(self._key(rows)))
         yield from itertools.islice(batches, num_skipped, None)
 
     def _in_turn(self, streamed: Iterator[Streamed], num_free: int) -> Iterator[list[Streamed]]:
@@ -256,23 +287,23 @@ class ShardedBatches(IterableDataset[Any]):
         size = 0
         for each in streamed:
             num_items = len(each.items)
-            if num_items > self._batch_size:
+            if num_items > self.batch_size:
                 raise DataError(
-                    f'{each.where}: it is {num_items} items, and a batch has {self._batch_size}: '
+                    f'{each.where}: it is {num_items} items, and a batch has {self.batch_size}: '
                     'make batch_size larger'
                 )
-            if size + num_items > self._batch_size:
+            if size + num_items > self.batch_size:
                 yield batch
                 batch, size = [], 0
             batch.append(each)
             size += num_items
-        if batch and not (self._drop_last and size + num_free < self._batch_size):
+        if batch and not (self._drop_last and size + num_free < self.batch_size):
             yield batch
 
     def _balanced(
         self, streamed: Iterator[Streamed], num_items: int, draw: Callable[[], float]
     ) -> Iterator[list[Streamed]]:
-        num_classes, size = self._batch_size // num_items, self.documents.shuffle_buffer
+        num_classes, size = self.batch_size // num_items, self.documents.shuffle_buffer
         labelled = ((each.items[0][1], each) for each in streamed)
         num_batches = 0
         drawn = balanced_batches(labelled, num_classes, num_items, size, draw)
@@ -308,15 +339,15 @@ class ShardedBatches(IterableDataset[Any]):
                 labels.append(items[place][2])
         if len(labels) < min(2, num_items):
             return None
-        inputs = collated(contents, names, self._collate_fn)
+        inputs = collated(contents, names, self.collate_fn)
         kind = np.float32 if batch[0].kind == 'scored_pair' else np.int64
         return inputs, torch.from_numpy(np.array(labels, dtype=kind))
 
     def _content(self, where: str, doc: Document) -> Any:
-        if self._preprocess_fn is None:
+        if self.preprocess_fn is None:
             return content_of(doc)
         try:
-            return self._preprocess_fn(copy_document(doc))
+            return self.preprocess_fn(copy_document(doc))
         except Exception as error:
             # whatever the user's own code raises
             reason = f'{where} cannot be preprocessed: {cause(error)}'

@@ -71,6 +71,10 @@ class SampleForm(NamedTuple):
 Sample = dict[str, bytes | str]
 
 
+class BrokenSampleError(DataError):
+    """A sample that cannot be taken, in a shard whose others can."""
+
+
 def read_samples(
     path: Path, form: SampleForm, chosen: Callable[[int], bool] | None = None
 ) -> Iterator[tuple[str, Sample]]:
@@ -88,12 +92,35 @@ def read_samples(
     Raises:
         DataError: no tar, damaged, or it holds links, a file too large, or the same file twice.
     """
+    for where, _, sample in read_each_sample(path, form, chosen):
+        if isinstance(sample, BrokenSampleError):
+            raise sample
+        yield where, sample
+
+
+def read_each_sample(
+    path: Path, form: SampleForm, chosen: Callable[[int], bool] | None = None
+) -> Iterator[tuple[str, str, Sample | BrokenSampleError]]:
+    """Read the samples of a shard as `read_samples` does, and go on after one that is broken.
+
+    Yields:
+        What to call the sample, its key, and its files, or why they cannot be taken.
+
+    Raises:
+        DataError: no tar, damaged, or it holds links.
+    """
     ignored: Counter[str] = Counter()
     with _opened(path) as file:
         for number, (key, members) in enumerate(_groups(path, file)):
-            if chosen is None or chosen(number):
-                where = f'sample {shown_text(key)} of {path.name!r}'
-                yield where, _sample(where, key, members, form, file, ignored)
+            if chosen is not None and not chosen(number):
+                continue
+            where = f'sample {shown_text(key)} of {path.name!r}'
+            sample: Sample | BrokenSampleError
+            try:
+                sample = _sample(where, key, members, form, file, ignored)
+            except BrokenSampleError as error:
+                sample = error
+            yield where, key, sample
     if ignored:
         endings = ', '.join(sorted(ignored)[:_NAMES_SHOWN])
         more = ', ...' if len(ignored) > _NAMES_SHOWN else ''
@@ -186,7 +213,7 @@ def _sample(
     try:
         key.encode()
     except UnicodeEncodeError as error:
-        raise DataError(f'{where}: its name is not UTF-8') from error
+        raise BrokenSampleError(f'{where}: its name is not UTF-8') from error
     wanted = _endings(form, {ending for ending, _ in members})
     sample: Sample = {KEY_TAG: key}
     for ending, (_, start, size) in members:
@@ -195,10 +222,10 @@ def _sample(
                 ignored[ending[:20]] += 1
             continue
         if ending in sample:
-            raise DataError(f'{where}: its {ending} is there twice')
+            raise BrokenSampleError(f'{where}: its {ending} is there twice')
         most = DEFAULT_POLICY.max_bytes if ending in _PICTURES else _MAX_TEXT_BYTES
         if size > most:
-            raise DataError(
+            raise BrokenSampleError(
                 f'{where}: its {ending} has {size:,} bytes, and at most {most:,} are read'
             )
         try:

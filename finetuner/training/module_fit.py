@@ -13,26 +13,20 @@ from docarray import Document
 
 from finetuner.callback import CallbackDescription
 from finetuner.console import console, print_changes, print_metrics
-from finetuner.data.checks import check_training_data
-from finetuner.data.datasets import ClassDataset
-from finetuner.data.labelled import LabelledDataset, PreprocessFn
-from finetuner.data.loading import CollateFn, OnBroken, build_dataset
-from finetuner.data.samplers import SequentialSampler
+from finetuner.data.labelled import PreprocessFn
+from finetuner.data.loading import CollateFn, OnBroken
+from finetuner.data.sharded_batches import ShardedBatches
 from finetuner.excepts import ConfigError, DataError
 from finetuner.significance import Stage
 from finetuner.training.callback_building import LoggedRun, build_callbacks, without_reports
 from finetuner.training.callback_descriptions import prepare_callbacks
 from finetuner.training.callbacks import ReportMetrics
-from finetuner.training.losses import build_loss
+from finetuner.training.module_sources import HeldSource, open_source
 from finetuner.training.objectives import build_objective
 from finetuner.training.optimization import Schedule, build_optimizer
 from finetuner.training.progress import ProgressBar
 from finetuner.training.ranks import join_ranks
-from finetuner.training.setup import (
-    BatchShape,
-    Pipeline,
-    resolve_batch,
-)
+from finetuner.training.setup import Pipeline
 from finetuner.training.step import to_device
 from finetuner.training.trainer import (
     BaseCallback,
@@ -42,7 +36,6 @@ from finetuner.training.trainer import (
 )
 
 logger = logging.getLogger('finetuner.training')
-DEFAULT_BATCH_SIZE = 256
 
 Optimizer = torch.optim.Optimizer
 Scheduler = torch.optim.lr_scheduler.LRScheduler
@@ -97,7 +90,7 @@ class ModuleFitOptions:
 
 def fit_module(
     model: torch.nn.Module,
-    train_data: Sequence[Document],
+    train_data: Sequence[Document] | ShardedBatches,
     eval_data: Sequence[Document] | None,
     options: ModuleFitOptions,
 ) -> None:
@@ -108,7 +101,9 @@ def fit_module(
 
     Args:
         model: maps a batch, as `collate_fn` makes it, to embeddings `[batch, dimension]`.
-        train_data: Documents of any kind that can be trained on.
+        train_data: Documents of any kind that can be trained on, or a stream of batches; each process
+            makes those of its own rank, which together are the batch, and `preprocess_fn`,
+            `collate_fn` and what says how batches are made are the stream's.
         eval_data: of the same kind, for the validation loss.
         options: how.
 
@@ -119,18 +114,19 @@ def fit_module(
     """
     options.check()
     seed_everything(options.seed)
-    train, shape = _build(train_data, options, 'train_data')
-    validation, validation_shape = None, shape
+    train, options = open_source(train_data, options)
+    validation = None
     if eval_data is not None:
         # validation data is usually the smaller: that is no reason to refuse it
-        least = replace(options, batch_size=min(shape.size, max(1, len(eval_data))))
-        validation, validation_shape = _build(eval_data, least, 'eval_data')
+        least = replace(options, batch_size=min(train.shape.size, max(1, len(eval_data))))
+        validation = HeldSource(eval_data, least, 'eval_data')
         if validation.kind != train.kind:
             raise DataError(f'eval_data is of kind {validation.kind}, train_data of {train.kind}')
     prepared = prepare_callbacks(options.callbacks, validation is not None)
     device = resolve_device(options.device)
     # those that torchrun started with this one, if it was torchrun
     ranks = join_ranks(device)
+    train.check_ranks(ranks)
     pipeline = Pipeline(
         options.preprocess_fn,
         options.collate_fn,
@@ -140,18 +136,17 @@ def fit_module(
         ranks=ranks,
     )
     with pipeline, ProgressBar(console) as bar:
-        train_loader = pipeline.training_loader(train, shape)
-        val_loader = None
-        if validation is not None:
-            val_loader = pipeline.training_loader(validation, validation_shape)
-        dimension = _probe_dimension(model, pipeline, train, device)
+        train_loader = train.loader(pipeline)
+        val_loader = None if validation is None else validation.loader(pipeline)
+        dimension = _probe_dimension(model, train.two(pipeline), device)
         loss = options.loss
         if isinstance(loss, str):
-            loss = build_loss(loss, None, dimension, train.num_classes)
+            loss = train.loss(loss, dimension)
         objective = build_objective(train.kind, loss)
         optimizers, schedule = _optimizers(model, loss, options)
         caption = type(model).__name__.lower()
-        logged = LoggedRun('module', f'{caption}-{time.strftime("%Y%m%d-%H%M%S")}', train=train)
+        name = f'{caption}-{time.strftime("%Y%m%d-%H%M%S")}'
+        logged = LoggedRun('module', name, train=train.dataset)
         if not ranks.is_first:
             prepared = without_reports(prepared)
         report = _printer() if ranks.is_first else _no_report
@@ -167,9 +162,7 @@ def fit_module(
             ranks=ranks,
         )
         trainer.fit(train_loader, options.epochs, val_loader)
-        train_loader.add_broken(ranks.collect(train_loader.broken))
-        if ranks.is_first:
-            train_loader.log_broken()
+        train.finish(train_loader, ranks)
 
 
 def _printer() -> ReportMetrics:
@@ -194,35 +187,8 @@ def _no_examples(stage: str, results: dict[str, list[str]]) -> None:
     """Example results are kept for runs; here the user has the model at hand."""
 
 
-def _build(
-    docs: Sequence[Document], options: ModuleFitOptions, name: str
-) -> tuple[LabelledDataset[Any], BatchShape]:
-    try:
-        dataset = build_dataset(docs)
-        asked = BatchShape(0, options.num_items_per_class, options.views_per_instance)
-        shape = _filled(asked, options.batch_size, dataset)
-        items, views = shape.num_items_per_class, shape.views_per_instance
-        check_training_data(dataset, shape.size, items, views)
-    except DataError as error:
-        raise DataError(f'{name}: {error}') from error
-    return dataset, shape
-
-
-def _filled(shape: BatchShape, batch_size: int | None, dataset: LabelledDataset[Any]) -> BatchShape:
-    """Divide the batch among all classes, but never so that nothing in it is similar."""
-    if not isinstance(dataset, ClassDataset) or shape.num_items_per_class is not None:
-        return resolve_batch(shape, batch_size, dataset, DEFAULT_BATCH_SIZE)
-    size = batch_size or min(DEFAULT_BATCH_SIZE, len(dataset))
-    items = size // len(dataset.classes)
-    return replace(shape, size=size, num_items_per_class=items if items > 1 else None)
-
-
-def _probe_dimension(
-    model: torch.nn.Module, pipeline: Pipeline, dataset: LabelledDataset[Any], device: str
-) -> int:
+def _probe_dimension(model: torch.nn.Module, inputs: Any, device: str) -> int:
     """Embed two items to see what the model gives, before training starts."""
-    two = SequentialSampler(len(dataset), 2)
-    inputs, _ = next(iter(pipeline.loader(dataset, two, on_broken=pipeline.on_broken)))
     model.to(device)
     was_training = model.training
     model.eval()

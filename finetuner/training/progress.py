@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -44,15 +45,19 @@ def progress_bar(console: Console | None = None) -> Progress:
 
 def bar_fields(values: dict[str, Any]) -> dict[str, Any]:
     """Turn what `describe` gave, directly or as floats over gRPC, into `Progress.update`'s."""
-    minutes, seconds = divmod(round(values['seconds_left']), 60)
+    left = '-'
+    # of a stream nobody knows
+    if math.isfinite(values['seconds_left']):
+        minutes, seconds = divmod(round(values['seconds_left']), 60)
+        left = f'{minutes}:{seconds:02d}'
     done = (values['epoch'] - 1) * values['num_batches'] + values['batch']
     return {
         'completed': done,
-        'total': values['num_epochs'] * values['num_batches'],
+        'total': values['num_epochs'] * values['num_batches'] or None,
         'epoch': f'{values["epoch"]:.0f}/{values["num_epochs"]:.0f}',
         'loss': f'{values["loss"]:.4f}',
         'speed': f'{values["images_per_second"]:.0f}',
-        'left': f'{minutes}:{seconds:02d}',
+        'left': left,
     }
 
 

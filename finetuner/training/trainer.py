@@ -25,7 +25,7 @@ logger = logging.getLogger('finetuner.training')
 
 
 class Loader(Protocol):
-    """What the loop needs of a data loader: a length in batches and (inputs, labels) pairs."""
+    """What the loop needs of a data loader: (inputs, labels) pairs and a length in batches, or 0."""
 
     def __len__(self) -> int: ...
     def __iter__(self) -> Any: ...
@@ -39,14 +39,14 @@ class TrainerState:
         epoch: current epoch, from 0.
         num_epochs: epochs planned.
         batch: current batch within the epoch, from 0.
-        num_batches: batches in the epoch.
+        num_batches: batches in the epoch; 0 where that shows only at its end.
         step: batches trained since the start.
         loss: loss of the current batch.
         train_loss: mean loss of the last epoch.
         val_loss: mean loss on the validation data after the last epoch, if there is any.
         learning_rate: of the first parameter group, for the current batch.
         items_per_second: training items a second since the epoch began.
-        seconds_left: estimate until the last epoch ends.
+        seconds_left: estimate until the last epoch ends; NaN where nothing says how far that is.
         metrics: all named values of the last epoch: losses and what callbacks measured.
         weights_epoch: epoch after which the model had the weights it has now; -1 before training.
         weights_revision: how often callbacks have changed them otherwise.
@@ -342,7 +342,8 @@ class Trainer:
             sums.seconds = time.perf_counter() - started
             state.items_per_second = sums.num_items / sums.seconds
             batches_left = (state.num_epochs - state.epoch) * state.num_batches - batch - 1
-            state.seconds_left = sums.seconds / (batch + 1) * batches_left
+            seconds_left = sums.seconds / (batch + 1) * batches_left
+            state.seconds_left = seconds_left if state.num_batches else math.nan
             if self._schedule is not None and self._schedule.step_on == 'batch':
                 self._schedule.scheduler.step()
             self._emit('on_train_batch_end')
@@ -350,7 +351,7 @@ class Trainer:
                 checkpoints.after_batch(self)
         if self._schedule is not None and self._schedule.step_on == 'epoch':
             self._schedule.scheduler.step()
-        state.train_loss = sums.loss / max(1, state.num_batches)
+        state.train_loss = sums.loss / max(1, state.num_batches, sums.num_batches)
         state.metrics['train_loss'] = state.train_loss
 
     def _validate(self, loader: Iterable[Any]) -> float:

@@ -17,7 +17,10 @@ from docarray import Document, DocumentArray
 
 import finetuner
 from finetuner.callback import EvaluationCallback
+from finetuner.data import ShardedBatches, ShardedDocuments
 from finetuner.data.loading import build_dataset
+from finetuner.data.stored.storing import save_documents
+from finetuner.excepts import ConfigError
 from finetuner.training.averaging import WeightAveraging
 from finetuner.training.callbacks import EvaluationOptions, RetrievalEvaluation
 from finetuner.training.losses import build_loss, build_miner
@@ -222,6 +225,31 @@ def fit_own() -> dict[str, torch.Tensor]:
     return model.state_dict()
 
 
+def shards_of(folder: Path, rank: int | None = None, num_ranks: int | None = None, **options: Any):
+    """Batches of the shards that `write_shards` wrote, of this process where no rank is told."""
+    documents = ShardedDocuments(f'{folder}/shards/*.docs', rank, num_ranks, 1, shuffle_buffer=32)
+    return ShardedBatches(documents, 8, tensor_of, num_items_per_class=2, **options)
+
+
+def write_shards(folder: Path) -> None:
+    (folder / 'shards').mkdir()
+    for number in range(6):
+        save_documents(class_data(number), folder / 'shards' / f'{number}.docs')
+
+
+def fit_streamed(folder: Path) -> dict[str, Any]:
+    """The same of a stream; without `num_batches` it is refused."""
+    model, refused = network(), ''
+    options = {'epochs': 2, 'loss': 'NTXentLoss', 'freeze_batch_norm': True}
+    options['configure_optimizer'] = lambda module: torch.optim.SGD(module.parameters(), lr=0.05)
+    try:
+        finetuner.fit(model, shards_of(folder), **options)
+    except ConfigError as error:
+        refused = str(error)
+    finetuner.fit(model, shards_of(folder, num_batches=4), **options)
+    return {'refused': refused, 'weights': model.state_dict()}
+
+
 GRADIENTS = [
     (name, num_rows)
     for name in ('TripletMarginLoss', 'SupConLoss', 'NTXentLoss', 'ProxyAnchorLoss', 'ArcFaceLoss')
@@ -241,4 +269,6 @@ if __name__ == '__main__':
     own = fit_own()
     if join_ranks('cpu').is_first:
         torch.save(own, Path(sys.argv[1]) / 'own.pt')
+    streamed = fit_streamed(Path(sys.argv[1]))
+    torch.save(streamed, Path(sys.argv[1]) / f'streamed {join_ranks("cpu").rank}.pt')
     leave_ranks()

@@ -9,8 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pytorch_metric_learning.losses import NTXentLoss
 
-from tests.integration.rank_trainings import GRADIENTS, TRAININGS, fit_own, gradients, train
+from tests.integration.rank_trainings import (
+    GRADIENTS,
+    TRAININGS,
+    fit_own,
+    gradients,
+    network,
+    shards_of,
+    train,
+    write_shards,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,8 +40,30 @@ def torchrun(num_processes, *arguments, timeout=200):
 def trained(request, tmp_path_factory):
     """What came of each training in several processes."""
     folder = tmp_path_factory.mktemp(f'ranks{request.param}')
+    write_shards(folder)
     torchrun(request.param, 'tests.integration.rank_trainings', folder)
-    return {path.stem: torch.load(path, weights_only=False) for path in folder.glob('*.pt')}
+    # of the streams, what a loop by hand in one process makes of the ranks' batches put together
+    by_hand = train_by_hand(folder, request.param)
+    return {'by hand': by_hand} | {
+        path.stem: torch.load(path, weights_only=False) for path in folder.glob('*.pt')
+    }
+
+
+def train_by_hand(folder, num_ranks):
+    model, loss = network(), NTXentLoss()
+    model.train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm1d):
+            module.eval()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    streams = [shards_of(folder, rank, num_ranks, num_batches=4) for rank in range(num_ranks)]
+    for _ in range(2):
+        for parts in zip(*streams, strict=True):
+            inputs, labels = (torch.cat(each) for each in zip(*parts, strict=True))
+            optimizer.zero_grad()
+            loss(model(inputs), labels).backward()
+            optimizer.step()
+    return model.state_dict()
 
 
 @pytest.fixture(scope='module')
@@ -78,3 +110,13 @@ def test_a_script_of_ones_own_trains_in_several_processes(trained):
     expected = fit_own()
     for key, value in expected.items():
         torch.testing.assert_close(trained['own'][key], value, atol=1e-5, rtol=0)
+
+
+def test_streams_of_all_processes_are_one_batch_and_all_end_with_its_weights(trained):
+    streamed = [found for name, found in trained.items() if name.startswith('streamed ')]
+    assert len(streamed) > 1
+    for found in streamed:
+        assert 'give ShardedBatches num_batches' in found['refused']
+        for key, value in trained['by hand'].items():
+            assert torch.equal(found['weights'][key], streamed[0]['weights'][key])
+            torch.testing.assert_close(found['weights'][key], value, atol=1e-5, rtol=0)
