@@ -84,8 +84,7 @@ def _small_cases(costs: UnitCosts) -> Iterator[tuple[str, float, float]]:
         workers = '' if case['how'] == 'here' else f'{case["workers"]} '
         name = f'{case["documents"]:,} {case["kind"]}, {workers}{ways[case["how"]]}'
         yield name, case['seconds'], simulate_encoding(work, machines).seconds
-    crowded = min(unit.crowded_speed for unit in costs.kinds.values())
-    seconds = costs.run_seconds / crowded
+    seconds = costs.run_seconds
     for case in costs.queue:
         waits = simulate_queue(1e9, lambda _: seconds, case['slots'], case['runs'])
         name = f'{case["runs"]} runs, {case["slots"]} at a time'

@@ -346,7 +346,7 @@ def test_small_cases_are_simulated_as_they_are(load, measured):
     assert seconds == pytest.approx(6 + 6 * (0.03 + 500 * 2.06e-3) / 0.8, rel=0.05)
     assert float(ray.split()[-2]) == pytest.approx(seconds - 6 + 4 + 1 + 3, rel=0.05)
     # two rounds
-    assert float(runs.split()[-2]) == pytest.approx(2 * 15 / 0.8, abs=0.06)
+    assert float(runs.split()[-2]) == pytest.approx(2 * 15, abs=0.06)
 
 
 def test_tables_are_printed_and_put_into_documents(load, measured, tmp_path, monkeypatch, capsys):
