@@ -282,7 +282,7 @@ def measure(folder: Path) -> UnitCosts:
         found['search_seconds'] = search_seconds()
         found['store_seconds'] = store_seconds(folder)
     with _said('runs in a queue'):
-        one, *found['queue'] = answer_of('queue')['queue']
+        *found['queue'], one = answer_of('queue')['queue']
         found['run_seconds'] = one['seconds']
     with _said('small cases'):
         found['measured'] = list(measured_cases(folder, cores))

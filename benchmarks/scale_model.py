@@ -326,6 +326,13 @@ def shares_of(demand: Demand, site: Site) -> dict[str, float]:
     }
 
 
+def smallest_site(demand: Demand, site: Site) -> Site:
+    """The fewest nodes whose cores encode a data set in time."""
+    return replace(
+        site, num_nodes=max(1, math.ceil(demand.core_seconds / 3600 / site.hours / site.cores))
+    )
+
+
 def cluster_of(costs: UnitCosts, kind: str, site: Site) -> Machines:
     """The machines of a site, for the simulation: a worker on each core, on Ray."""
     return Machines(

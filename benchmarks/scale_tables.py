@@ -17,13 +17,13 @@ from scale_model import (
     most_cores,
     shares_of,
     small_case,
+    smallest_site,
     work_of,
 )
 
-# documents, and nodes of four cores that are asked to encode them in the given hours
-SIZES = ((10**6, 1), (10**8, 16), (10**9, 128))
+SIZES = (10**6, 10**8, 10**9)
 # a node fails once in this time
-_MEAN_LIFE_SECONDS = 30 * DAY
+_MEAN_LIFE_SECONDS = 7 * DAY
 _REPAIR_SECONDS = 300.0
 _NUM_RUNS = 20_000
 _RUN_SECONDS = 600.0
@@ -84,8 +84,7 @@ def _small_cases(costs: UnitCosts) -> Iterator[tuple[str, float, float]]:
         workers = '' if case['how'] == 'here' else f'{case["workers"]} '
         name = f'{case["documents"]:,} {case["kind"]}, {workers}{ways[case["how"]]}'
         yield name, case['seconds'], simulate_encoding(work, machines).seconds
-    crowded = min(unit.crowded_speed for unit in costs.kinds.values())
-    seconds = costs.run_seconds / crowded
+    seconds = costs.run_seconds
     for case in costs.queue:
         waits = simulate_queue(1e9, lambda _: seconds, case['slots'], case['runs'])
         name = f'{case["runs"]} runs, {case["slots"]} at a time'
@@ -99,7 +98,7 @@ def demands(costs: UnitCosts) -> Iterator[str]:
         f'{"driver s":>8} {"rehash s":>8} {"index GB":>8} {"query, core s":>13}'
     )
     for kind in costs.kinds:
-        for size, _ in SIZES:
+        for size in SIZES:
             asked = demand_of(costs, kind, size)
             yield (
                 f'{f"{size:.0e} {kind}":<15} {asked.core_seconds / 3600:>10,.1f} '
@@ -111,40 +110,41 @@ def demands(costs: UnitCosts) -> Iterator[str]:
 
 
 def shares(costs: UnitCosts, site: Site) -> Iterator[str]:
-    """How much of each site a size takes, and what there is too little of first."""
+    """How much a size takes of the fewest nodes that encode it in time, and what is scarcest there."""
     names = list(shares_of(demand_of(costs, 'texts', 1), site))
     heads = ''.join(f'{name:>14}' for name in names)
     yield f'{f"of what there is, in {site.hours:g} h":<26}{heads}  first'
     for kind in costs.kinds:
-        for size, num_nodes in SIZES:
-            here = dataclasses.replace(site, num_nodes=num_nodes)
-            found = shares_of(demand_of(costs, kind, size), here)
+        for size in SIZES:
+            asked = demand_of(costs, kind, size)
+            here = smallest_site(asked, site)
+            found = shares_of(asked, here)
             first = max(found, key=lambda name: found[name])
             line = ''.join(f'{found[name]:>14.3f}' for name in names)
-            yield f'{f"{size:.0e} {kind}, {here.num_cores} cores":<26}{line}  {first}'
+            yield f'{f"{size:.0e} {kind}, nodes: {here.num_nodes}":<26}{line}  {first}'
 
 
 def simulations(costs: UnitCosts, site: Site) -> Iterator[str]:
-    """How long each size takes on its site, with nodes that fail."""
+    """How long each size takes on those nodes, which fail now and then."""
     yield (
         f'{"":<26} {"hours":>7} {"model":>7} {"cores":>6} {"storage":>7} {"driver":>6} '
         f'{"failures":>8} {"repeated":>8}'
     )
     for kind in costs.kinds:
-        for size, num_nodes in SIZES:
-            here = dataclasses.replace(site, num_nodes=num_nodes)
+        for size in SIZES:
+            asked = demand_of(costs, kind, size)
+            here = smallest_site(asked, site)
             machines = dataclasses.replace(
                 cluster_of(costs, kind, here),
                 mean_life_seconds=_MEAN_LIFE_SECONDS,
                 repair_seconds=_REPAIR_SECONDS,
             )
             done = simulate_encoding(coarser(work_of(costs, kind, size)), machines)
-            asked = demand_of(costs, kind, size)
             moved = (asked.bytes_in + asked.bytes_out) / here.storage_bytes
             longest = max(asked.core_seconds / here.num_cores, moved, asked.driver_seconds)
             model = machines.plan_seconds + machines.start_seconds + longest
             yield (
-                f'{f"{size:.0e} {kind}, {here.num_cores} cores":<26} {done.seconds / 3600:>7.2f} '
+                f'{f"{size:.0e} {kind}, nodes: {here.num_nodes}":<26} {done.seconds / 3600:>7.2f} '
                 f'{model / 3600:>7.2f} {done.busy["cores"]:>6.2f} {done.busy["storage"]:>7.3f} '
                 f'{done.busy["driver"]:>6.3f} {done.failures:>8} {done.repeated:>8}'
             )
