@@ -22,10 +22,11 @@ from tests.integration.rank_trainings import (
     write_shards,
 )
 
+pytestmark = pytest.mark.timeout(900)
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def torchrun(num_processes, *arguments, timeout=200):
+def torchrun(num_processes, *arguments, timeout=600):
     """Run a module in so many processes, as torchrun starts them."""
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone']
     command += ['--nproc-per-node', str(num_processes), '-m', *map(str, arguments)]

@@ -23,7 +23,9 @@ from tests.integration.test_parallel_runs import PICTURES
 from tests.ray_nodes import RayNodes
 from tests.unit.bulk_cases import write_text_artifact
 
-KILLS = int(os.environ.get('RAY_KILLS', '2'))
+# each takes as long as a run; ten once in a while: RAY_KILLS=10
+KILLS = int(os.environ.get('RAY_KILLS', '1'))
+pytestmark = pytest.mark.timeout(1200 + 120 * KILLS)
 PARAMETERS = {
     **PICTURES,
     'epochs': 12,
@@ -72,7 +74,7 @@ def log(client, name):
     return str(client.get_run_logs('default', name))
 
 
-def wait_for(client, name, condition, seconds=150):
+def wait_for(client, name, condition, seconds=400):
     deadline = time.monotonic() + seconds
     while not condition(run := record(client, name)):
         assert run.is_going, (run.details, log(client, name))
@@ -81,7 +83,7 @@ def wait_for(client, name, condition, seconds=150):
     return run
 
 
-def finished(client, name, seconds=150):
+def finished(client, name, seconds=400):
     run = wait_for(client, name, lambda run: not run.is_going, seconds)
     assert (run.status, run.details) == ('FINISHED', ''), log(client, name)
     return run
@@ -165,9 +167,9 @@ def test_a_run_is_cancelled_and_gone_with_its_processes(client, cluster):
     began = time.monotonic()
     assert client.cancel_run('default', name)['status'] == 'FAILED'
     assert record(client, name).details == 'cancelled'
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30
     launcher = client._workspace.launcher
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while launcher.is_alive(job):
         assert time.monotonic() < deadline
         time.sleep(0.2)
