@@ -46,7 +46,7 @@ def main(source: str, output: str, artifact: str) -> int:
             return 1
         cluster.remove_node(node, allow_graceful=False)
         cluster.add_node(num_cpus=1, **SMALL)
-        return begun.wait(timeout=120)
+        return begun.wait(timeout=500)
     finally:
         cluster.shutdown()
 

@@ -11,6 +11,8 @@ from finetuner.bulk import mine_negatives
 from tests.integration.serving import REPOSITORY
 from tests.unit.encoded_cases import write_encoded
 
+pytestmark = pytest.mark.timeout(900)
+
 
 def test_a_ray_cluster_of_which_a_node_is_killed_finds_the_same(tmp_path):
     pytest.importorskip('ray')
@@ -28,7 +30,7 @@ def test_a_ray_cluster_of_which_a_node_is_killed_finds_the_same(tmp_path):
         capture_output=True,
         text=True,
         cwd=REPOSITORY,
-        timeout=200,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     ours, theirs = parquet.read_table(here).to_pydict(), parquet.read_table(there).to_pydict()
