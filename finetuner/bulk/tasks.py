@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any
 
 from finetuner import excepts
-from finetuner.cores import num_cores
+from finetuner.cores import share_of_cores
 from finetuner.excepts import ConfigError, FinetunerError, ServerError
 from finetuner.process_pool import ProcessPool
 
@@ -94,7 +94,7 @@ def _in_processes(
     compute: Callable[[Any], Any], tasks: Iterable[Any], num_workers: int
 ) -> Generator[Any, None, None]:
     pool = ProcessPool(
-        _Told(compute, max(1, num_cores() // num_workers)),
+        _Told(compute, share_of_cores(num_workers)),
         num_workers,
         name='search',
         tasks_each=1,

@@ -12,7 +12,7 @@ from typing import Any
 from finetuner.bulk.options import BulkOptions
 from finetuner.bulk.plan import PlannedShard
 from finetuner.bulk.shard_encoding import ShardEncoder, ShardResult
-from finetuner.cores import num_cores
+from finetuner.cores import share_of_cores
 from finetuner.excepts import ServerError
 from finetuner.process_pool import ProcessPool
 
@@ -61,7 +61,7 @@ def _in_processes(
     shards: Sequence[PlannedShard], options: BulkOptions, job: dict[str, Any]
 ) -> Generator[ShardResult, None, None]:
     num_workers = min(options.num_workers, len(shards))
-    threads = options.num_threads or max(1, num_cores() // options.num_workers)
+    threads = options.num_threads or share_of_cores(options.num_workers)
     # new interpreters: forks of one that has an engine would wait for its threads for ever
     pool = ProcessPool(
         ShardEncoder(options, job, threads),

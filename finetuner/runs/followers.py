@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from finetuner.config import RunConfig, Settings
-from finetuner.cores import num_cores
+from finetuner.cores import share_of_cores
 from finetuner.excepts import FinetunerError, RankLostError, TrainingError
 from finetuner.runs.processes import output_tail, run_directory
 from finetuner.significance import Stage
@@ -144,7 +144,7 @@ class Followers:
             'MASTER_PORT': str(_free_port()),
         }
         # each takes its share of the cores; the environment may say otherwise
-        threads = str(max(1, num_cores() // num_processes))
+        threads = str(share_of_cores(num_processes))
         environment = {'OMP_NUM_THREADS': threads, **os.environ, **shared}
         directory = run_directory(self._settings, self._run_id)
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ from typing import Any
 from finetuner.config import RunConfig
 from finetuner.excepts import FinetunerError
 from finetuner.ray_cluster import AUTO, driver
+from finetuner.runs.dispatcher import MAX_RETRIES
 from finetuner.runs.ray_launching import Launch
 from finetuner.runs.ray_node import RankEnd, node_address, run_rank
 from finetuner.runs.records import RunRecord
@@ -26,7 +27,6 @@ from finetuner.storage.database import open_database
 
 logger = logging.getLogger('finetuner.runs.ray_job')
 
-MAX_RETRIES = 3
 # a lost node takes with it what was written in its last moments
 _SETTLE_SECONDS = 10.0
 _STOP_SECONDS = 2.0

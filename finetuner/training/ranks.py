@@ -25,7 +25,7 @@ import torch.distributed as dist
 from accelerate.state import PartialState
 from torch import Tensor
 
-from finetuner.cores import num_cores
+from finetuner.cores import share_of_cores
 from finetuner.data.numbering import Part
 from finetuner.data.randomness import drawing_from
 from finetuner.excepts import RANK_LOST, RankLostError
@@ -248,7 +248,7 @@ def join_ranks(device: str) -> Ranks:
         return ALONE
     if not dist.is_initialized():
         # torch has looked at the environment before this was set there
-        torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS') or _share_of_cores()))
+        torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS') or _own_cores()))
         _meet(device)
         # a script that torchrun started may train several times
         atexit.register(leave_ranks)
@@ -263,8 +263,8 @@ def _meet(device: str) -> None:
         PartialState(cpu=device == 'cpu', timeout=_PATIENCE)
 
 
-def _share_of_cores() -> int:
-    return max(1, num_cores() // int(os.environ.get('LOCAL_WORLD_SIZE', '1')))
+def _own_cores() -> int:
+    return share_of_cores(int(os.environ.get('LOCAL_WORLD_SIZE', '1')))
 
 
 def leave_ranks() -> None:
