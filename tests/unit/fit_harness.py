@@ -26,6 +26,7 @@ from finetuner.models.tailor import build_embedding_model
 from finetuner.models.zoo import get_backbone
 from finetuner.run import Run
 from finetuner.runs import processes, runner, worker
+from finetuner.runs.followers import Followers
 from finetuner.training.trainer import Trainer
 from tests.conftest import make_picture_docs
 from tests.unit.tiny_encoder import write_tiny_encoder
@@ -194,7 +195,9 @@ def fit(**parameters: Any) -> Ran:
     heard: list[_Heard] = []
 
     settings = Settings.from_environment()
-    execute_as_worker: Any = worker._runner(settings)
+    client: Any = get_client()
+    number = client._workspace.runs.get_run(run.experiment_name, run.name).id
+    execute_as_worker: Any = worker._runner(settings, Followers(settings, number))
 
     def execute(config: Any, load_data: Any, directory: Path, recorder: Any, files: Path) -> None:
         heard.append(_Heard(recorder))
@@ -210,8 +213,6 @@ def fit(**parameters: Any) -> Ran:
         wholes.append(dict(zip(state, copies(state.values()), strict=True)))
         return model
 
-    client: Any = get_client()
-    number = client._workspace.runs.get_run(run.experiment_name, run.name).id
     with patch.object(runner, '_build_model', build), (watch := watched()):
         finished = worker.run_worker(number, settings, execute)
     if not finished:

@@ -11,7 +11,8 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from finetuner.columns import File, dataset, version, workers
+from finetuner import process_pool
+from finetuner.columns import File, dataset, version
 from finetuner.columns.inspecting import DatasetFile
 from finetuner.columns.locking import writing
 from finetuner.excepts import ConfigError, ConflictError, DataError, NotFoundError
@@ -279,7 +280,7 @@ def test_names_in_the_file_do_not_leave_the_data_directory(place, tmp_path):
 
 def test_processes_that_are_not_forked_compute_too(place, tmp_path, monkeypatch):
     made = filled(place, tmp_path, 20)
-    monkeypatch.setattr(workers, 'forks', lambda: False)
+    monkeypatch.setattr(process_pool, 'forks', lambda: False)
     assert made.materialize('length', workers=1) == 1
     state = DatasetFile(place['sql_file']).state('Texts')
     assert {each.name: each.num_kept for each in state.columns}['length'] == 19

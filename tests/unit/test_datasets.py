@@ -127,6 +127,9 @@ def test_the_guide_runs_and_says_what_comes_out(tmp_path, monkeypatch):
         (tmp_path / f'{number}.png').write_bytes(doc.blob)
         rows.append(f'{number}.png,{doc.tags["finetuner_label"]}\n')
     (tmp_path / 'shoes.csv').write_text(''.join(rows))
+    for shard in range(2):
+        lines = (f'{{"text": "{"a" * n}", "label": {n % 16}}}\n' for n in range(1, 129))
+        (tmp_path / f'train-{shard}.jsonl').write_text(''.join(lines))
     names = {'finetuner': finetuner}
     for code in re.findall(r'```python\n(.*?)```', guide, re.DOTALL):
         exec(code, names)
