@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shlex
 import shutil
@@ -19,9 +20,9 @@ from typer.main import get_command
 import finetuner
 from finetuner.bulk import open_encoded
 from finetuner.inference import load_engine
-from tests.integration.bulk_on_ray import command
 from tests.integration.serving import REPOSITORY
 from tests.integration.test_documented import blocks
+from tests.ray_nodes import RayNodes
 from tests.unit.bulk_cases import (
     files_of,
     some_texts,
@@ -54,6 +55,10 @@ def whole(artifact, source, tmp_path_factory):
     out = tmp_path_factory.mktemp('whole') / 'out'
     finetuner.encode_dataset(source, out, artifact, rows_per_shard=10)
     return files_of(out)
+
+
+def command(*arguments):
+    return [sys.executable, '-m', 'finetuner.cli', 'encode', *map(str, arguments)]
 
 
 def run(*arguments, **options):
@@ -216,13 +221,21 @@ def test_a_ray_cluster_of_which_a_node_is_killed_writes_the_same_bytes(
 ):
     pytest.importorskip('ray')
     out = tmp_path / 'out'
-    done = subprocess.run(
-        [sys.executable, '-m', 'tests.integration.bulk_on_ray', source, out, artifact],
-        capture_output=True,
-        text=True,
-        cwd=REPOSITORY,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)['missing'] == []
+    options = ('-i', source, '-o', out, '--artifact', artifact, '--rows-per-shard', 10, '--json')
+    with RayNodes(has_jobs=False, head_cpus=1) as cluster:
+        node = cluster.add(1)
+        begun = subprocess.Popen(
+            command(*options, '--workers', 2, '--ray', cluster.address),
+            env={**os.environ, **cluster.environment},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        while len(list(out.glob('part-*.json'))) < 3:
+            assert begun.poll() is None, 'it ended before a node could be killed'
+            time.sleep(0.02)
+        cluster.kill(node)
+        cluster.add(1)
+        said, _ = begun.communicate(timeout=500)
+    assert begun.returncode == 0
+    assert json.loads(said)['missing'] == []
     assert files_of(out) == whole

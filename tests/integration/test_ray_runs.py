@@ -19,12 +19,14 @@ from finetuner.excepts import ConfigError, DataError, ServerError
 from finetuner.runs.dispatcher import Dispatcher
 from finetuner.runs.workspace import Workspace
 from tests.conftest import make_picture_docs
-from tests.integration.test_parallel_runs import PICTURES
+from tests.integration.test_parallel_runs import PICTURES, text_image_run
 from tests.ray_nodes import RayNodes
 from tests.unit.bulk_cases import write_text_artifact
 
 # each takes as long as a run; ten once in a while: RAY_KILLS=10
 KILLS = int(os.environ.get('RAY_KILLS', '1'))
+# so do these: all, CLIPLoss,NTXentLoss,ProxyAnchorLoss,SupConLoss,TripletMarginLoss, take minutes
+LOSSES = os.environ.get('RAY_LOSSES', 'ProxyAnchorLoss').split(',')
 pytestmark = pytest.mark.timeout(1200 + 120 * KILLS)
 PARAMETERS = {
     **PICTURES,
@@ -61,6 +63,7 @@ def client(cluster, home, monkeypatch):
 
 def start(client, name, **parameters):
     data = {'train_data': make_picture_docs()}
+    data |= {key: parameters.pop(key) for key in ('train_data', 'eval_data') if key in parameters}
     if parameters.get('callbacks'):
         data['callbacks.0.query_data'] = make_picture_docs(items_per_class=2, seed=1)
     return client.fit({**PARAMETERS, 'run_name': name, **parameters}, data)['name']
@@ -70,15 +73,23 @@ def record(client, name):
     return client._workspace.runs.get_run('default', name)
 
 
+def last_words(client, run):
+    return client._workspace.launcher.last_words(run.worker, run.id)
+
+
 def log(client, name):
     return str(client.get_run_logs('default', name))
 
 
 def wait_for(client, name, condition, seconds=400):
-    deadline = time.monotonic() + seconds
+    began = looked = time.monotonic()
     while not condition(run := record(client, name)):
         assert run.is_going, (run.details, log(client, name))
-        assert time.monotonic() < deadline, run
+        assert time.monotonic() - began < seconds, (run, last_words(client, run))
+        if time.monotonic() - looked > 10:
+            # a job that is gone without a word is found by those who look
+            looked = time.monotonic()
+            client._workspace.settle(run)
         time.sleep(0.1)
     return run
 
@@ -95,8 +106,11 @@ def in_training(run):
 
 
 def outcome(client, run):
-    found = client.find_artifact(run.artifact_id)
-    return load_file(found / 'model.safetensors'), client.get_run_metrics('default', run.name)
+    found = client.find_artifact(run.artifact_id).rglob('*.safetensors')
+    weights = {
+        f'{path.name} {name}': value for path in found for name, value in load_file(path).items()
+    }
+    return weights, client.get_run_metrics('default', run.name)
 
 
 def assert_same(found, expected):
@@ -146,6 +160,31 @@ def test_two_nodes_train_to_the_weights_of_one_process_and_go_on_when_one_is_kil
         if value.is_floating_point():
             torch.testing.assert_close(found[name], value, atol=1e-5, rtol=0, msg=name)
     for node in (nodes[0], nodes[2]):
+        cluster.kill(node)
+
+
+@pytest.mark.parametrize('loss', LOSSES)
+def test_two_nodes_train_to_the_weights_of_one_process(
+    loss, client, cluster, monkeypatch, tmp_path
+):
+    balanced = {'batch_size': 8, 'num_items_per_class': 2, 'sampler': 'auto'}
+    with_parameters = {'loss_optimizer': 'SGD'} if loss == 'ProxyAnchorLoss' else {}
+    given = text_image_run(tmp_path) if loss == 'CLIPLoss' else balanced | with_parameters
+    given |= {'loss': loss, 'epochs': 2, 'learning_rate': 0.0005, 'augmentation': 'none'}
+    monkeypatch.setenv('FINETUNER_LAUNCHER', 'process')
+    here = LocalClient(Settings.from_environment())
+    start(here, f'{loss}-here', **given)
+    nodes = [cluster.add(1), cluster.add(1)]
+    start(client, f'{loss}-there', **given, num_processes=2, num_nodes=2)
+    expected, metrics = outcome(here, finished(here, f'{loss}-here'))
+    here.close()
+    found, found_metrics = outcome(client, finished(client, f'{loss}-there'))
+    assert '2 processes train together' in log(client, f'{loss}-there')
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=1e-5, rtol=0, msg=name)
+    assert found_metrics == metrics
+    for node in nodes:
         cluster.kill(node)
 
 
