@@ -3,7 +3,7 @@
 Rates are medians over some rounds, of one core that is alone unless it says otherwise. What
 `scale_simulation.py` needs goes to a file:
 
-    python benchmarks/scale_costs.py                  # a table; four minutes on two cores
+    python benchmarks/scale_costs.py                  # a table; five minutes on two cores
     python benchmarks/scale_costs.py --json benchmarks/scale_costs.json
 """
 
@@ -33,6 +33,7 @@ _ROUNDS = 3
 _DISK_BYTES = 256 << 20
 _INDEX_ROWS = 200_000
 _MANY_SHARDS = 200
+_STARTS = 3
 # documents and rows a shard of what is encoded as a whole
 CASES = {'texts': (4000, 400), 'pictures': (480, 48)}
 
@@ -227,6 +228,18 @@ def store_seconds(folder: Path) -> float:
         database.close()
 
 
+def start_costs(kind: str, folder: Path) -> tuple[float, ...]:
+    """Seconds until an engine has answered, until a new process has, and of cores that takes."""
+    path = write_input(kind, folder, 1, 'one')
+    case = json.dumps({'kind': kind, 'rows_per_shard': 1, 'workers': 1, 'how': 'here'})
+    found = []
+    for number in range(_STARTS):
+        begin = time.perf_counter()
+        answer = answer_of('case', case, path, folder / f'{kind}-one-{number}')
+        found.append((answer['seconds'], time.perf_counter() - begin, answer['core_seconds']))
+    return tuple(min(each) for each in zip(*found, strict=True))
+
+
 def measured_cases(folder: Path, num_cores: int) -> Iterator[dict[str, Any]]:
     """Data sets encoded as a whole, by one worker, by two, and by two actors of Ray."""
     for kind, (documents, rows) in CASES.items():
@@ -258,13 +271,14 @@ def measure(folder: Path) -> UnitCosts:
     from finetuner.cores import num_cores
 
     cores = num_cores()
-    found: dict[str, Any] = {'cores': cores, 'kinds': {}, 'load_seconds': {}, 'worker_seconds': {}}
+    starts = ('load_seconds', 'worker_seconds', 'worker_core_seconds')
+    found: dict[str, Any] = {'cores': cores, 'kinds': {}, **{name: {} for name in starts}}
     for kind in KINDS:
         with _said(f'{kind}: cores side by side'):
-            crowded, worker = crowd(kind, cores)
-        found['load_seconds'][kind] = worker.load_seconds
-        found['worker_seconds'][kind] = worker.seconds
-        found['worker_bytes'] = worker.num_bytes
+            crowded, found['worker_bytes'] = crowd(kind, cores)
+        with _said(f'{kind}: starts'):
+            for name, seconds in zip(starts, start_costs(kind, folder), strict=True):
+                found[name][kind] = seconds
         with _said(f'{kind}: stages'):
             found['kinds'][kind] = kind_costs(kind, folder, crowded)
     with _said('shards'):
@@ -283,7 +297,7 @@ def measure(folder: Path) -> UnitCosts:
         found['store_seconds'] = store_seconds(folder)
     with _said('runs in a queue'):
         *found['queue'], one = answer_of('queue')['queue']
-        found['run_seconds'] = one['seconds']
+        found['run_seconds'], found['run_core_seconds'] = one['seconds'], one['core_seconds']
     with _said('small cases'):
         found['measured'] = list(measured_cases(folder, cores))
     return UnitCosts(**found)

@@ -155,8 +155,9 @@ class UnitCosts:
         kinds: `texts` and `pictures`.
         load_seconds: until an engine has answered once, in a process that has imported nothing.
         worker_seconds: the same from the start of a new process on.
+        worker_core_seconds: of cores, that such a start takes: what counts where several start.
         worker_bytes: resident in such a process.
-        ray_seconds: until a cluster of one machine is there.
+        ray_seconds: of a cluster of one machine, from its start to its end, that does next to nothing.
         actor_seconds: until an actor of Ray is there, without its engine.
         shard_seconds: of a worker, a shard beyond its rows.
         plan_seconds: of the driver, a shard: to plan it, and to list it in the end.
@@ -167,6 +168,7 @@ class UnitCosts:
         hash_bytes: bytes a second of SHA-256, on one core.
         search_seconds: of a core, for a query over 1e9 bytes of embeddings.
         run_seconds: of a run that trains next to nothing.
+        run_core_seconds: of cores, that it takes.
         store_seconds: of a write of log lines and a sign of life to SQLite.
         measured: small cases: `kind`, `documents`, `rows_per_shard`, `workers`, `how`, `seconds`.
         queue: runs that waited for slots: `runs`, `slots`, `seconds`.
@@ -176,6 +178,7 @@ class UnitCosts:
     kinds: dict[str, KindCosts]
     load_seconds: dict[str, float]
     worker_seconds: dict[str, float]
+    worker_core_seconds: dict[str, float]
     worker_bytes: float
     ray_seconds: float
     actor_seconds: float
@@ -188,9 +191,19 @@ class UnitCosts:
     hash_bytes: float
     search_seconds: float
     run_seconds: float
+    run_core_seconds: float
     store_seconds: float
     measured: list[dict[str, Any]] = field(default_factory=list)
     queue: list[dict[str, Any]] = field(default_factory=list)
+
+    def starts(self, kind: str, how: str, workers: int, cores: int) -> float:
+        """Seconds until workers that start at once have their engines: on a node they share cores."""
+        alone = self.load_seconds[kind] if how == 'here' else self.worker_seconds[kind]
+        return max(alone, workers * self.worker_core_seconds[kind] / cores)
+
+    def runs(self, slots: int) -> float:
+        """Seconds of a run that trains next to nothing, beside others in so many slots."""
+        return max(self.run_seconds, slots * self.run_core_seconds / self.cores)
 
 
 def load_costs(path: Path) -> UnitCosts:
@@ -222,7 +235,7 @@ def small_case(costs: UnitCosts, case: dict[str, Any]) -> tuple[Work, Machines]:
     kind, workers, how = case['kind'], case['workers'], case['how']
     work = work_of(costs, kind, case['documents'], case['rows_per_shard'])
     ray = how == 'ray'
-    start = costs.load_seconds[kind] if how == 'here' else costs.worker_seconds[kind]
+    start = costs.starts(kind, how, workers, costs.cores)
     machines = Machines(
         workers_per_node=workers,
         cores=costs.cores,
@@ -230,7 +243,7 @@ def small_case(costs: UnitCosts, case: dict[str, Any]) -> tuple[Work, Machines]:
         storage_bytes=min(costs.disk_write, costs.disk_read),
         plan_seconds=costs.plan_seconds * len(work.shards) + (costs.ray_seconds if ray else 0.0),
         dispatch_seconds=costs.dispatch_seconds['ray' if ray else 'processes'],
-        start_seconds=costs.actor_seconds + costs.load_seconds[kind] if ray else start,
+        start_seconds=start + (costs.actor_seconds if ray else 0.0),
     )
     return work, machines
 
@@ -343,7 +356,7 @@ def cluster_of(costs: UnitCosts, kind: str, site: Site) -> Machines:
         storage_bytes=site.storage_bytes,
         plan_seconds=costs.ray_seconds,
         dispatch_seconds=costs.plan_seconds + costs.dispatch_seconds['ray'],
-        start_seconds=costs.actor_seconds + costs.load_seconds[kind],
+        start_seconds=costs.actor_seconds + costs.starts(kind, 'ray', site.cores, site.cores),
     )
 
 

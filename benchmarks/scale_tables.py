@@ -54,8 +54,14 @@ def _unit_costs(costs: UnitCosts) -> Iterator[tuple[str, str, str]]:
         yield f'{kind}: a row of an exact index', f'{unit.bytes_indexed:,.0f}', 'bytes of memory'
         yield f'{kind}: an engine', f'{costs.load_seconds[kind]:.1f}', 's until it answers'
         yield f'{kind}: a worker', f'{costs.worker_seconds[kind]:.1f}', 's until it answers'
+        cores = f'{costs.worker_core_seconds[kind]:.1f}'
+        yield f'{kind}: the start of a worker', cores, 's of a core'
     yield 'a worker of pictures', f'{costs.worker_bytes / 1e6:,.0f}', 'MB of memory'
-    yield 'a Ray cluster of this machine', f'{costs.ray_seconds:.1f}', 's to start'
+    yield (
+        'a Ray cluster of this machine',
+        f'{costs.ray_seconds:.1f}',
+        's to start, to do nothing, to end',
+    )
     yield 'an actor of Ray', f'{costs.actor_seconds:.1f}', 's to start, without its engine'
     yield 'a shard', f'{costs.shard_seconds * 1e3:.1f}', 'ms of its worker, beyond its rows'
     yield 'a shard', f'{costs.plan_seconds * 1e3:.2f}', 'ms of the driver: plan, look, list'
@@ -67,6 +73,7 @@ def _unit_costs(costs: UnitCosts) -> Iterator[tuple[str, str, str]]:
     yield 'SHA-256', f'{costs.hash_bytes / 1e6:,.0f}', 'MB/s on a core'
     yield 'an exact query', f'{costs.search_seconds:.2f}', 's of a core over 1 GB of embeddings'
     yield 'a run that trains next to nothing', f'{costs.run_seconds:.1f}', 's'
+    yield 'a run that trains next to nothing', f'{costs.run_core_seconds:.1f}', 's of a core'
     yield 'a write to the run store', f'{costs.store_seconds * 1e3:.1f}', 'ms, in SQLite'
 
 
@@ -84,9 +91,9 @@ def _small_cases(costs: UnitCosts) -> Iterator[tuple[str, float, float]]:
         workers = '' if case['how'] == 'here' else f'{case["workers"]} '
         name = f'{case["documents"]:,} {case["kind"]}, {workers}{ways[case["how"]]}'
         yield name, case['seconds'], simulate_encoding(work, machines).seconds
-    seconds = costs.run_seconds
     for case in costs.queue:
-        waits = simulate_queue(1e9, lambda _: seconds, case['slots'], case['runs'])
+        seconds = costs.runs(case['slots'])
+        waits = simulate_queue(1e9, lambda _, each=seconds: each, case['slots'], case['runs'])
         name = f'{case["runs"]} runs, {case["slots"]} at a time'
         yield name, case['seconds'], max(waits) + seconds
 

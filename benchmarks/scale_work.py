@@ -25,7 +25,6 @@ _NUM_TASKS = 300
 _NUM_WARM_TASKS = 30
 _MOST_WORKERS = 16
 _BUSY_SECONDS = 3.0
-_STARTS = 2
 
 
 @dataclass(frozen=True)
@@ -102,15 +101,13 @@ def write_input(
 
 
 def work(kind: str) -> None:
-    """Load an engine, say so, and embed for as long as each line says."""
-    import finetuner
-
-    begin = time.perf_counter()
-    engine = open_engine(kind)
-    facts = {'load_seconds': time.perf_counter() - begin}
-    print(json.dumps(facts), flush=True)
+    """Load an engine, and embed for as long as each line says."""
     import psutil
     from pyarrow import parquet
+
+    import finetuner
+
+    engine = open_engine(kind)
 
     with tempfile.TemporaryDirectory() as folder:
         path = write_input(kind, Path(folder), 1024 if kind == 'texts' else 64)
@@ -134,19 +131,15 @@ class Worker:
 
     def __init__(self, kind: str) -> None:
         """Start it."""
-        self._begin = time.perf_counter()
         command = [sys.executable, str(SCRIPT), 'worker', kind]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         self._input, self._output = self._process.stdin, self._process.stdout
-        self.load_seconds = self.seconds = 0.0
         self.num_bytes = 0
 
     def wait(self) -> None:
         """Wait until it is ready to embed."""
-        self.load_seconds = self._answer()['load_seconds']
-        self.seconds = time.perf_counter() - self._begin
         self.num_bytes = self._answer()['bytes']
 
     def _answer(self) -> dict[str, Any]:
@@ -170,17 +163,10 @@ class Worker:
         self._process.wait()
 
 
-def crowd(kind: str, num_cores: int) -> tuple[float, Worker]:
-    """The speed of a core when all of them embed, relative to one alone; and one that told."""
-    starts = []
-    for _ in range(_STARTS):  # one by one, for the seconds that each takes
-        first = Worker(kind)
-        first.wait()
-        starts.append(first)
-    for worker in starts[:-1]:
-        worker.end()
-    first.load_seconds = min(worker.load_seconds for worker in starts)
-    first.seconds = min(worker.seconds for worker in starts)
+def crowd(kind: str, num_cores: int) -> tuple[float, int]:
+    """The speed of a core when all of them embed, relative to one alone; and a worker's memory."""
+    first = Worker(kind)
+    first.wait()
     others = [Worker(kind) for _ in range(min(num_cores, _MOST_WORKERS) - 1)]
     for worker in others:
         worker.wait()
@@ -193,7 +179,7 @@ def crowd(kind: str, num_cores: int) -> tuple[float, Worker]:
         ratios.append(statistics.mean(worker.rate() for worker in (first, *others)) / alone)
     for worker in (first, *others):
         worker.end()
-    return min(1.0, statistics.median(ratios)), first
+    return min(1.0, statistics.median(ratios)), first.num_bytes
 
 
 def encode_case(case: str, source: str, output: str) -> None:
@@ -211,7 +197,7 @@ def encode_case(case: str, source: str, output: str) -> None:
         ray_address='local' if given['how'] == 'ray' else None,
         show_progress=False,
     )
-    print(json.dumps({'seconds': summary.seconds}))
+    print(json.dumps({'seconds': summary.seconds, 'core_seconds': time.process_time()}))
 
 
 class Echo:
@@ -228,9 +214,15 @@ def time_ray() -> None:
 
     begin = time.perf_counter()
     with driver(LOCAL) as ray:
-        ray_seconds = time.perf_counter() - begin
         import ray.data as ray_data
 
+        one = ray_data.ActorPoolStrategy(size=1)
+        dataset = ray_data.from_items([{'shard': 0}])
+        dataset = dataset.map_batches(Echo, batch_size=1, num_cpus=0.5, compute=one)
+        dataset.context.enable_progress_bars = False
+        dataset.materialize()
+    ray_seconds = time.perf_counter() - begin
+    with driver(LOCAL) as ray:
         begin = time.perf_counter()
         actor = ray.remote(_Asked).remote()
         ray.get(actor.ask.remote())
@@ -264,6 +256,14 @@ class _Asked:
         """Answer."""
 
 
+def _busy_seconds() -> float:
+    """Of cores, by whatever runs on this machine: workers are not this process's own children."""
+    import psutil
+
+    used = psutil.cpu_times()
+    return used.user + used.system
+
+
 def time_queue() -> None:
     """Four runs that share two slots, then one by itself, when the disk has been read before."""
     from docarray import Document, DocumentArray
@@ -286,18 +286,19 @@ def time_queue() -> None:
             dispatcher = Dispatcher(Workspace(settings), num_slots)
             parameters = {'model': KINDS['texts'].model, 'epochs': 1, 'batch_size': 8}
             runs = [client.fit(parameters, {'train_data': docs}) for _ in range(num_runs)]
-            begin = time.perf_counter()
+            begin, busy = time.perf_counter(), _busy_seconds()
             dispatcher.start()
             store = client.workspace.runs
             ids = [(run['experiment_name'], run['name']) for run in runs]
             while any(store.get_run(*each).is_going for each in ids):
                 time.sleep(0.05)
-            seconds = time.perf_counter() - begin
+            seconds, busy = time.perf_counter() - begin, _busy_seconds() - busy
             states = {store.get_run(*each).status for each in ids}
             dispatcher.drain(1)
             if states != {'FINISHED'}:
                 raise SystemExit(f'runs ended as {states}')
-        found.append({'runs': num_runs, 'slots': num_slots, 'seconds': seconds})
+        case = {'runs': num_runs, 'slots': num_slots, 'seconds': seconds}
+        found.append({**case, 'core_seconds': busy})
     print(json.dumps({'queue': found}))
 
 

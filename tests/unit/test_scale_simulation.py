@@ -251,6 +251,7 @@ def costs(model):
         kinds={'texts': unit},
         load_seconds={'texts': 3.0},
         worker_seconds={'texts': 6.0},
+        worker_core_seconds={'texts': 5.0},
         worker_bytes=4e8,
         ray_seconds=4.0,
         actor_seconds=1.0,
@@ -263,6 +264,7 @@ def costs(model):
         hash_bytes=1e9,
         search_seconds=0.3,
         run_seconds=15.0,
+        run_core_seconds=20.0,
         store_seconds=0.003,
     )
 
@@ -344,9 +346,19 @@ def test_small_cases_are_simulated_as_they_are(load, measured):
     assert 3 + 12 * (0.03 + 500 * 2.02e-3) < seconds < 3 + 12 * (0.03 + 500 * 2.06e-3) / 0.8
     seconds = float(processes.split()[-2])
     assert seconds == pytest.approx(6 + 6 * (0.03 + 500 * 2.06e-3) / 0.8, rel=0.05)
-    assert float(ray.split()[-2]) == pytest.approx(seconds - 6 + 4 + 1 + 3, rel=0.05)
-    # two rounds
-    assert float(runs.split()[-2]) == pytest.approx(2 * 15, abs=0.06)
+    assert float(ray.split()[-2]) == pytest.approx(seconds + 4 + 1, rel=0.05)
+    # two rounds, of two runs that share two cores
+    assert float(runs.split()[-2]) == pytest.approx(2 * 20, abs=0.06)
+
+
+def test_what_starts_at_once_shares_the_cores(costs):
+    # alone it waits for its disk a while; beside others it waits for a core
+    assert costs.starts('texts', 'here', 1, cores=2) == 3
+    assert costs.starts('texts', 'processes', 2, cores=2) == 6
+    assert costs.starts('texts', 'processes', 4, cores=2) == 4 * 5 / 2
+    assert costs.starts('texts', 'ray', 4, cores=4) == 6
+    assert costs.runs(1) == 15
+    assert dataclasses.replace(costs, cores=2).runs(3) == 3 * 20 / 2
 
 
 def test_tables_are_printed_and_put_into_documents(load, measured, tmp_path, monkeypatch, capsys):
