@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import glob
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from finetuner.bulk.rows import CONTENT_COLUMNS, Columns, Row, row_of, text_of
 from finetuner.data.csv import CSVOptions
 from finetuner.data.csv_rows import RowReader, open_csv
 from finetuner.data.folders import files_below
+from finetuner.data.patterns import expand_pattern
 from finetuner.data.records import json_object
 from finetuner.data.sources import CSV_ENDINGS, JSON_LINES_ENDINGS, TAR_ENDING, open_documents
 from finetuner.excepts import ConfigError, DataError, unknown_name
@@ -326,8 +326,8 @@ def find_inputs(patterns: Sequence[str]) -> list[Path]:
     """The files and folders that are meant.
 
     Args:
-        patterns: paths, and patterns with `*`, `?`, `[...]` and `**`. A folder with data files right
-            in it stands for these, any other for the pictures in it.
+        patterns: paths, and patterns with `*`, `?`, `[...]`, `**`, `{000..099}` and `{a,b}`. A folder
+            with data files right in it stands for these, any other for the pictures in it.
 
     Returns:
         Absolute paths; those of a pattern or folder in order of their names, each once.
@@ -337,12 +337,10 @@ def find_inputs(patterns: Sequence[str]) -> list[Path]:
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
-        expanded = os.path.expanduser(pattern)
-        paths = (
-            [expanded] if os.path.exists(expanded) else sorted(glob.glob(expanded, recursive=True))
-        )
-        if not paths:
-            raise DataError(f'there is no file or folder {pattern!r}')
+        paths = list(expand_pattern(pattern))
+        missing = [path for path in paths if not path.exists()]
+        if missing:
+            raise DataError(f'there is no file or folder {str(missing[0])!r}')
         for path in paths:
             found.update(dict.fromkeys(_data_files(Path(os.path.abspath(path)))))
     if not found:

@@ -6,7 +6,7 @@ import glob
 import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ def names_files(text: str) -> bool:
     if not is_pattern(text):
         return False
     try:
-        return next(_expanded([text]), Path()).exists()
+        return next(expand_pattern(text), Path()).exists()
     except DataError:
         return False
 
@@ -53,7 +53,8 @@ def expand_patterns(source: Any) -> list[Path]:
     """
     given = [source] if isinstance(source, (str, os.PathLike)) else list(source)
     paths: dict[Path, None] = {}
-    for path in itertools.islice(_expanded(given), _MOST_FILES + 1):
+    found = itertools.chain.from_iterable(map(expand_pattern, given))
+    for path in itertools.islice(found, _MOST_FILES + 1):
         if path in paths:
             raise DataError(f'{str(path)!r} is given twice: name each file once')
         paths[path] = None
@@ -69,22 +70,32 @@ def expand_patterns(source: Any) -> list[Path]:
     return list(paths)
 
 
-def _expanded(given: Iterable[Any]) -> Iterator[Path]:
-    for each in given:
-        if not isinstance(each, (str, os.PathLike)):
-            raise DataError(f'{shown_value(each)} is no path')
-        text = os.path.expanduser(os.fspath(each))
-        if '\0' in text or not is_pattern(text):
-            yield Path(text)
+def expand_pattern(pattern: Any) -> Iterator[Path]:
+    """Find the files and folders that one pattern stands for, as `expand_patterns` does.
+
+    Args:
+        pattern: a path, or a pattern.
+
+    Yields:
+        Paths; those that braces or the path itself name may not be there.
+
+    Raises:
+        DataError: it is no path, there is nothing of such a name, or braces hold something else.
+    """
+    if not isinstance(pattern, (str, os.PathLike)):
+        raise DataError(f'{shown_value(pattern)} is no path')
+    text = os.path.expanduser(os.fspath(pattern))
+    if '\0' in text or not is_pattern(text):
+        yield Path(text)
+        return
+    for name in _without_braces(text):
+        if not glob.has_magic(name):
+            yield Path(name)
             continue
-        for name in _without_braces(text):
-            if not glob.has_magic(name):
-                yield Path(name)
-                continue
-            found = sorted(glob.glob(name, recursive=True))
-            if not found:
-                raise DataError(f'no file is called {shown_value(name)}')
-            yield from map(Path, found)
+        found = sorted(glob.glob(name, recursive=True))
+        if not found:
+            raise DataError(f'no file is called {shown_value(name)}')
+        yield from map(Path, found)
 
 
 def _without_braces(text: str) -> Iterator[str]:

@@ -214,7 +214,8 @@ def test_several_inputs_one_after_the_other(texts_model, tmp_path):
     expected = [
         f'{name}.parquet:{n}' for name, m in (('a', 10), ('b', 50), ('c', 70)) for n in range(m)
     ]
-    for number, source in enumerate([tmp_path / 'data', f'{tmp_path}/data/*.parquet']):
+    data = tmp_path / 'data'
+    for number, source in enumerate([data, f'{data}/*.parquet', f'{data}/{{a,b,c}}.parquet']):
         assert encode(source, tmp_path / f'{number}', texts_model).num_shards == 5
         assert read_all(tmp_path / f'{number}')[0] == expected
     files = [tmp_path / 'data' / f'{name}.parquet' for name in 'cca']
@@ -307,7 +308,9 @@ def test_the_reader_notices_what_was_changed(texts_model, source, tmp_path):
         ({'model': 'x'}, ConfigError, 'one of artifact'),
         ({'artifact': None}, ConfigError, 'one of artifact'),
         ({'artifact': 'nowhere'}, ArtifactError, "'.*nowhere' is no artifact"),
-        ({'source': 'none-*.parquet'}, DataError, "no file or folder 'none-"),
+        ({'source': 'none-*.parquet'}, DataError, "no file is called 'none-"),
+        ({'source': 'x-{00..02}.tar'}, DataError, r"no file or folder 'x-00\.tar'"),
+        ({'source': '{a..c}.csv'}, DataError, 'neither a range of numbers'),
         ({'source': []}, DataError, 'there is no input'),
         ({'ray_address': 'http://:8265'}, ConfigError, 'no address of the jobs API'),
         ({'ray_address': 'head'}, ConfigError, 'no address of a Ray cluster'),
