@@ -120,7 +120,9 @@ def _on_ray(
     from finetuner.ray_cluster import driver
 
     with driver(address, show_logs=False) as ray:
-        # a task whose node dies is given to another by Ray itself
+        # What is under way when this ends early ends with the driver, or by itself: to cancel a task that
+        # comes to its end at that moment aborts the process (Ray 2.55, `CompletePendingTask`).
+        # A task whose node dies is given to another by Ray itself
         told = _Told(compute, 1)
         remote = ray.remote(_told_of).options(
             num_cpus=1, max_retries=_MOST_DEATHS, scheduling_strategy='SPREAD'
@@ -140,6 +142,3 @@ def _on_ray(
             raise ServerError(
                 f'the Ray cluster failed: {lines[-1]}; give the same call again'
             ) from error
-        finally:
-            for each in waiting:
-                ray.cancel(each, force=True)

@@ -10,6 +10,7 @@ import logging
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from finetuner.excepts import FinetunerError
 from finetuner.ray_cluster import AUTO, driver
 from finetuner.runs.dispatcher import MAX_RETRIES
 from finetuner.runs.ray_launching import Launch
-from finetuner.runs.ray_node import RankEnd, node_address, run_rank
+from finetuner.runs.ray_node import RankEnd, RankHost, node_address
 from finetuner.runs.records import RunRecord
 from finetuner.runs.states import FINISHED, WAITING
 from finetuner.runs.store import RunStore
@@ -98,14 +99,17 @@ class Job:
     def _attempt(self, attempt: int) -> RankEnd:
         """Have the run's processes do it once; how that ended."""
         group = self._reserve()
+        hosts: list[Any] = []
         pending: list[Any] = []
         try:
-            pending = self._start(group, attempt)
+            for host, ranks in self._hosts(group):
+                hosts.append(host)
+                pending.append(host.run.remote(str(self._launch.directory), attempt, ranks))
             return self._watch(pending)
         except self._ray.exceptions.RayError as error:
             return _node_lost(error)
         finally:
-            self._stop(pending)
+            self._stop(hosts, pending)
             self._ray.util.remove_placement_group(group)
 
     def _reserve(self) -> Any:
@@ -127,19 +131,19 @@ class Job:
                 print(f'the run waits for {shape.num_nodes} x ({wanted}), {waited:.0f} s so far')
         return group
 
-    def _start(self, group: Any, attempt: int) -> list[Any]:
+    def _hosts(self, group: Any) -> Iterator[tuple[Any, dict[str, str]]]:
+        """An actor for each process, in its place, and what the process is among the others."""
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         shape, ray = self._shape, self._launch.ray
-        directory = str(self._launch.directory)
 
-        def on_node(function: Any, node: int, **resources: float) -> Any:
+        def on_node(what: Any, node: int, **options: Any) -> Any:
             place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=node)
-            # what is lost is lost for all processes together: they are started anew here
-            return self._ray.remote(max_retries=0, scheduling_strategy=place, **resources)(function)
+            return self._ray.remote(scheduling_strategy=place, **options)(what)
 
-        address, port = self._ray.get(on_node(node_address, 0, num_cpus=0).remote())
-        pending = []
+        # what is lost is lost for all processes together: they are started anew by this job
+        asked = on_node(node_address, 0, num_cpus=0, max_retries=0).remote()
+        address, port = self._ray.get(asked)
         for rank in range(shape.num_processes):
             node, local = divmod(rank, shape.per_node)
             ranks = {
@@ -152,10 +156,11 @@ class Job:
                 'MASTER_PORT': port,
             }
             environment = {name: str(value) for name, value in ranks.items()}
-            place = on_node(run_rank, node, num_cpus=ray.num_cpus, num_gpus=ray.num_gpus)
-            alone = shape.num_processes == 1
-            pending.append(place.remote(directory, attempt, {} if alone else environment))
-        return pending
+            # it hears that it is to end while it waits for the end
+            host = on_node(
+                RankHost, node, num_cpus=ray.num_cpus, num_gpus=ray.num_gpus, max_concurrency=2
+            )
+            yield host.remote(), {} if shape.num_processes == 1 else environment
 
     def _watch(self, pending: list[Any]) -> RankEnd:
         """Wait for the processes: the first one says all of it, or one of them has been lost."""
@@ -181,15 +186,14 @@ class Job:
         except self._ray.exceptions.RayError as error:
             return _node_lost(error)
 
-    def _stop(self, pending: list[Any]) -> None:
+    def _stop(self, hosts: list[Any], pending: list[Any]) -> None:
         """End what is still there: in peace first."""
-        for each in pending:
-            self._ray.cancel(each, force=False)
-        if not pending:
-            return
-        _, left = self._ray.wait(pending, num_returns=len(pending), timeout=_STOP_SECONDS)
-        for each in left:
-            self._ray.cancel(each, force=True)
+        for host in hosts:
+            host.end.remote()
+        if pending:
+            self._ray.wait(pending, num_returns=len(pending), timeout=_STOP_SECONDS)
+        for host in hosts:
+            self._ray.kill(host)
 
 
 def _node_lost(error: Exception) -> RankEnd:

@@ -30,7 +30,7 @@ LOSSES = os.environ.get('RAY_LOSSES', 'ProxyAnchorLoss').split(',')
 pytestmark = pytest.mark.timeout(1200 + 120 * KILLS)
 PARAMETERS = {
     **PICTURES,
-    'epochs': 12,
+    'epochs': 16,
     'checkpoint_seconds': 0.2,
     'num_workers': 0,
     'augmentation': 'light',
@@ -97,7 +97,19 @@ def wait_for(client, name, condition, seconds=400):
 def finished(client, name, seconds=400):
     run = wait_for(client, name, lambda run: not run.is_going, seconds)
     assert (run.status, run.details) == ('FINISHED', ''), log(client, name)
+    launcher = client._workspace.launcher
+    if launcher.name_of(run.worker).startswith('Ray job'):
+        wait_for_end(launcher, run.worker)
+        # Ray's own process of the job, too, has ended as it should
+        assert 'failed' not in launcher.last_words(run.worker, run.id)
     return run
+
+
+def wait_for_end(launcher, job):
+    deadline = time.monotonic() + 60
+    while launcher.is_alive(job):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
 
 
 def in_training(run):
@@ -128,8 +140,10 @@ def test_runs_go_on_elsewhere_when_their_node_is_killed(client, cluster):
     expected = outcome(client, finished(client, 'undisturbed'))
     for number in range(KILLS):
         name = start(client, f'killed-{number}', **EVALUATED)
-        wait_for(client, name, in_training)
+        # on the one node that there is; the other is there in time, so that nothing waits for it
+        wait_for(client, name, lambda run: run.status == 'STARTED')
         other = cluster.add(1)
+        wait_for(client, name, in_training)
         cluster.kill(node)
         node = other
         run = finished(client, name)
@@ -149,8 +163,9 @@ def test_two_nodes_train_to_the_weights_of_one_process_and_go_on_when_one_is_kil
     start(client, 'one-process', **gently)
     expected, _ = outcome(client, finished(client, 'one-process'))
     start(client, 'two-nodes', **gently, num_processes=2, num_nodes=2)
-    wait_for(client, 'two-nodes', in_training)
+    wait_for(client, 'two-nodes', lambda run: run.status == 'STARTED')
     nodes.append(cluster.add(1))
+    wait_for(client, 'two-nodes', in_training)
     cluster.kill(nodes[1])
     run = finished(client, 'two-nodes')
     assert '2 processes train together' in log(client, 'two-nodes')
@@ -207,11 +222,7 @@ def test_a_run_is_cancelled_and_gone_with_its_processes(client, cluster):
     assert client.cancel_run('default', name)['status'] == 'FAILED'
     assert record(client, name).details == 'cancelled'
     assert time.monotonic() - began < 30
-    launcher = client._workspace.launcher
-    deadline = time.monotonic() + 60
-    while launcher.is_alive(job):
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    wait_for_end(client._workspace.launcher, job)
     assert not workers_of(client, name)
     cluster.kill(node)
 
