@@ -101,7 +101,7 @@ def finished(client, name, seconds=400):
     if launcher.name_of(run.worker).startswith('Ray job'):
         wait_for_end(launcher, run.worker)
         # Ray's own process of the job, too, has ended as it should
-        assert 'failed' not in launcher.last_words(run.worker, run.id)
+        assert 'command failed' not in launcher.last_words(run.worker, run.id)
     return run
 
 
