@@ -337,11 +337,10 @@ def find_inputs(patterns: Sequence[str]) -> list[Path]:
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
-        paths = list(expand_pattern(pattern))
-        missing = [path for path in paths if not path.exists()]
-        if missing:
-            raise DataError(f'there is no file or folder {str(missing[0])!r}')
-        for path in paths:
+        # one by one: braces may name a thousand million
+        for path in expand_pattern(pattern):
+            if not path.exists():
+                raise DataError(f'there is no file or folder {str(path)!r}')
             found.update(dict.fromkeys(_data_files(Path(os.path.abspath(path)))))
     if not found:
         raise DataError('there is no input: give a file, a folder or a pattern')
