@@ -187,7 +187,7 @@ def jobs_client(address: str) -> Any:
         raise ServerError(
             f'the jobs API at {address} lets nobody in: {_first_line(error)}. This process needs '
             "the cluster's token in RAY_AUTH_TOKEN or ~/.ray/auth_token, or RAY_AUTH_MODE=disabled "
-            'for a cluster without one'
+            'for a cluster without one, before anything imports ray, which looks for them only once'
         ) from error
 
 

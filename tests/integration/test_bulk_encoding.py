@@ -219,7 +219,6 @@ def test_the_guide_runs_as_it_is_written(artifact, tmp_path, monkeypatch, capsys
 def test_a_ray_cluster_of_which_a_node_is_killed_writes_the_same_bytes(
     artifact, source, whole, tmp_path
 ):
-    pytest.importorskip('ray')
     out = tmp_path / 'out'
     options = ('-i', source, '-o', out, '--artifact', artifact, '--rows-per-shard', 10, '--json')
     with RayNodes(has_jobs=False, head_cpus=1) as cluster:

@@ -18,7 +18,6 @@ pytestmark = pytest.mark.timeout(900)
 
 
 def test_a_ray_cluster_of_which_a_node_is_killed_finds_the_same(tmp_path):
-    pytest.importorskip('ray')
     random = np.random.default_rng(0)
     query, index = tmp_path / 'query', tmp_path / 'index'
     write_encoded(query, random.standard_normal((400, 32)), [n % 5 for n in range(400)])

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from finetuner.cli import app
 from finetuner.excepts import ConfigError
+from finetuner.ray_cluster import import_ray
 from finetuner.server.exporting import RayWishes, Wishes, export_kubernetes
 from tests.kuberay_checks import (
     may_reach,
@@ -172,7 +173,8 @@ def test_who_reaches_the_ports_of_ray(tmp_path):
 
 
 def test_ray_start_takes_its_parameters(tmp_path):
-    pytest.importorskip('ray')
+    # once and for all in this process, so with tokens, as the tests of a cluster need it
+    import_ray()
     from ray.scripts.scripts import start
 
     options = {name.removeprefix('--') for each in start.params for name in each.opts}
